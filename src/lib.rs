@@ -1,0 +1,14 @@
+//! holdfast: a store-and-forward AI gateway for embedded Linux.
+//!
+//! Rooms, arrows pointing down only:
+//!
+//! ```text
+//! main -> cli -> supervisor -> { ingress, systemd, telemetry } -> gateway
+//!      -> { spool, uplink, clock } -> control
+//! ```
+//!
+//! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.
+
+pub mod clock;
+pub mod control;
+pub mod spool;

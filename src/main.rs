@@ -1,0 +1,2 @@
+//! argv -> config -> supervisor -> exit code.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The durable queue.
+pub mod record;
