@@ -1,6 +1,399 @@
 //! Decisions as one pure value: route, breaker, health, drain, retry.
 //!
 //! Owns every choice the gateway makes; never does I/O, never reads a clock, never sees a prompt or an
-//! answer. Imports `std` and its own types only.
+//! answer. Imports `std` and its own types only. [`Control::handle`] takes one event and an explicit `now`,
+//! then restores what must always hold (`settle_down`): live callers first, then probes, then the backlog.
 
+mod backlog;
+pub mod breaker;
+pub mod drain;
+pub mod event;
+pub mod health;
+mod live;
+pub mod pause;
+pub mod retry;
+pub mod route;
+#[cfg(test)]
+mod tests;
 pub mod types;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use breaker::{Breaker, BreakerSettings, BreakerState};
+use drain::{DrainSettings, Pace};
+use event::{AskId, AttemptId, Block, Check, Effect, Event, Fault, Item, Notice, Outcome, UplinkIndex};
+use health::{Health, HealthCheck, ProbeSettings};
+use live::Ask;
+use pause::Pauses;
+use retry::{Budget, Chance, RetrySettings};
+use route::{Candidate, Strategy};
+
+/// One uplink's numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct UplinkSettings {
+    /// Lower is tried first.
+    pub priority: u32,
+    /// Its share under the weighted strategies.
+    pub weight: u32,
+    /// Requests in flight at once.
+    pub max_in_flight: u32,
+    /// Its health check.
+    pub probe: ProbeSettings,
+    /// Its circuit breaker.
+    pub breaker: BreakerSettings,
+}
+
+/// Everything control is configured with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// In the configuration's order; may be empty.
+    pub uplinks: Vec<UplinkSettings>,
+    /// How an uplink is chosen.
+    pub strategy: Strategy,
+    /// When to try again.
+    pub retry: RetrySettings,
+    /// Whether a stored request without an answer is kept as a dead letter instead of sent once more.
+    pub hold_unknown: bool,
+    /// Counted attempts after which a stored request is a dead letter.
+    pub max_attempts: u32,
+    /// How the backlog is sent.
+    pub drain: DrainSettings,
+    /// Seed of all chance in here.
+    pub seed: u64,
+}
+
+#[derive(Debug)]
+struct Uplink {
+    settings: UplinkSettings,
+    health: HealthCheck,
+    breaker: Breaker,
+    in_flight: u32,
+}
+
+impl Uplink {
+    fn is_available(&self) -> bool {
+        self.health.is_up() && self.breaker.is_closed()
+    }
+
+    fn is_full(&self) -> bool {
+        self.in_flight >= self.settings.max_in_flight
+    }
+}
+
+/// Whose attempt it is.
+#[derive(Debug)]
+enum Owner {
+    Live(AskId),
+    Stored(Item),
+}
+
+#[derive(Debug)]
+struct Attempt {
+    owner: Owner,
+    uplink: UplinkIndex,
+    answering: bool,
+}
+
+/// The gateway's decisions.
+#[derive(Debug)]
+pub struct Control {
+    settings: Settings,
+    uplinks: Vec<Uplink>,
+    attempts: BTreeMap<AttemptId, Attempt>,
+    next_attempt: AttemptId,
+    asks: BTreeMap<AskId, Ask>,
+    /// Live requests that wait for a decision, in order of arrival. Bounded by the callers' own limit.
+    waiting: VecDeque<AskId>,
+    turn: u64,
+    chance: Chance,
+    budget: Budget,
+    pauses: Pauses,
+    pace: Pace,
+    /// Handed out by the spool, not sent yet; never longer than the window, urgent ones aside.
+    leased: VecDeque<Item>,
+    leasing: bool,
+    ready: u64,
+    /// Set aside until an instant; at most [`DEFERRED_MAX`].
+    deferred: BTreeSet<(u64, u64)>,
+    /// The stored request whose body is still leaving: the next one waits, so that order holds on the wire.
+    leaving: Option<AttemptId>,
+    was_available: bool,
+    paused: bool,
+    stopping: bool,
+}
+
+/// Stored requests set aside at once; beyond this the drain waits for the first of them. 16 bytes each.
+const DEFERRED_MAX: usize = 4096;
+
+/// One uplink as it stands, for showing.
+#[derive(Debug, Clone)]
+pub struct UplinkView {
+    /// Its health.
+    pub health: Health,
+    /// Whether requests go to it now.
+    pub available: bool,
+    /// Why the last check failed.
+    pub fault: Option<Fault>,
+    /// Its breaker.
+    pub breaker: BreakerState,
+    /// Moving average of its answer time.
+    pub latency_ms: Option<u64>,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Failed checks in a row.
+    pub failures: u32,
+    /// When the last check ended.
+    pub last_check_ms: Option<u64>,
+    /// Why the backlog is not sent there, and when the next trial is due.
+    pub paused: Option<(Block, u64)>,
+}
+
+/// Control as it stands, for showing.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// In the configuration's order.
+    pub uplinks: Vec<UplinkView>,
+    /// The operator stopped the drain.
+    pub paused: bool,
+    /// The drain's window.
+    pub window: u32,
+    /// Seconds until the backlog is sent, at the pace seen so far.
+    pub seconds_to_drain: Option<u64>,
+}
+
+impl Control {
+    /// Nothing known yet; the first probes are due at once.
+    pub fn new(settings: Settings, now_ms: u64) -> Self {
+        let uplinks = settings.uplinks.iter().map(|s| Uplink {
+            settings: *s,
+            health: HealthCheck::new(s.probe, now_ms),
+            breaker: Breaker::new(s.breaker),
+            in_flight: 0,
+        });
+        Self {
+            uplinks: uplinks.collect(),
+            attempts: BTreeMap::new(),
+            next_attempt: 1,
+            asks: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            turn: 0,
+            chance: Chance::new(settings.seed),
+            budget: Budget::new(settings.retry.budget),
+            pauses: Pauses::default(),
+            pace: Pace::new(&settings.drain),
+            leased: VecDeque::new(),
+            leasing: false,
+            ready: 0,
+            deferred: BTreeSet::new(),
+            leaving: None,
+            was_available: false,
+            paused: false,
+            stopping: false,
+            settings,
+        }
+    }
+
+    /// Takes in one event; appends what is to be done.
+    pub fn handle(&mut self, event: Event, now_ms: u64, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Asked(ask) => self.asked(ask),
+            Event::Withdrawn(ask) => self.forget(ask),
+            Event::Answering(attempt) => {
+                if let Some(attempt) = self.attempts.get_mut(&attempt) {
+                    attempt.answering = true;
+                }
+            }
+            Event::BodyOut(attempt) => self.body_out(attempt),
+            Event::Ended { attempt, outcome, latency_ms, next } => {
+                self.ended(attempt, outcome, latency_ms, next, now_ms, effects);
+            }
+            Event::Probed(uplink, check) => self.probed(uplink, check, now_ms, effects),
+            Event::NetworkChanged => self.uplinks.iter_mut().for_each(|u| u.health.doubt(now_ms)),
+            Event::Ready(count) => self.ready = count,
+            Event::Leased(items) => self.take_leased(items),
+            Event::Adopted(item) => self.leased.push_front(item),
+            Event::LeaseFailed => self.lease_failed(now_ms),
+            Event::Paused(paused) => self.paused = paused,
+            Event::DrainNow => {
+                self.pace.hurry();
+                self.pauses.hurry(now_ms);
+            }
+            Event::Stopping => self.stopping = true,
+            Event::Tick => {}
+        }
+        self.settle_down(now_ms, effects);
+    }
+
+    /// Restores what must always hold, whatever the event was.
+    fn settle_down(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        self.check_uplinks(now_ms, effects);
+        self.notice_recovery(now_ms, effects);
+        self.route_waiting(now_ms, effects);
+        self.release_deferred(now_ms, effects);
+        self.drain(now_ms, effects);
+    }
+
+    /// The next instant at which [`Event::Tick`] is wanted.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        let checks = self.uplinks.iter().map(|u| u.health.deadline_ms());
+        let trials = self.uplinks.iter().filter_map(|u| u.breaker.deadline_ms());
+        let retries = self.waiting.iter().filter_map(|ask| self.asks.get(ask)).filter_map(|ask| ask.retry_at_ms);
+        let deferred = self.deferred.first().map(|(due, _)| *due);
+        checks.chain(trials).chain(retries).chain(deferred).chain(self.drain_deadline_ms()).min()
+    }
+
+    /// Whether any uplink takes requests now.
+    pub fn is_available(&self) -> bool {
+        self.uplinks.iter().any(Uplink::is_available)
+    }
+
+    /// Everything there is to show.
+    pub fn view(&self) -> View {
+        let uplinks = self.uplinks.iter().enumerate().map(|(index, u)| UplinkView {
+            health: u.health.health(),
+            available: u.is_available(),
+            fault: u.health.fault(),
+            breaker: u.breaker.state(),
+            latency_ms: u.health.latency_ms().map(|ms| ms.round() as u64),
+            in_flight: u.in_flight,
+            failures: u.health.failures(),
+            last_check_ms: u.health.last_check_ms(),
+            paused: self.pauses.of_uplink(index),
+        });
+        View {
+            uplinks: uplinks.collect(),
+            paused: self.paused,
+            window: self.pace.window(),
+            seconds_to_drain: self.pace.seconds_to_drain(self.ready + self.deferred.len() as u64),
+        }
+    }
+
+    fn check_uplinks(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for index in 0..self.uplinks.len() {
+            if self.uplinks[index].health.overdue(now_ms) {
+                self.probed(index, Check::Failed(Fault::Timeout), now_ms, effects);
+            }
+            let uplink = &mut self.uplinks[index];
+            if uplink.breaker.start_trial(now_ms) {
+                effects.push(Effect::Notice(Notice::Breaker { uplink: index, state: BreakerState::HalfOpen }));
+                uplink.health.hasten(now_ms);
+            }
+            if !self.stopping && uplink.health.start_probe(now_ms) {
+                effects.push(Effect::Probe(index));
+            }
+        }
+    }
+
+    fn probed(&mut self, index: UplinkIndex, check: Check, now_ms: u64, effects: &mut Vec<Effect>) {
+        let Some(uplink) = self.uplinks.get_mut(index) else { return };
+        let was_down = uplink.health.health() == Health::Unhealthy;
+        let changed = uplink.health.on_check(check, now_ms);
+        let (health, fault) = (uplink.health.health(), uplink.health.fault());
+        let breaker_before = uplink.breaker.state();
+        uplink.breaker.trial_ended(matches!(check, Check::Passed { .. }), now_ms);
+        if was_down && uplink.health.is_up() {
+            uplink.breaker.success();
+        }
+        let breaker = uplink.breaker.state();
+        if breaker != breaker_before {
+            effects.push(Effect::Notice(Notice::Breaker { uplink: index, state: breaker }));
+        }
+        if changed {
+            effects.push(Effect::Notice(Notice::Health { uplink: index, health, fault }));
+        }
+        if changed && health == Health::Unhealthy {
+            effects.push(Effect::Reset(index));
+            self.abandon_live(index, effects);
+        }
+    }
+
+    /// What an attempt's end tells about its uplink.
+    fn learn(&mut self, index: UplinkIndex, outcome: Outcome, latency_ms: u64, now_ms: u64, effects: &mut Vec<Effect>) {
+        let uplink = &mut self.uplinks[index];
+        let failed = match outcome {
+            Outcome::GivenUp => return,
+            Outcome::Unreachable(_) | Outcome::Unknown(_) => {
+                uplink.health.doubt(now_ms);
+                true
+            }
+            Outcome::Transient(_) => {
+                uplink.health.hasten(now_ms);
+                true
+            }
+            Outcome::Delivered => {
+                uplink.health.observe_latency(latency_ms);
+                false
+            }
+            Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::Permanent(_) | Outcome::NoAnswer => false,
+        };
+        if !failed {
+            uplink.breaker.success();
+        } else if uplink.breaker.failure(now_ms) {
+            effects.push(Effect::Notice(Notice::Breaker { uplink: index, state: BreakerState::Open }));
+        }
+    }
+
+    fn ended(
+        &mut self,
+        id: AttemptId,
+        outcome: Outcome,
+        latency_ms: u64,
+        next: bool,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(attempt) = self.attempts.remove(&id) else { return };
+        if self.leaving == Some(id) {
+            self.leaving = None;
+        }
+        let index = attempt.uplink;
+        self.uplinks[index].in_flight = self.uplinks[index].in_flight.saturating_sub(1);
+        self.learn(index, outcome, latency_ms, now_ms, effects);
+        match attempt.owner {
+            Owner::Live(ask) if next => self.live_failed(ask, index, outcome, now_ms),
+            Owner::Live(ask) => self.forget(ask),
+            Owner::Stored(item) => self.stored_ended(id, item, index, outcome, now_ms, effects),
+        }
+    }
+
+    /// When the first uplink comes back, the drain starts small, after this device's share of the jitter.
+    fn notice_recovery(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        let available = self.is_available();
+        if available && !self.was_available {
+            let delay_ms = self.settings.drain.start_delay_ms;
+            self.pace.restart(now_ms + delay_ms);
+            effects.push(Effect::Notice(Notice::DrainScheduled { delay_ms }));
+        }
+        self.was_available = available;
+    }
+
+    fn candidate(&self, index: UplinkIndex) -> Candidate {
+        let uplink = &self.uplinks[index];
+        Candidate {
+            uplink: index,
+            priority: uplink.settings.priority,
+            weight: uplink.settings.weight,
+            degraded: uplink.health.health() == Health::Degraded,
+            in_flight: uplink.in_flight,
+            latency_ms: uplink.health.latency_ms(),
+        }
+    }
+
+    fn choose(&mut self, usable: impl Fn(UplinkIndex, &Uplink) -> bool) -> Option<UplinkIndex> {
+        let candidates: Vec<Candidate> = (0..self.uplinks.len())
+            .filter(|i| usable(*i, &self.uplinks[*i]) && self.uplinks[*i].is_available() && !self.uplinks[*i].is_full())
+            .map(|i| self.candidate(i))
+            .collect();
+        let chosen = route::choose(self.settings.strategy, &candidates, self.turn)?;
+        self.turn = self.turn.wrapping_add(1);
+        Some(chosen)
+    }
+
+    fn start_attempt(&mut self, owner: Owner, uplink: UplinkIndex) -> AttemptId {
+        let id = self.next_attempt;
+        self.next_attempt += 1;
+        self.uplinks[uplink].in_flight += 1;
+        self.attempts.insert(id, Attempt { owner, uplink, answering: false });
+        id
+    }
+}

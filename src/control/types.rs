@@ -45,6 +45,11 @@ pub enum Policy {
     Fail,
 }
 
+impl Policy {
+    /// All policies.
+    pub const ALL: [Policy; 4] = [Policy::Both, Policy::Local, Policy::Queue, Policy::Fail];
+}
+
 /// Where a stored request stands. The last five are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
@@ -100,11 +105,11 @@ macro_rules! words {
             }
         }
         impl std::str::FromStr for $type {
-            type Err = UnknownWord;
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+            type Err = $crate::control::types::UnknownWord;
+            fn from_str(word: &str) -> Result<Self, Self::Err> {
                 match word {
                     $($word => Ok(<$type>::$variant),)+
-                    _ => Err(UnknownWord { expected: &[$($word),+] }),
+                    _ => Err($crate::control::types::UnknownWord { expected: &[$($word),+] }),
                 }
             }
         }

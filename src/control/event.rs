@@ -1,0 +1,349 @@
+//! What control hears and what it asks for: events, effects, outcomes, reasons.
+//!
+//! Plain values; the driver turns them into I/O and log lines. Nothing here holds a prompt or an answer.
+
+use super::types::words;
+
+/// One live request's thread of questions to control.
+pub type AskId = u64;
+/// One try at one uplink.
+pub type AttemptId = u64;
+/// Index of an uplink in the configuration's order.
+pub type UplinkIndex = usize;
+
+/// How an attempt ended, as far as decisions need to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A complete answer.
+    Delivered,
+    /// Nothing was sent: name, route, connection, TLS, captive portal. Costs no attempt.
+    Unreachable(Fault),
+    /// Refused or broken in a way worth trying again; not billed.
+    Transient(Fault),
+    /// 429; wait at least this long where the uplink said so.
+    RateLimited {
+        /// `Retry-After`, in milliseconds.
+        retry_after_ms: Option<u64>,
+    },
+    /// The route is shut for a reason that is not this request's: key, quota, model.
+    Blocked(Block),
+    /// This request will never be accepted.
+    Permanent(Fault),
+    /// Sent, no answer seen: it may have been billed.
+    Unknown(Fault),
+    /// 200 with a body that is no answer.
+    NoAnswer,
+    /// The caller went away or control took the attempt back before the body left.
+    GivenUp,
+}
+
+/// What went wrong, as a stable word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The name could not be resolved.
+    Dns,
+    /// No connection: refused, no route, time-out while connecting.
+    Connect,
+    /// TLS would not come up.
+    Tls,
+    /// Something between answered in the uplink's place.
+    Portal,
+    /// The uplink answered 3xx; keys are never carried along.
+    Redirect,
+    /// The connection broke before the request was out.
+    Write,
+    /// The connection broke before an answer.
+    Reset,
+    /// No answer in time.
+    Timeout,
+    /// The answer ended early.
+    Truncated,
+    /// 5xx of the service itself.
+    ServerError,
+    /// 5xx from something between.
+    BadGateway,
+    /// 408, 425.
+    TryAgain,
+    /// 400, 422 and other refusals of this request.
+    Refused,
+    /// 413.
+    TooLarge,
+    /// The uplink was found to be down while this attempt waited.
+    Outage,
+}
+
+words!(Fault {
+    Dns => "dns",
+    Connect => "connect",
+    Tls => "tls",
+    Portal => "portal",
+    Redirect => "redirect",
+    Write => "write",
+    Reset => "reset",
+    Timeout => "timeout",
+    Truncated => "upstream_truncated",
+    ServerError => "server_error",
+    BadGateway => "bad_gateway",
+    TryAgain => "try_again",
+    Refused => "refused",
+    TooLarge => "too_large",
+    Outage => "outage",
+});
+
+/// Why a route is shut although the uplink answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Block {
+    /// 401: the key is not accepted.
+    Key,
+    /// 402 or a spent quota.
+    Quota,
+    /// 403: not allowed.
+    Forbidden,
+    /// 404: the uplink does not know this model or path.
+    Model,
+}
+
+words!(Block { Key => "key", Quota => "quota", Forbidden => "forbidden", Model => "model" });
+
+impl Outcome {
+    /// A stable word for logs, records and metric labels.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Outcome::Delivered => "delivered",
+            Outcome::Unreachable(f) | Outcome::Transient(f) | Outcome::Permanent(f) | Outcome::Unknown(f) => f.as_str(),
+            Outcome::RateLimited { .. } => "rate_limited",
+            Outcome::Blocked(b) => b.as_str(),
+            Outcome::NoAnswer => "no_answer",
+            Outcome::GivenUp => "given_up",
+        }
+    }
+
+    /// The class of the outcome, as a metric label.
+    pub fn class(self) -> &'static str {
+        match self {
+            Outcome::Delivered => "delivered",
+            Outcome::Unreachable(_) => "unreachable",
+            Outcome::Transient(_) => "transient",
+            Outcome::RateLimited { .. } => "rate_limited",
+            Outcome::Blocked(_) => "blocked",
+            Outcome::Permanent(_) | Outcome::NoAnswer => "permanent",
+            Outcome::Unknown(_) => "unknown",
+            Outcome::GivenUp => "given_up",
+        }
+    }
+}
+
+/// What a health check or a half-open trial found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// The uplink itself answered, this fast.
+    Passed {
+        /// Milliseconds to the answer.
+        latency_ms: u64,
+        /// The answer was 401 or 403: it is there, but the key is not accepted.
+        key_refused: bool,
+    },
+    /// It did not.
+    Failed(Fault),
+}
+
+/// A stored request in control's hands: just what decisions need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    /// Its sequence number.
+    pub seq: u64,
+    /// The model it asks for: part of the route.
+    pub model: String,
+    /// Attempts that counted so far.
+    pub attempts: u32,
+    /// An earlier send may have been billed.
+    pub maybe_billed: bool,
+    /// A caller is waiting for it: sent before the backlog and outside the drain's window.
+    pub urgent: bool,
+}
+
+/// What control is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A live request wants a target.
+    ///
+    /// The number is chosen by the driver and unique.
+    Asked(AskId),
+    /// The caller of a live request went away before its target was named.
+    Withdrawn(AskId),
+    /// The answer's first byte arrived: the attempt is no longer taken back.
+    Answering(AttemptId),
+    /// A stored request's body has left entirely; the next in order may follow.
+    BodyOut(AttemptId),
+    /// An attempt ended.
+    Ended {
+        /// Which.
+        attempt: AttemptId,
+        /// How.
+        outcome: Outcome,
+        /// From start to end or first byte.
+        latency_ms: u64,
+        /// A live caller wants the next target.
+        next: bool,
+    },
+    /// A probe ended.
+    Probed(UplinkIndex, Check),
+    /// The system says that links or routes changed.
+    NetworkChanged,
+    /// How many stored requests could be leased now.
+    Ready(u64),
+    /// The spool handed these out.
+    Leased(Vec<Item>),
+    /// A stored request, already marked `sending`, whose caller waits: it goes before the backlog.
+    Adopted(Item),
+    /// The spool could not hand anything out.
+    LeaseFailed,
+    /// The operator stops or resumes sending the backlog.
+    Paused(bool),
+    /// The operator wants the backlog sent now: no jitter, pauses tried at once.
+    DrainNow,
+    /// The process is ending: nothing new is started.
+    Stopping,
+    /// A deadline passed.
+    Tick,
+}
+
+/// Where a live request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To this uplink, as this attempt.
+    Uplink {
+        /// The attempt's number, to report its end with.
+        attempt: AttemptId,
+        /// Which uplink.
+        uplink: UplinkIndex,
+    },
+    /// No uplink is available: what the policy says.
+    Offline {
+        /// Why.
+        reason: Reason,
+        /// An earlier attempt of this very request may have been billed.
+        maybe_billed: bool,
+    },
+    /// The uplink is there, but this request was sent and not answered: no second paid send.
+    Unsure,
+    /// Every target was tried; the last uplink's own answer is the answer.
+    LastAnswer,
+    /// The process is ending.
+    Stopping,
+}
+
+/// Why a request goes where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// No uplink is configured.
+    NoUplink,
+    /// Every uplink is unhealthy.
+    Unhealthy,
+    /// Every circuit breaker that matters is open.
+    BreakerOpen,
+    /// Every uplink was tried for this request.
+    AllTried,
+}
+
+words!(Reason {
+    NoUplink => "no_uplink",
+    Unhealthy => "unhealthy",
+    BreakerOpen => "breaker_open",
+    AllTried => "all_tried",
+});
+
+/// What becomes of a stored request after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The answer is its outcome.
+    Answered,
+    /// Back into the queue.
+    Requeue {
+        /// The attempt counts against the limit.
+        counted: bool,
+        /// Set aside until control releases it.
+        deferred: bool,
+        /// The send may have been billed.
+        maybe_billed: bool,
+    },
+    /// A dead letter, with a stable word.
+    Dead(&'static str),
+}
+
+/// What control wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell the live caller.
+    Answer(AskId, Route),
+    /// Take a live attempt back: its uplink is down.
+    Abandon(AttemptId),
+    /// Check this uplink.
+    Probe(UplinkIndex),
+    /// Drop this uplink's pooled connections: they belong to a network that is gone.
+    Reset(UplinkIndex),
+    /// Lease up to this many stored requests.
+    Lease(u32),
+    /// Send a leased request.
+    Send {
+        /// The attempt's number.
+        attempt: AttemptId,
+        /// Which stored request.
+        seq: u64,
+        /// Where.
+        uplink: UplinkIndex,
+    },
+    /// End a lease.
+    Settle {
+        /// Which stored request.
+        seq: u64,
+        /// The attempt that ended, where one was made.
+        attempt: Option<AttemptId>,
+        /// What becomes of it.
+        verdict: Verdict,
+    },
+    /// Make deferred requests offerable again.
+    Release(Vec<u64>),
+    /// Something an operator wants to know.
+    Notice(Notice),
+}
+
+/// State changes worth one line in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// An uplink's health changed.
+    Health {
+        /// Which.
+        uplink: UplinkIndex,
+        /// What it is now.
+        health: super::health::Health,
+        /// Why, where it failed.
+        fault: Option<Fault>,
+    },
+    /// A circuit breaker changed.
+    Breaker {
+        /// Which.
+        uplink: UplinkIndex,
+        /// What it is now.
+        state: super::breaker::BreakerState,
+    },
+    /// A route is shut until the next trial.
+    RoutePaused {
+        /// Which uplink.
+        uplink: UplinkIndex,
+        /// Why.
+        block: Block,
+        /// Seconds to the next trial.
+        retry_in_s: u64,
+    },
+    /// A paused route works again.
+    RouteResumed {
+        /// Which uplink.
+        uplink: UplinkIndex,
+    },
+    /// The drain starts after this delay.
+    DrainScheduled {
+        /// Milliseconds of start jitter.
+        delay_ms: u64,
+    },
+}

@@ -1,0 +1,167 @@
+//! Live requests: somebody is waiting, and nothing is stored yet.
+//!
+//! Owns the order in which they get targets and what follows a failed attempt; never settles stored requests.
+
+use std::collections::BTreeMap;
+
+use super::breaker::BreakerState;
+use super::event::{AskId, Effect, Outcome, Reason, Route, UplinkIndex};
+use super::health::Health;
+use super::retry::backoff_ms;
+use super::{Control, Owner, Uplink};
+
+/// One live request.
+#[derive(Debug)]
+pub(super) struct Ask {
+    /// Attempts made, per uplink.
+    tries: BTreeMap<UplinkIndex, u32>,
+    /// Uplinks that are not tried again for this request.
+    done_with: Vec<UplinkIndex>,
+    /// The uplink to which it was sent without an answer.
+    unsure_of: Option<UplinkIndex>,
+    rate_limited: bool,
+    /// Not before this.
+    pub(super) retry_at_ms: Option<u64>,
+}
+
+impl Control {
+    pub(super) fn asked(&mut self, ask: AskId) {
+        self.budget.earn();
+        let new = Ask {
+            tries: BTreeMap::new(),
+            done_with: Vec::new(),
+            unsure_of: None,
+            rate_limited: false,
+            retry_at_ms: None,
+        };
+        self.asks.insert(ask, new);
+        self.waiting.push_back(ask);
+    }
+
+    pub(super) fn forget(&mut self, ask: AskId) {
+        if self.asks.remove(&ask).is_some() {
+            self.waiting.retain(|waiting| *waiting != ask);
+        }
+    }
+
+    /// A live attempt failed and its caller wants the next target.
+    pub(super) fn live_failed(&mut self, id: AskId, uplink: UplinkIndex, outcome: Outcome, now_ms: u64) {
+        let attempts = self.settings.retry.attempts;
+        let elsewhere = self.is_other_available(id, uplink);
+        let Some(ask) = self.asks.get_mut(&id) else { return };
+        let tries = *ask.tries.get(&uplink).unwrap_or(&0);
+        let mut again = !elsewhere && tries < attempts;
+        match outcome {
+            Outcome::Unknown(_) => ask.unsure_of = Some(uplink),
+            Outcome::Unreachable(_) => again = again && self.budget.spend(),
+            Outcome::Transient(_) => {
+                again = again && self.uplinks[uplink].breaker.is_closed() && self.budget.spend();
+                if again {
+                    let wait = backoff_ms(&self.settings.retry, tries.saturating_sub(1), 0, &mut self.chance);
+                    ask.retry_at_ms = Some(now_ms + wait);
+                }
+            }
+            Outcome::RateLimited { .. } => {
+                ask.rate_limited = true;
+                again = false;
+            }
+            _ => again = false,
+        }
+        if !again {
+            ask.done_with.push(uplink);
+        }
+        self.waiting.push_back(id);
+    }
+
+    fn is_other_available(&self, id: AskId, uplink: UplinkIndex) -> bool {
+        let Some(ask) = self.asks.get(&id) else { return false };
+        self.uplinks.iter().enumerate().any(|(i, u)| i != uplink && u.is_available() && !ask.done_with.contains(&i))
+    }
+
+    /// Names a target for every waiting request for which one can be named.
+    pub(super) fn route_waiting(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
+        for _ in 0..self.waiting.len() {
+            let Some(id) = self.waiting.pop_front() else { return };
+            match self.route(id, now_ms) {
+                Some(route) => {
+                    if !matches!(route, Route::Uplink { .. }) {
+                        self.asks.remove(&id);
+                    }
+                    effects.push(Effect::Answer(id, route));
+                }
+                None if self.asks.contains_key(&id) => self.waiting.push_back(id),
+                None => {}
+            }
+        }
+    }
+
+    /// `None` while a check under way, a full uplink or a back-off makes it wait.
+    fn route(&mut self, id: AskId, now_ms: u64) -> Option<Route> {
+        let ask = self.asks.get(&id)?;
+        if self.stopping {
+            return Some(Route::Stopping);
+        }
+        if let Some(uplink) = ask.unsure_of {
+            return self.route_unsure(uplink);
+        }
+        if ask.retry_at_ms.is_some_and(|at| now_ms < at) {
+            return None;
+        }
+        let done_with = ask.done_with.clone();
+        if let Some(uplink) = self.choose(|i, _| !done_with.contains(&i)) {
+            return Some(self.send_live(id, uplink));
+        }
+        let open = |i: usize, u: &Uplink| !done_with.contains(&i) && u.breaker.is_closed();
+        let worth_waiting = |u: &Uplink| u.health.is_undecided() || (u.health.is_up() && u.is_full());
+        if self.uplinks.iter().enumerate().any(|(i, u)| open(i, u) && worth_waiting(u)) {
+            return None;
+        }
+        if self.asks.get(&id)?.rate_limited {
+            return Some(Route::LastAnswer);
+        }
+        Some(Route::Offline { reason: self.offline_reason(), maybe_billed: false })
+    }
+
+    /// Sent, and no answer came. If the uplink is down it is an outage like any other, but the record will
+    /// say that one send may have been billed; if it is up, nothing is paid for twice.
+    fn route_unsure(&self, uplink: UplinkIndex) -> Option<Route> {
+        if self.uplinks[uplink].health.is_undecided() {
+            return None;
+        }
+        if self.is_available() {
+            return Some(Route::Unsure);
+        }
+        Some(Route::Offline { reason: self.offline_reason(), maybe_billed: true })
+    }
+
+    fn send_live(&mut self, id: AskId, uplink: UplinkIndex) -> Route {
+        let attempt = self.start_attempt(Owner::Live(id), uplink);
+        if let Some(ask) = self.asks.get_mut(&id) {
+            *ask.tries.entry(uplink).or_insert(0) += 1;
+            ask.retry_at_ms = None;
+        }
+        Route::Uplink { attempt, uplink }
+    }
+
+    fn offline_reason(&self) -> Reason {
+        let all = |f: &dyn Fn(&Uplink) -> bool| self.uplinks.iter().all(f);
+        if self.uplinks.is_empty() {
+            Reason::NoUplink
+        } else if all(&|u| u.health.health() == Health::Unhealthy) {
+            Reason::Unhealthy
+        } else if all(&|u| u.health.health() == Health::Unhealthy || u.breaker.state() != BreakerState::Closed) {
+            Reason::BreakerOpen
+        } else {
+            Reason::AllTried
+        }
+    }
+
+    /// The uplink is down: whoever still waits for its first byte is told at once.
+    pub(super) fn abandon_live(&mut self, uplink: UplinkIndex, effects: &mut Vec<Effect>) {
+        for (id, attempt) in &self.attempts {
+            if attempt.uplink == uplink && !attempt.answering && matches!(attempt.owner, Owner::Live(_)) {
+                effects.push(Effect::Abandon(*id));
+            }
+        }
+    }
+}
