@@ -68,6 +68,8 @@ pub enum Fault {
     Refused,
     /// 413.
     TooLarge,
+    /// A key is configured but cannot be read; nothing is sent.
+    NoKey,
     /// The uplink was found to be down while this attempt waited.
     Outage,
 }
@@ -87,6 +89,7 @@ words!(Fault {
     TryAgain => "try_again",
     Refused => "refused",
     TooLarge => "too_large",
+    NoKey => "no_key",
     Outage => "outage",
 });
 

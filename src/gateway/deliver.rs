@@ -1,0 +1,151 @@
+//! Sends one stored request to one uplink and says what came of it.
+//!
+//! The lease is already on disk as `sending`. Touches neither control nor the spool.
+
+use std::sync::Arc;
+
+use hyper::Method;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+use tokio::sync::{oneshot, watch};
+
+use crate::clock;
+use crate::control::event::{Fault, Outcome};
+use crate::spool::record::{LastError, Leased, UplinkAnswer, Usage};
+use crate::uplink::cloud::{ANSWER_BYTES_MAX, Call, Cloud, Whole};
+use crate::uplink::{body, classify};
+
+/// What came of sending a stored request.
+pub(super) struct Delivery {
+    pub(super) outcome: Outcome,
+    pub(super) answer: Option<UplinkAnswer>,
+    pub(super) error: Option<LastError>,
+    pub(super) latency_ms: u64,
+}
+
+/// Longest part of an uplink's refusal that is quoted as the reason.
+const WORDS_MAX: usize = 300;
+
+/// Sends it, once.
+pub(super) async fn deliver(
+    cloud: Arc<Cloud>,
+    leased: &Leased,
+    on_out: oneshot::Sender<()>,
+    mut stop: watch::Receiver<bool>,
+) -> Delivery {
+    let started = clock::now();
+    let sending = send(&cloud, leased, on_out);
+    let result = tokio::select! {
+        result = sending => result,
+        // The process ends now; the request may have left.
+        _ = stop.wait_for(|stop| *stop) => Err(Outcome::Unknown(Fault::Outage)),
+    };
+    let latency_ms = clock::now().duration_since(started).as_millis() as u64;
+    match result {
+        Ok(whole) => judge(&cloud, leased, &whole, latency_ms),
+        Err(outcome) => Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms },
+    }
+}
+
+async fn send(cloud: &Cloud, leased: &Leased, on_out: oneshot::Sender<()>) -> Result<Whole, Outcome> {
+    let head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let key = HeaderValue::from_str(&leased.idempotency_key);
+    headers.insert(HeaderName::from_static("idempotency-key"), key.map_err(|_| Outcome::Permanent(Fault::Refused))?);
+    let call = Call {
+        method: Method::POST,
+        path: leased.endpoint.clone(),
+        headers,
+        body: body::for_uplink(&leased.body, &head, cloud.alias(&leased.model), false),
+        on_out: Some(on_out),
+    };
+    let reply = cloud.send(call).await.map_err(|e| e.outcome)?;
+    reply.whole(ANSWER_BYTES_MAX).await.map_err(|e| e.outcome)
+}
+
+fn judge(cloud: &Cloud, leased: &Leased, whole: &Whole, latency_ms: u64) -> Delivery {
+    let outcome = match classify::outcome(whole.status, &whole.headers, &whole.body) {
+        Outcome::Delivered => classify::stored_answer(&whole.body),
+        other => other,
+    };
+    let error = (outcome != Outcome::Delivered).then(|| failure(cloud, outcome, Some(whole)));
+    let answer = matches!(outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Permanent(_))
+        .then(|| answer(cloud, leased, whole, latency_ms));
+    Delivery { outcome, answer, error, latency_ms }
+}
+
+#[derive(Deserialize, Default)]
+struct Summary {
+    #[serde(default)]
+    model: Option<String>,
+    #[serde(default)]
+    usage: Option<Tokens>,
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    #[serde(default)]
+    prompt_tokens: u64,
+    #[serde(default)]
+    completion_tokens: u64,
+}
+
+fn answer(cloud: &Cloud, leased: &Leased, whole: &Whole, latency_ms: u64) -> UplinkAnswer {
+    let summary: Summary = serde_json::from_slice(&whole.body).unwrap_or_default();
+    let content_type = whole.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
+    UplinkAnswer {
+        uplink: cloud.name().to_owned(),
+        model: summary.model.unwrap_or_else(|| leased.model.clone()),
+        status: whole.status.as_u16(),
+        content_type: content_type.to_owned(),
+        latency_ms,
+        usage: summary
+            .usage
+            .map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens }),
+        body: whole.body.clone(),
+    }
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorWords,
+}
+
+#[derive(Deserialize)]
+struct ErrorWords {
+    code: Option<String>,
+}
+
+/// Quotes the uplink's error code, never its message: services repeat the prompt in messages.
+fn failure(cloud: &Cloud, outcome: Outcome, whole: Option<&Whole>) -> LastError {
+    let code = whole.and_then(|w| serde_json::from_slice::<ErrorBody>(&w.body).ok()).and_then(|b| b.error.code);
+    let mut message = format!("uplink {}: {}", cloud.name(), sentence(outcome));
+    if let Some(whole) = whole {
+        message.push_str(&format!(" (HTTP {})", whole.status.as_u16()));
+    }
+    if let Some(code) = code.filter(|c| c.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))) {
+        message.push_str(&format!(", code {code}"));
+    }
+    message.truncate(WORDS_MAX);
+    LastError { kind: outcome.kind().to_owned(), message }
+}
+
+/// One plain sentence per outcome, for the record and the journal.
+fn sentence(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Delivered => "answered",
+        Outcome::Unreachable(Fault::Dns) => "its name could not be resolved; nothing was sent",
+        Outcome::Unreachable(Fault::Tls) => "TLS failed: check certificate, ca_file and clock; nothing was sent",
+        Outcome::Unreachable(Fault::Portal) => "a web page answered in its place: is this network behind a log-in page?",
+        Outcome::Unreachable(Fault::NoKey) => "its key could not be read; nothing was sent",
+        Outcome::Unreachable(_) => "it could not be reached; nothing was sent",
+        Outcome::Transient(_) => "it failed for the moment",
+        Outcome::RateLimited { .. } => "it asked to slow down",
+        Outcome::Blocked(_) => "it refused the key, the quota or the model",
+        Outcome::Permanent(_) => "it refused this request",
+        Outcome::Unknown(_) => "the request was sent but not answered; it may have been billed",
+        Outcome::NoAnswer => "it answered with something that is no answer",
+        Outcome::GivenUp => "the attempt was taken back",
+    }
+}

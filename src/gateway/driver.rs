@@ -1,0 +1,392 @@
+//! The one task that owns control: next input, one decision, its effects.
+//!
+//! Selecting the next input (`run`) is apart from applying it (`apply`). Effects that take time are tasks of
+//! their own and report back; the driver itself never waits for a disk or a network.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::deliver::{Delivery, deliver};
+use super::{Granted, Input, Shared};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Verdict};
+use crate::control::types::State;
+use crate::control::{Control, View};
+use crate::spool::SpoolError;
+use crate::spool::record::{LastError, Leased, Settlement};
+use crate::telemetry::feed;
+
+/// How often due expiries and prunable results are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How long a settlement that the disk refuses is tried again before the next attempt.
+const SETTLE_RETRY: Duration = Duration::from_secs(1);
+/// With no deadline of its own, control is turned at least this often: the watchdog's pulse.
+const IDLE_TURN: Duration = Duration::from_secs(1);
+
+pub(super) struct Driver {
+    shared: Arc<Shared>,
+    control: Control,
+    inbox: mpsc::UnboundedReceiver<Input>,
+    network: mpsc::Receiver<()>,
+    asks: HashMap<AskId, oneshot::Sender<Granted>>,
+    abandons: HashMap<AttemptId, oneshot::Sender<()>>,
+    leased: HashMap<u64, Arc<Leased>>,
+    deliveries: HashMap<AttemptId, Box<Delivery>>,
+    tasks: JoinSet<()>,
+    cut: watch::Sender<bool>,
+    stop_at: Option<Instant>,
+    effects: Vec<Effect>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        control: Control,
+        inbox: mpsc::UnboundedReceiver<Input>,
+        network: mpsc::Receiver<()>,
+    ) -> Self {
+        Self {
+            shared,
+            control,
+            inbox,
+            network,
+            asks: HashMap::new(),
+            abandons: HashMap::new(),
+            leased: HashMap::new(),
+            deliveries: HashMap::new(),
+            tasks: JoinSet::new(),
+            cut: watch::channel(false).0,
+            stop_at: None,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Until told to stop and nothing is in flight any more.
+    pub(super) async fn run(mut self) {
+        let mut tally = self.shared.spool.watch();
+        let ready = tally.borrow_and_update().ready;
+        self.turn(Event::Ready(ready));
+        let mut sweep = interval(SWEEP_EVERY);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.is_done() {
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                Some(input) = self.inbox.recv() => self.apply(input),
+                Ok(()) = tally.changed() => {
+                    let ready = tally.borrow_and_update().ready;
+                    self.turn(Event::Ready(ready));
+                }
+                Some(()) = self.network.recv() => self.turn(Event::NetworkChanged),
+                Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
+                _ = sweep.tick() => self.sweep(),
+                () = sleep_until(wake) => {
+                    self.cut_if_due();
+                    self.turn(Event::Tick);
+                }
+            }
+        }
+        // A lease may still be on its way back: it is given back too.
+        for _ in 0..2 {
+            while self.tasks.join_next().await.is_some() {}
+            while let Ok(input) = self.inbox.try_recv() {
+                self.apply(input);
+            }
+        }
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn is_done(&self) -> bool {
+        self.stop_at.is_some() && self.leased.is_empty() && self.abandons.is_empty() && self.inbox.is_empty()
+    }
+
+    fn wake_at(&self) -> Instant {
+        let started = Instant::from_std(self.shared.started);
+        let now = started + Duration::from_millis(self.shared.now_ms());
+        let idle = now + IDLE_TURN;
+        let due = self.control.deadline_ms().map_or(idle, |ms| started + Duration::from_millis(ms + 1));
+        self.stop_at.map_or(due, |stop| due.min(stop)).min(idle).max(now)
+    }
+
+    /// The grace is over: what is still in flight is taken back.
+    fn cut_if_due(&mut self) {
+        let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
+        if self.stop_at.is_some_and(|at| now >= at) && !*self.cut.borrow() {
+            let _ = self.cut.send(true);
+            self.abandons.drain().for_each(|(_, abandon)| drop(abandon.send(())));
+        }
+    }
+
+    fn turn(&mut self, event: Event) {
+        let now_ms = self.shared.now_ms();
+        let mut effects = std::mem::take(&mut self.effects);
+        self.control.handle(event, now_ms, &mut effects);
+        self.shared.turns.fetch_add(1, Ordering::Release);
+        for effect in effects.drain(..) {
+            self.perform(effect);
+        }
+        self.effects = effects;
+    }
+
+    fn apply(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => {
+                if let Event::Withdrawn(ask) = event {
+                    self.asks.remove(&ask);
+                }
+                self.turn(event);
+            }
+            Input::Ask(ask, reply) => {
+                self.asks.insert(ask, reply);
+                self.turn(Event::Asked(ask));
+            }
+            Input::Ended { attempt, outcome, latency_ms, next } => {
+                self.abandons.remove(&attempt);
+                let wants_next = next.is_some();
+                if let Some((ask, reply)) = next {
+                    self.asks.insert(ask, reply);
+                }
+                self.turn(Event::Ended { attempt, outcome, latency_ms, next: wants_next });
+            }
+            Input::Leased(Ok(leased)) => {
+                let items = leased.iter().map(|l| item(l, false)).collect();
+                self.leased.extend(leased.into_iter().map(|l| (l.seq, Arc::new(l))));
+                self.turn(Event::Leased(items));
+            }
+            Input::Leased(Err(error)) => {
+                tracing::warn!(HOLDFAST_REASON = error.kind(), "the backlog cannot be read: {error}");
+                self.turn(Event::LeaseFailed);
+            }
+            Input::Adopt(leased) => {
+                let item = item(&leased, true);
+                self.leased.insert(leased.seq, Arc::new(leased));
+                self.turn(Event::Adopted(item));
+            }
+            Input::Delivered(attempt, delivery) => self.delivered(attempt, delivery),
+            Input::View(reply) => {
+                let view: View = self.control.view();
+                let _ = reply.send(view);
+            }
+            Input::Stop(grace) => {
+                let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
+                self.stop_at = Some(now + grace);
+                self.turn(Event::Stopping);
+            }
+        }
+    }
+
+    fn delivered(&mut self, attempt: AttemptId, delivery: Box<Delivery>) {
+        let (outcome, latency_ms) = (delivery.outcome, delivery.latency_ms);
+        self.deliveries.insert(attempt, delivery);
+        self.turn(Event::Ended { attempt, outcome, latency_ms, next: false });
+        self.deliveries.remove(&attempt);
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Answer(ask, route) => self.answer(ask, route),
+            Effect::Abandon(attempt) => {
+                if let Some(abandon) = self.abandons.remove(&attempt) {
+                    let _ = abandon.send(());
+                }
+            }
+            Effect::Probe(uplink) => self.probe(uplink),
+            Effect::Reset(uplink) => {
+                if let Some(cloud) = self.shared.uplinks.get(uplink) {
+                    cloud.reset();
+                }
+            }
+            Effect::Lease(max) => {
+                let shared = self.shared.clone();
+                self.tasks.spawn(async move {
+                    let leased = shared.spool.lease(max).await;
+                    shared.tell(Input::Leased(leased));
+                });
+            }
+            Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
+            Effect::Settle { seq, attempt, verdict } => self.settle(seq, attempt, verdict),
+            Effect::Release(seqs) => {
+                let shared = self.shared.clone();
+                self.tasks.spawn(async move {
+                    if let Err(error) = shared.spool.release(seqs).await {
+                        tracing::warn!(HOLDFAST_REASON = error.kind(), "requests stay set aside: {error}");
+                    }
+                });
+            }
+            Effect::Notice(notice) => self.notice(&notice),
+        }
+    }
+
+    fn answer(&mut self, ask: AskId, route: Route) {
+        let (abandon, abandoned) = oneshot::channel();
+        let Some(reply) = self.asks.remove(&ask) else { return };
+        let delivered = reply.send(Granted { route, abandoned }).is_ok();
+        if let Route::Uplink { attempt, .. } = route {
+            if delivered {
+                self.abandons.insert(attempt, abandon);
+            } else {
+                // The caller is gone; nobody else would ever report this attempt.
+                self.shared.tell(Input::Ended { attempt, outcome: Outcome::GivenUp, latency_ms: 0, next: None });
+            }
+        }
+    }
+
+    fn probe(&mut self, uplink: usize) {
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            let Some(cloud) = shared.uplinks.get(uplink) else { return };
+            let (check, models) = cloud.probe().await;
+            if let Some(models) = models {
+                (shared.on_models)(cloud.name(), &models);
+            }
+            shared.tell(Input::Event(Event::Probed(uplink, check)));
+        });
+    }
+
+    fn send(&mut self, attempt: AttemptId, seq: u64, uplink: usize) {
+        let (Some(leased), Some(cloud)) = (self.leased.get(&seq).cloned(), self.shared.uplinks.get(uplink).cloned())
+        else {
+            return;
+        };
+        let (on_out, out) = oneshot::channel();
+        let (shared, stop) = (self.shared.clone(), self.cut.subscribe());
+        self.shared.report_request(
+            &leased.id,
+            Some(&leased.source),
+            State::Sending,
+            leased.maybe_billed.then_some("maybe_billed"),
+            Some(format!("uplink:{}", cloud.name())),
+        );
+        self.tasks.spawn(async move {
+            let told = shared.clone();
+            let watch_out = async move {
+                if out.await.is_ok() {
+                    told.tell(Input::Event(Event::BodyOut(attempt)));
+                }
+            };
+            let (delivery, ()) = tokio::join!(deliver(cloud.clone(), &leased, on_out, stop), watch_out);
+            shared.metrics.attempted(cloud.name(), delivery.outcome.class());
+            shared.tell(Input::Delivered(attempt, Box::new(delivery)));
+        });
+    }
+
+    fn settle(&mut self, seq: u64, attempt: Option<AttemptId>, verdict: Verdict) {
+        let delivery = attempt.and_then(|attempt| self.deliveries.remove(&attempt)).map(|boxed| *boxed);
+        let Some(leased) = self.leased.remove(&seq) else { return };
+        let (settlement, end) = settlement(verdict, delivery);
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            while let Err(error) = shared.spool.settle(seq, settlement.clone()).await {
+                // An outcome that cannot be recorded is kept and tried again: it may have been paid for.
+                tracing::error!(HOLDFAST_REQUEST_ID = leased.id, HOLDFAST_REASON = error.kind(), "not recorded: {error}");
+                if matches!(error, SpoolError::Closed) {
+                    return;
+                }
+                tokio::time::sleep(SETTLE_RETRY).await;
+            }
+            match end {
+                Some((state, reason, route)) => shared.finished(&leased.id, state, reason, route),
+                None => shared.report_request(&leased.id, Some(&leased.source), State::Queued, reason_of(&settlement), None),
+            }
+        });
+    }
+
+    fn sweep(&mut self) {
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            match shared.spool.sweep().await {
+                Ok(ended) => ended.iter().for_each(|(_, id, state)| shared.finished(id, *state, Some("ttl"), None)),
+                Err(error) => tracing::warn!(HOLDFAST_REASON = error.kind(), "old records stay for now: {error}"),
+            }
+        });
+    }
+
+    fn notice(&self, notice: &Notice) {
+        let name = |uplink: usize| self.shared.uplinks.get(uplink).map_or("?", |cloud| cloud.name()).to_owned();
+        let event = match notice {
+            Notice::Health { uplink, health, fault } => {
+                let (uplink, reason) = (name(*uplink), fault.map(|f| f.as_str()));
+                tracing::warn!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = health.as_str(), HOLDFAST_REASON = reason, "uplink {uplink} is {health}");
+                change("uplink", &uplink, Some(health.as_str()), reason.map(str::to_owned))
+            }
+            Notice::Breaker { uplink, state } => {
+                let uplink = name(*uplink);
+                tracing::warn!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = state.as_str(), "circuit breaker of {uplink} is {state}");
+                change("breaker", &uplink, Some(state.as_str()), None)
+            }
+            Notice::RoutePaused { uplink, block, retry_in_s } => {
+                let uplink = name(*uplink);
+                tracing::error!(HOLDFAST_UPLINK = uplink, HOLDFAST_REASON = block.as_str(), "backlog to {uplink} paused: {block}; next try in {retry_in_s} s");
+                change("route", &uplink, Some("paused"), Some(block.as_str().to_owned()))
+            }
+            Notice::RouteResumed { uplink } => {
+                let uplink = name(*uplink);
+                tracing::warn!(HOLDFAST_UPLINK = uplink, "backlog to {uplink} goes on");
+                change("route", &uplink, Some("resumed"), None)
+            }
+            Notice::DrainScheduled { delay_ms } => {
+                tracing::info!("an uplink is available; the backlog follows in {delay_ms} ms");
+                let mut event = feed::Event::new("drain");
+                event.latency_ms = Some(*delay_ms);
+                event
+            }
+        };
+        self.shared.feed.publish(event);
+    }
+}
+
+fn change(kind: &'static str, uplink: &str, state: Option<&'static str>, reason: Option<String>) -> feed::Event {
+    let mut event = feed::Event::new(kind);
+    event.route = Some(format!("uplink:{uplink}"));
+    event.state = state;
+    event.reason = reason;
+    event
+}
+
+fn item(leased: &Leased, urgent: bool) -> Item {
+    Item {
+        seq: leased.seq,
+        model: leased.model.clone(),
+        attempts: leased.attempts,
+        maybe_billed: leased.maybe_billed,
+        urgent,
+    }
+}
+
+type End = (State, Option<&'static str>, Option<String>);
+
+/// Control's verdict and what was received, as one settlement; with the final state, where it is one.
+fn settlement(verdict: Verdict, delivery: Option<Delivery>) -> (Settlement, Option<End>) {
+    let (answer, error) = delivery.map_or((None, None), |d| (d.answer, d.error));
+    let unsaid = || LastError { kind: "unknown".to_owned(), message: "no answer was seen".to_owned() };
+    match (verdict, answer) {
+        (Verdict::Answered, Some(answer)) => {
+            let route = Some(format!("uplink:{}", answer.uplink));
+            (Settlement::Answered(answer), Some((State::Answered, None, route)))
+        }
+        // Cannot be: an answered attempt always brings its answer. The request is kept rather than lost.
+        (Verdict::Answered, None) => {
+            (Settlement::Requeue { counted: true, deferred: false, maybe_billed: true, error }, None)
+        }
+        (Verdict::Requeue { counted, deferred, maybe_billed }, _) => {
+            (Settlement::Requeue { counted, deferred, maybe_billed, error }, None)
+        }
+        (Verdict::Dead(reason), answer) => {
+            let error = error.unwrap_or_else(unsaid);
+            let settlement = Settlement::Dead { reason: reason.to_owned(), error, answer };
+            (settlement, Some((State::Dead, Some(reason), None)))
+        }
+    }
+}
+
+fn reason_of(settlement: &Settlement) -> Option<&str> {
+    match settlement {
+        Settlement::Requeue { error, .. } => error.as_ref().map(|e| e.kind.as_str()),
+        _ => None,
+    }
+}

@@ -1,0 +1,143 @@
+//! A live request's talk with control: which target now, how it ended, which next.
+//!
+//! Whatever way a caller goes away, control hears of it: both halves report when they are dropped.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::{Granted, Input, Shared};
+use crate::clock;
+use crate::control::event::{AskId, AttemptId, Event, Fault, Outcome, Reason, Route};
+use crate::uplink::cloud::Cloud;
+
+/// Where a live request goes now.
+pub enum Target {
+    /// To this uplink.
+    Uplink(LiveAttempt),
+    /// No uplink is available.
+    Offline {
+        /// Why.
+        reason: Reason,
+        /// An earlier attempt may have been billed.
+        maybe_billed: bool,
+    },
+    /// It was sent and not answered, and the uplink is there: no second paid send.
+    Unsure,
+    /// Every target was tried; the last answer is the answer.
+    LastAnswer,
+    /// The process is ending.
+    Stopping,
+}
+
+/// One live request.
+pub struct Live {
+    shared: Arc<Shared>,
+    ask: AskId,
+    asked: bool,
+}
+
+impl Live {
+    pub(super) fn new(shared: Arc<Shared>, ask: AskId) -> Self {
+        Self { shared, ask, asked: false }
+    }
+
+    /// The first target.
+    pub async fn target(&mut self) -> Target {
+        let (reply, granted) = oneshot::channel();
+        self.asked = true;
+        self.shared.tell(Input::Ask(self.ask, reply));
+        self.await_target(granted).await
+    }
+
+    /// Reports a failed attempt and asks for the next target.
+    pub async fn next(&mut self, mut attempt: LiveAttempt, outcome: Outcome) -> Target {
+        let (reply, granted) = oneshot::channel();
+        attempt.report(outcome, Some((self.ask, reply)));
+        self.await_target(granted).await
+    }
+
+    async fn await_target(&mut self, granted: oneshot::Receiver<Granted>) -> Target {
+        let Ok(Granted { route, abandoned }) = granted.await else { return Target::Stopping };
+        match route {
+            Route::Uplink { attempt, uplink } => match self.shared.uplinks.get(uplink) {
+                Some(cloud) => Target::Uplink(LiveAttempt {
+                    shared: self.shared.clone(),
+                    id: attempt,
+                    cloud: cloud.clone(),
+                    abandoned,
+                    started: clock::now(),
+                    reported: false,
+                }),
+                None => Target::Offline { reason: Reason::NoUplink, maybe_billed: false },
+            },
+            Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
+            Route::Unsure => Target::Unsure,
+            Route::LastAnswer => Target::LastAnswer,
+            Route::Stopping => Target::Stopping,
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if self.asked {
+            self.shared.tell(Input::Event(Event::Withdrawn(self.ask)));
+        }
+    }
+}
+
+/// One try of a live request at one uplink.
+pub struct LiveAttempt {
+    shared: Arc<Shared>,
+    id: AttemptId,
+    cloud: Arc<Cloud>,
+    abandoned: oneshot::Receiver<()>,
+    started: Instant,
+    reported: bool,
+}
+
+impl LiveAttempt {
+    /// The uplink to send to.
+    pub fn cloud(&self) -> Arc<Cloud> {
+        self.cloud.clone()
+    }
+
+    /// Runs a step of the attempt, unless the uplink is found to be down meanwhile.
+    pub async fn unless_abandoned<T>(
+        &mut self,
+        step: impl Future<Output = Result<T, Outcome>>,
+    ) -> Result<T, Outcome> {
+        tokio::select! {
+            biased;
+            Ok(()) = &mut self.abandoned => Err(Outcome::Unknown(Fault::Outage)),
+            done = step => done,
+        }
+    }
+
+    /// The answer has begun: control no longer takes the attempt back.
+    pub fn answering(&self) {
+        self.shared.tell(Input::Event(Event::Answering(self.id)));
+    }
+
+    /// Reports how it ended; the caller has its answer.
+    pub fn end(mut self, outcome: Outcome) {
+        self.report(outcome, None);
+    }
+
+    fn report(&mut self, outcome: Outcome, next: Option<(AskId, oneshot::Sender<Granted>)>) {
+        self.reported = true;
+        let latency_ms = clock::now().duration_since(self.started).as_millis() as u64;
+        self.shared.metrics.attempted(self.cloud.name(), outcome.class());
+        self.shared.tell(Input::Ended { attempt: self.id, outcome, latency_ms, next });
+    }
+}
+
+impl Drop for LiveAttempt {
+    fn drop(&mut self) {
+        if !self.reported {
+            self.report(Outcome::GivenUp, None);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The gateway's handle: what ingress may ask of it.
+//!
+//! Owns the way from a request to control and back, and from control to the spool and the uplinks. Decides
+//! nothing (control does) and speaks no dialect (ingress does).
+
+mod deliver;
+mod driver;
+mod live;
+mod waiters;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::clock;
+use crate::control::event::{AskId, AttemptId, Event, Outcome, Route};
+use crate::control::types::State;
+use crate::control::{Control, Settings, View};
+use crate::spool::record::{Accepted, Leased, NewRequest, Record};
+use crate::spool::{Spool, SpoolError};
+use crate::telemetry::feed::{self, Feed};
+use crate::telemetry::metrics::Metrics;
+use crate::uplink::cloud::Cloud;
+use crate::uplink::local::Local;
+pub use live::{Live, LiveAttempt, Target};
+use waiters::Waiters;
+
+/// What the gateway is built from.
+pub struct Parts {
+    /// Control's numbers.
+    pub settings: Settings,
+    /// In the same order as `settings.uplinks`.
+    pub uplinks: Vec<Arc<Cloud>>,
+    /// The on-site model.
+    pub local: Local,
+    /// The durable queue.
+    pub spool: Spool,
+    /// Told when the system says that links or routes changed.
+    pub network: mpsc::Receiver<()>,
+    /// Told each uplink's list of models as a probe read it: its name and the JSON.
+    pub on_models: Box<dyn Fn(&str, &[u8]) + Send + Sync>,
+}
+
+/// A handle to the running gateway; cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Unbounded by type, bounded by use: each live request and each attempt in flight has at most two
+    /// messages under way, and both are limited.
+    input: mpsc::UnboundedSender<Input>,
+    uplinks: Vec<Arc<Cloud>>,
+    local: Local,
+    spool: Spool,
+    waiters: Waiters,
+    feed: Feed,
+    metrics: Metrics,
+    next_ask: AtomicU64,
+    accepting: AtomicBool,
+    turns: AtomicU64,
+    started: Instant,
+    on_models: Box<dyn Fn(&str, &[u8]) + Send + Sync>,
+}
+
+/// What the driver is told.
+enum Input {
+    Event(Event),
+    Ask(AskId, oneshot::Sender<Granted>),
+    Ended { attempt: AttemptId, outcome: Outcome, latency_ms: u64, next: Option<(AskId, oneshot::Sender<Granted>)> },
+    Leased(Result<Vec<Leased>, SpoolError>),
+    Adopt(Leased),
+    Delivered(AttemptId, Box<deliver::Delivery>),
+    View(oneshot::Sender<View>),
+    Stop(Duration),
+}
+
+/// Control's answer to a live request.
+struct Granted {
+    route: Route,
+    abandoned: oneshot::Receiver<()>,
+}
+
+impl Gateway {
+    /// Starts the driver.
+    pub fn start(parts: Parts) -> (Gateway, JoinHandle<()>) {
+        let (input, inbox) = mpsc::unbounded_channel();
+        let started = clock::now();
+        let shared = Arc::new(Shared {
+            input,
+            uplinks: parts.uplinks,
+            local: parts.local,
+            spool: parts.spool,
+            waiters: Waiters::default(),
+            feed: Feed::default(),
+            metrics: Metrics::default(),
+            next_ask: AtomicU64::new(1),
+            accepting: AtomicBool::new(true),
+            turns: AtomicU64::new(0),
+            started,
+            on_models: parts.on_models,
+        });
+        let control = Control::new(parts.settings, 0);
+        let driver = driver::Driver::new(shared.clone(), control, inbox, parts.network);
+        (Gateway { shared }, tokio::spawn(driver.run()))
+    }
+
+    /// Milliseconds since the gateway started: control's `now`.
+    pub fn now_ms(&self) -> u64 {
+        self.shared.now_ms()
+    }
+
+    /// The uplinks, in the configuration's order.
+    pub fn uplinks(&self) -> &[Arc<Cloud>] {
+        &self.shared.uplinks
+    }
+
+    /// The on-site model.
+    pub fn local(&self) -> &Local {
+        &self.shared.local
+    }
+
+    /// The durable queue.
+    pub fn spool(&self) -> &Spool {
+        &self.shared.spool
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// The live events.
+    pub fn feed(&self) -> &Feed {
+        &self.shared.feed
+    }
+
+    /// False once the process is ending.
+    pub fn is_accepting(&self) -> bool {
+        self.shared.accepting.load(Ordering::Acquire)
+    }
+
+    /// How often control has turned: the watchdog's proof of progress.
+    pub fn turns(&self) -> u64 {
+        self.shared.turns.load(Ordering::Acquire)
+    }
+
+    /// Begins a live request.
+    pub fn live(&self) -> Live {
+        Live::new(self.shared.clone(), self.shared.next_ask.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Makes a request durable; returns after the commit.
+    pub async fn store(&self, new: NewRequest) -> Result<Accepted, SpoolError> {
+        let (id, source) = (new.id.clone(), new.source.clone());
+        let accepted = self.shared.spool.accept(new).await?;
+        if !accepted.existing {
+            self.shared.report_request(&id, Some(&source), State::Queued, None, None);
+        }
+        Ok(accepted)
+    }
+
+    /// Hands over a request stored as leased, whose caller waits: it is sent before the backlog.
+    pub fn adopt(&self, leased: Leased) {
+        self.shared.tell(Input::Adopt(leased));
+    }
+
+    /// Waits until a stored request has reached a final state, at most this long; `None` if it has not.
+    pub async fn wait_final(&self, id: &str, limit: Duration) -> Result<Option<Record>, SpoolError> {
+        let finished = self.shared.waiters.register(id);
+        let found = self.finished(id).await?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        let _ = tokio::time::timeout(limit, finished.wait()).await;
+        self.finished(id).await
+    }
+
+    async fn finished(&self, id: &str) -> Result<Option<Record>, SpoolError> {
+        let record = self.shared.spool.get(id.to_owned()).await?;
+        Ok(record.filter(|record| record.state.is_final()))
+    }
+
+    /// Cancels a waiting request; returns the state it has then.
+    pub async fn cancel(&self, id: &str) -> Result<Option<State>, SpoolError> {
+        let state = self.shared.spool.cancel(id.to_owned()).await?;
+        if state == Some(State::Cancelled) {
+            self.shared.finished(id, State::Cancelled, None, None);
+        }
+        Ok(state)
+    }
+
+    /// Puts a request that ended without an answer back into the queue.
+    pub async fn retry(&self, id: &str) -> Result<Option<State>, SpoolError> {
+        let state = self.shared.spool.retry(id.to_owned()).await?;
+        if state == Some(State::Queued) {
+            self.shared.report_request(id, None, State::Queued, Some("retry"), None);
+        }
+        Ok(state)
+    }
+
+    /// Stops or resumes sending the backlog.
+    pub fn pause(&self, paused: bool) {
+        self.shared.tell(Input::Event(Event::Paused(paused)));
+    }
+
+    /// Sends the backlog now.
+    pub fn drain_now(&self) {
+        self.shared.tell(Input::Event(Event::DrainNow));
+    }
+
+    /// Control as it stands; `None` once the process is ending.
+    pub async fn view(&self) -> Option<View> {
+        let (reply, view) = oneshot::channel();
+        self.shared.tell(Input::View(reply));
+        view.await.ok()
+    }
+
+    /// Begins to end: no new work; what is in flight gets this long.
+    pub fn stop(&self, grace: Duration) {
+        self.shared.accepting.store(false, Ordering::Release);
+        self.shared.tell(Input::Stop(grace));
+    }
+}
+
+impl Shared {
+    fn now_ms(&self) -> u64 {
+        clock::now().duration_since(self.started).as_millis() as u64
+    }
+
+    fn tell(&self, input: Input) {
+        // The driver ends last; a message after that has nobody left to matter to.
+        let _ = self.input.send(input);
+    }
+
+    /// One journal line and one live event per change of a stored request.
+    fn report_request(&self, id: &str, source: Option<&str>, state: State, reason: Option<&str>, route: Option<String>) {
+        tracing::info!(
+            HOLDFAST_REQUEST_ID = id,
+            HOLDFAST_SOURCE = source,
+            HOLDFAST_STATE = state.as_str(),
+            HOLDFAST_REASON = reason,
+            HOLDFAST_ROUTE = route.as_deref(),
+            "request {id} is {state}"
+        );
+        let mut event = feed::Event::new("request");
+        event.id = Some(id.to_owned());
+        event.source = source.map(str::to_owned);
+        event.state = Some(state.as_str());
+        event.reason = reason.map(str::to_owned);
+        event.route = route;
+        self.feed.publish(event);
+    }
+
+    /// A stored request reached its outcome: whoever waits for it is woken.
+    fn finished(&self, id: &str, state: State, reason: Option<&str>, route: Option<String>) {
+        self.metrics.settled(state.as_str());
+        self.report_request(id, None, state, reason, route);
+        self.waiters.wake(id);
+    }
+}

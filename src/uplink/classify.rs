@@ -1,0 +1,216 @@
+//! What a status, a body or a broken connection means: bytes and errors to an [`Outcome`].
+//!
+//! Pure functions over what was received; the table is the contract's. Never sends anything.
+
+use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use serde::Deserialize;
+
+use crate::control::event::{Block, Check, Fault, Outcome};
+
+/// Longest `Retry-After` that is believed: an hour.
+const RETRY_AFTER_MAX_MS: u64 = 3_600_000;
+
+/// What an answer's status, headers and first bytes mean for the request.
+pub fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome {
+    let html = is_html(headers, body);
+    match status.as_u16() {
+        200..=299 if html => Outcome::Unreachable(Fault::Portal),
+        200..=299 => Outcome::Delivered,
+        300..=399 => Outcome::Unreachable(Fault::Redirect),
+        407 | 511 => Outcome::Unreachable(Fault::Portal),
+        502 | 504 | 520..=527 => Outcome::Unknown(Fault::BadGateway),
+        400..=499 if html => Outcome::Unreachable(Fault::Portal),
+        401 => Outcome::Blocked(Block::Key),
+        402 => Outcome::Blocked(Block::Quota),
+        403 => Outcome::Blocked(Block::Forbidden),
+        404 => Outcome::Blocked(Block::Model),
+        408 | 409 | 425 => Outcome::Transient(Fault::TryAgain),
+        413 => Outcome::Permanent(Fault::TooLarge),
+        429 if is_spent_quota(body) => Outcome::Blocked(Block::Quota),
+        429 => Outcome::RateLimited { retry_after_ms: retry_after_ms(headers) },
+        400..=499 => Outcome::Permanent(Fault::Refused),
+        _ => Outcome::Transient(Fault::ServerError),
+    }
+}
+
+/// What a probe's answer says about the uplink. Any JSON of its own below 500 shows that it is there.
+pub fn check(status: StatusCode, headers: &HeaderMap, body: &[u8], latency_ms: u64) -> Check {
+    let key_refused = matches!(status.as_u16(), 401 | 403);
+    match outcome(status, headers, body) {
+        Outcome::Delivered if !looks_like_json(body) => Check::Failed(Fault::Portal),
+        Outcome::Unreachable(fault) | Outcome::Transient(fault @ Fault::ServerError) | Outcome::Unknown(fault) => {
+            Check::Failed(fault)
+        }
+        _ => Check::Passed { latency_ms, key_refused },
+    }
+}
+
+/// `Retry-After` in seconds, whole or broken; a date is not believed on boards without a clock.
+pub fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
+    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    (seconds.is_finite() && seconds >= 0.0).then(|| ((seconds * 1000.0) as u64).min(RETRY_AFTER_MAX_MS))
+}
+
+/// Whether this is a page for people: some services send JSON as `text/plain`, so the body decides first.
+pub fn is_html(headers: &HeaderMap, body: &[u8]) -> bool {
+    if looks_like_json(body) {
+        return false;
+    }
+    let declared = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("text/html"));
+    declared || first_byte(body) == Some(b'<')
+}
+
+fn looks_like_json(body: &[u8]) -> bool {
+    matches!(first_byte(body), Some(b'{' | b'['))
+}
+
+fn first_byte(body: &[u8]) -> Option<u8> {
+    body.iter().copied().find(|b| !b.is_ascii_whitespace())
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorWords,
+}
+
+#[derive(Deserialize)]
+struct ErrorWords {
+    #[serde(default)]
+    code: serde_json::Value,
+    #[serde(default, rename = "type")]
+    kind: serde_json::Value,
+}
+
+/// Words that services use in a 429 whose cause is money, not speed.
+const QUOTA_WORDS: [&str; 4] = ["insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "quota_exceeded"];
+
+fn is_spent_quota(body: &[u8]) -> bool {
+    let Ok(body) = serde_json::from_slice::<ErrorBody>(body) else { return false };
+    [&body.error.code, &body.error.kind].iter().any(|v| v.as_str().is_some_and(|word| QUOTA_WORDS.contains(&word)))
+}
+
+#[derive(Deserialize)]
+struct AnswerShape {
+    choices: Option<serde::de::IgnoredAny>,
+    data: Option<serde::de::IgnoredAny>,
+    output: Option<serde::de::IgnoredAny>,
+}
+
+/// What a complete 200 to a stored request means: an answer, a cut one, or something else.
+pub fn stored_answer(body: &[u8]) -> Outcome {
+    match serde_json::from_slice::<AnswerShape>(body) {
+        Ok(AnswerShape { choices: None, data: None, output: None }) => Outcome::NoAnswer,
+        Ok(_) => Outcome::Delivered,
+        Err(error) if error.is_eof() => Outcome::Unknown(Fault::Truncated),
+        Err(_) => Outcome::NoAnswer,
+    }
+}
+
+/// What a failed send means, from whether the body had begun to leave.
+pub fn send_failure(error: &(dyn std::error::Error + 'static), is_connect: bool, body_begun: bool) -> Outcome {
+    if is_connect || !body_begun {
+        Outcome::Unreachable(connect_fault(error))
+    } else {
+        Outcome::Unknown(Fault::Reset)
+    }
+}
+
+/// Looks through an error's causes for what kept the connection from coming up.
+fn connect_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
+    let mut cause = Some(error);
+    while let Some(e) = cause {
+        if e.downcast_ref::<rustls::Error>().is_some() {
+            return Fault::Tls;
+        }
+        // An io::Error hides a boxed rustls error from `source()`.
+        if let Some(io) = e.downcast_ref::<std::io::Error>() {
+            if io.get_ref().is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some()) {
+                return Fault::Tls;
+            }
+        }
+        if e.to_string().starts_with("dns error") {
+            return Fault::Dns;
+        }
+        cause = e.source();
+    }
+    Fault::Connect
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect()
+    }
+
+    fn of(status: u16, body: &str) -> Outcome {
+        outcome(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes())
+    }
+
+    #[test]
+    fn the_table() {
+        let json = r#"{"error":{"message":"m","code":"c"}}"#;
+        assert_eq!(of(200, r#"{"choices":[]}"#), Outcome::Delivered);
+        assert_eq!(of(200, "<!DOCTYPE html>"), Outcome::Unreachable(Fault::Portal));
+        assert_eq!(of(302, ""), Outcome::Unreachable(Fault::Redirect));
+        assert_eq!(of(511, json), Outcome::Unreachable(Fault::Portal));
+        assert_eq!(of(400, json), Outcome::Permanent(Fault::Refused));
+        assert_eq!(of(413, json), Outcome::Permanent(Fault::TooLarge));
+        assert_eq!(of(422, json), Outcome::Permanent(Fault::Refused));
+        assert_eq!(of(401, json), Outcome::Blocked(Block::Key));
+        assert_eq!(of(402, json), Outcome::Blocked(Block::Quota));
+        assert_eq!(of(403, json), Outcome::Blocked(Block::Forbidden));
+        assert_eq!(of(403, "<html>"), Outcome::Unreachable(Fault::Portal));
+        assert_eq!(of(404, json), Outcome::Blocked(Block::Model));
+        assert_eq!(of(408, json), Outcome::Transient(Fault::TryAgain));
+        assert_eq!(of(429, json), Outcome::RateLimited { retry_after_ms: None });
+        assert_eq!(of(429, r#"{"error":{"code":"insufficient_quota"}}"#), Outcome::Blocked(Block::Quota));
+        assert_eq!(of(500, json), Outcome::Transient(Fault::ServerError));
+        assert_eq!(of(503, ""), Outcome::Transient(Fault::ServerError));
+        assert_eq!(of(529, json), Outcome::Transient(Fault::ServerError));
+        assert_eq!(of(502, "<html>"), Outcome::Unknown(Fault::BadGateway));
+        assert_eq!(of(524, ""), Outcome::Unknown(Fault::BadGateway));
+    }
+
+    #[test]
+    fn json_declared_as_text_is_json() {
+        let headers = headers(&[("content-type", "text/html")]);
+        assert_eq!(outcome(StatusCode::OK, &headers, b" {\"choices\":[]}"), Outcome::Delivered);
+        assert_eq!(outcome(StatusCode::OK, &headers, b"welcome"), Outcome::Unreachable(Fault::Portal));
+    }
+
+    #[test]
+    fn a_probe_passes_when_the_uplink_itself_spoke() {
+        let probe = |status: u16, body: &str| {
+            check(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), 5)
+        };
+        assert_eq!(probe(200, "{\"data\":[]}"), Check::Passed { latency_ms: 5, key_refused: false });
+        assert_eq!(probe(401, "{}"), Check::Passed { latency_ms: 5, key_refused: true });
+        assert_eq!(probe(404, "{}"), Check::Passed { latency_ms: 5, key_refused: false });
+        assert_eq!(probe(200, "Please log in"), Check::Failed(Fault::Portal));
+        assert_eq!(probe(302, ""), Check::Failed(Fault::Redirect));
+        assert_eq!(probe(503, "{}"), Check::Failed(Fault::ServerError));
+        assert_eq!(probe(502, ""), Check::Failed(Fault::BadGateway));
+    }
+
+    #[test]
+    fn retry_after_as_sent_in_the_wild() {
+        let of = |v| retry_after_ms(&headers(&[("retry-after", v)]));
+        assert_eq!(of("3"), Some(3000));
+        assert_eq!(of("1.5"), Some(1500));
+        assert_eq!(of("9999999"), Some(RETRY_AFTER_MAX_MS));
+        assert_eq!(of("Wed, 21 Oct 2026 07:28:00 GMT"), None);
+        assert_eq!(of("-1"), None);
+    }
+
+    #[test]
+    fn a_stored_answer_is_whole_cut_or_none() {
+        assert_eq!(stored_answer(br#"{"choices":[]}"#), Outcome::Delivered);
+        assert_eq!(stored_answer(br#"{"data":[]}"#), Outcome::Delivered);
+        assert_eq!(stored_answer(br#"{"choices":[{"mess"#), Outcome::Unknown(Fault::Truncated));
+        assert_eq!(stored_answer(b"hello"), Outcome::NoAnswer);
+        assert_eq!(stored_answer(b"{}"), Outcome::NoAnswer);
+    }
+}

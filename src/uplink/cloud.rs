@@ -1,0 +1,381 @@
+//! The client of one cloud uplink: pooled connections, HTTP/2 by ALPN, time-outs, the key.
+//!
+//! Sends what it is given and says how it ended; never decides where a request goes and never tries again.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tower::Service;
+
+use super::classify;
+use super::outgoing::Outgoing;
+use super::tls::{TlsError, client_config};
+use crate::clock;
+use crate::control::event::{Check, Fault, Outcome};
+
+/// Largest whole answer kept in memory; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
+pub const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Largest list of models a probe reads.
+const PROBE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Idle connections are closed before the middleboxes of mobile networks forget them.
+const POOL_IDLE: Duration = Duration::from_secs(45);
+/// HTTP/2 pings on an idle connection, and how long one may go unanswered.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(20);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How the key is presented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// `Authorization: Bearer …`.
+    Bearer,
+    /// `api-key: …` (Azure OpenAI).
+    ApiKey,
+}
+
+/// The key of an uplink.
+#[derive(Clone)]
+pub enum Key {
+    /// None is configured: nothing is presented.
+    None,
+    /// This one.
+    Value(String),
+    /// One is configured, but could not be read; nothing is sent.
+    Missing,
+}
+
+/// `[[uplink]] timeouts`.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Name, TCP and TLS.
+    pub connect: Duration,
+    /// From the connection to the answer's head.
+    pub first_byte: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// The whole of one attempt.
+    pub total: Duration,
+}
+
+/// What one uplink is configured with.
+#[derive(Clone)]
+pub struct Options {
+    /// Its name.
+    pub name: String,
+    /// Such as `https://api.holysheep.ai/v1`.
+    pub base_url: String,
+    /// The key to present.
+    pub key: Key,
+    /// How it is presented.
+    pub auth: Auth,
+    /// Models that have another name there.
+    pub models: BTreeMap<String, String>,
+    /// Extra root certificates.
+    pub ca_file: Option<PathBuf>,
+    /// Appended to the base for a probe.
+    pub probe_path: String,
+    /// A silent probe has failed after this.
+    pub probe_timeout: Duration,
+    /// Of one attempt.
+    pub timeouts: Timeouts,
+}
+
+/// Why an uplink cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum CloudError {
+    /// The address is not one.
+    #[error("base_url {0:?} is not an http or https address")]
+    Address(String),
+    /// TLS could not be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The key has a character that no header can carry.
+    #[error("the key of uplink {0} has characters that cannot be sent in a header")]
+    Key(String),
+}
+
+/// One request towards the uplink.
+#[derive(Debug)]
+pub struct Call {
+    /// Its method.
+    pub method: Method,
+    /// Path and query as the client sent them, such as `/v1/chat/completions`.
+    pub path: String,
+    /// Headers that may be forwarded.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+    /// Told when the body has left entirely.
+    pub on_out: Option<oneshot::Sender<()>>,
+}
+
+/// An attempt that brought no usable head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .outcome.kind())]
+pub struct SendError {
+    /// What it means.
+    pub outcome: Outcome,
+}
+
+/// An answer whose body is still coming.
+#[derive(Debug)]
+pub struct Reply {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    body: Incoming,
+    idle: Duration,
+    until: Instant,
+}
+
+/// A whole answer.
+#[derive(Debug, Clone)]
+pub struct Whole {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+type Pool = Client<Deadline<HttpsConnector<HttpConnector>>, Outgoing>;
+
+/// The client of one uplink.
+pub struct Cloud {
+    options: Options,
+    base: String,
+    pool: RwLock<Pool>,
+    credential: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Cloud {
+    /// Checks the options; connects to nothing.
+    pub fn new(options: Options) -> Result<Self, CloudError> {
+        let base = options.base_url.trim_end_matches('/').to_owned();
+        let uri: Uri = base.parse().map_err(|_| CloudError::Address(base.clone()))?;
+        if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
+            return Err(CloudError::Address(base));
+        }
+        let credential = credential(&options)?;
+        let pool = RwLock::new(new_pool(&options)?);
+        Ok(Self { options, base, pool, credential })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.options.name
+    }
+
+    /// What `model` is called there, where it has another name.
+    pub fn alias(&self, model: &str) -> Option<&str> {
+        self.options.models.get(model).map(String::as_str)
+    }
+
+    /// The names under which models of this uplink may be asked for.
+    pub fn aliases(&self) -> impl Iterator<Item = &str> {
+        self.options.models.keys().map(String::as_str)
+    }
+
+    /// Forgets all connections: the network they belong to is gone.
+    pub fn reset(&self) {
+        if let Ok(pool) = new_pool(&self.options) {
+            *self.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
+        }
+    }
+
+    /// Sends and waits for the answer's head.
+    pub async fn send(&self, call: Call) -> Result<Reply, SendError> {
+        if matches!(self.options.key, Key::Missing) {
+            return Err(SendError { outcome: Outcome::Unreachable(Fault::NoKey) });
+        }
+        let started = clock::now();
+        let (body, progress) = Outgoing::new(call.body, call.on_out);
+        let mut request = Request::new(body);
+        *request.method_mut() = call.method;
+        *request.uri_mut() = self.uri(&call.path)?;
+        *request.headers_mut() = call.headers;
+        self.sign(request.headers_mut());
+        let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let times = self.options.timeouts;
+        let sent = timeout(times.connect + times.first_byte, pool.request(request)).await;
+        let outcome = match sent {
+            Ok(Ok(response)) => {
+                let (head, body) = response.into_parts();
+                let until = started + times.total;
+                return Ok(Reply { status: head.status, headers: head.headers, body, idle: times.idle, until });
+            }
+            Ok(Err(error)) => classify::send_failure(&error, error.is_connect(), progress.has_begun()),
+            Err(_) if progress.has_begun() => Outcome::Unknown(Fault::Timeout),
+            Err(_) => Outcome::Unreachable(Fault::Connect),
+        };
+        Err(SendError { outcome })
+    }
+
+    /// Asks the uplink whether it is there, without spending a token. The body is the list of models where
+    /// the probe's path is the usual one.
+    pub async fn probe(&self) -> (Check, Option<Bytes>) {
+        let started = clock::now();
+        let call = Call {
+            method: Method::GET,
+            path: format!("/v1{}", self.options.probe_path),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            on_out: None,
+        };
+        let answer = timeout(self.options.probe_timeout, async {
+            let reply = self.send(call).await?;
+            reply.whole(PROBE_BYTES_MAX).await
+        });
+        let latency_ms = |started: Instant| clock::now().duration_since(started).as_millis() as u64;
+        match answer.await {
+            Ok(Ok(whole)) => {
+                let check = classify::check(whole.status, &whole.headers, &whole.body, latency_ms(started));
+                let models = whole.status.is_success().then_some(whole.body);
+                (check, models)
+            }
+            Ok(Err(error)) => (Check::Failed(fault_of(error.outcome)), None),
+            Err(_) => (Check::Failed(Fault::Timeout), None),
+        }
+    }
+
+    fn uri(&self, path: &str) -> Result<Uri, SendError> {
+        let rest = path.strip_prefix("/v1").unwrap_or(path);
+        let refused = SendError { outcome: Outcome::Permanent(Fault::Refused) };
+        format!("{}{rest}", self.base).parse().map_err(|_| refused)
+    }
+
+    fn sign(&self, headers: &mut HeaderMap) {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some((name, value)) = &self.credential {
+            headers.insert(name, value.clone());
+        }
+    }
+}
+
+fn fault_of(outcome: Outcome) -> Fault {
+    match outcome {
+        Outcome::Unreachable(f) | Outcome::Transient(f) | Outcome::Permanent(f) | Outcome::Unknown(f) => f,
+        _ => Fault::Reset,
+    }
+}
+
+fn credential(options: &Options) -> Result<Option<(HeaderName, HeaderValue)>, CloudError> {
+    let Key::Value(key) = &options.key else { return Ok(None) };
+    let (name, text) = match options.auth {
+        Auth::Bearer => (AUTHORIZATION, format!("Bearer {key}")),
+        Auth::ApiKey => (HeaderName::from_static("api-key"), key.clone()),
+    };
+    let mut value = HeaderValue::from_str(&text).map_err(|_| CloudError::Key(options.name.clone()))?;
+    value.set_sensitive(true);
+    Ok(Some((name, value)))
+}
+
+fn new_pool(options: &Options) -> Result<Pool, TlsError> {
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_nodelay(true);
+    http.set_connect_timeout(Some(options.timeouts.connect));
+    let tls = client_config(options.ca_file.as_deref())?;
+    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
+    let connector = Deadline { inner: https, limit: options.timeouts.connect };
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .pool_idle_timeout(POOL_IDLE)
+        .http2_keep_alive_interval(H2_PING_INTERVAL)
+        .http2_keep_alive_timeout(H2_PING_TIMEOUT)
+        .http2_keep_alive_while_idle(true)
+        .build(connector))
+}
+
+impl Reply {
+    /// The next piece of the body; `None` at its end.
+    pub async fn next(&mut self) -> Option<Result<Bytes, SendError>> {
+        let left = self.until.saturating_duration_since(clock::now()).min(self.idle);
+        loop {
+            return match timeout(left, self.body.frame()).await {
+                Err(_) => Some(Err(SendError { outcome: Outcome::Unknown(Fault::Timeout) })),
+                Ok(None) => None,
+                Ok(Some(Err(_))) => Some(Err(SendError { outcome: Outcome::Unknown(Fault::Truncated) })),
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => Some(Ok(data)),
+                    Err(_trailers) => continue,
+                },
+            };
+        }
+    }
+
+    /// Reads the whole body, up to `limit` bytes.
+    pub async fn whole(mut self, limit: usize) -> Result<Whole, SendError> {
+        // Most answers are one piece: it is kept as it is.
+        let mut body = Bytes::new();
+        let mut joined = BytesMut::new();
+        while let Some(part) = self.next().await {
+            let part = part?;
+            if body.len() + joined.len() + part.len() > limit {
+                return Err(SendError { outcome: Outcome::Unknown(Fault::TooLarge) });
+            }
+            if body.is_empty() && joined.is_empty() {
+                body = part;
+            } else {
+                joined.extend_from_slice(&std::mem::take(&mut body));
+                joined.extend_from_slice(&part);
+            }
+        }
+        let body = if joined.is_empty() { body } else { joined.freeze() };
+        Ok(Whole { status: self.status, headers: self.headers, body })
+    }
+}
+
+/// A connector that gives up: name, TCP and TLS together get one time-out.
+#[derive(Clone)]
+struct Deadline<C> {
+    inner: C,
+    limit: Duration,
+}
+
+type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn std::error::Error + Send + Sync>>> + Send>>;
+
+impl<C> Service<Uri> for Deadline<C>
+where
+    C: Service<Uri>,
+    C::Future: Send + 'static,
+    C::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = C::Response;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = Connecting<C::Response>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = self.inner.call(uri);
+        let limit = self.limit;
+        Box::pin(async move {
+            match timeout(limit, connecting).await {
+                Ok(connected) => connected.map_err(Into::into),
+                Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+            }
+        })
+    }
+}

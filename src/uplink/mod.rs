@@ -1,0 +1,10 @@
+//! Targets of requests: cloud uplinks and the local model, and what their answers mean.
+//!
+//! Translates and nothing else: bytes to calls, statuses to outcomes. Decides nothing.
+
+pub mod body;
+pub mod classify;
+pub mod cloud;
+mod outgoing;
+pub mod sse;
+mod tls;

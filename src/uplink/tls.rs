@@ -1,0 +1,49 @@
+//! TLS towards uplinks: Mozilla's root certificates, compiled in, plus a plant's own.
+//!
+//! There is no switch to turn verification off.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+/// Why the root certificates could not be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// `ca_file` cannot be read as PEM.
+    #[error("ca_file {path}: {reason}; it must be a PEM file with at least one certificate")]
+    CaFile {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The library refused its own defaults.
+    #[error("TLS set-up: {0}")]
+    Setup(#[from] rustls::Error),
+}
+
+/// Builds the client side's configuration; ALPN is left to the connector.
+pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    if let Some(path) = ca_file {
+        add_file(&mut roots, path)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+    let fault = |reason: String| TlsError::CaFile { path: path.display().to_string(), reason };
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| fault(e.to_string()))?;
+    let mut added = 0;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|e| fault(e.to_string()))?;
+        roots.add(certificate).map_err(|e| fault(e.to_string()))?;
+        added += 1;
+    }
+    if added == 0 { Err(fault("no certificate in it".to_owned())) } else { Ok(()) }
+}
