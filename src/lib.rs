@@ -12,3 +12,4 @@
 pub mod clock;
 pub mod control;
 pub mod spool;
+pub mod uplink;
