@@ -34,6 +34,7 @@ struct GlanceMessage<'a> {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum GlanceContent<'a> {
+    #[expect(dead_code, reason = "only its being a string matters")]
     Text(#[serde(borrow)] Cow<'a, str>),
     Parts(#[serde(borrow)] Vec<GlancePart<'a>>),
 }

@@ -231,8 +231,9 @@ impl Inner {
 fn model_names(body: &[u8]) -> Result<Vec<String>, LocalError> {
     #[derive(Deserialize)]
     struct Listing {
-        #[serde(alias = "data")]
         models: Option<Vec<Named>>,
+        // llama-server sends both lists, so this is no mere alias.
+        data: Option<Vec<Named>>,
     }
     #[derive(Deserialize)]
     struct Named {
@@ -240,5 +241,5 @@ fn model_names(body: &[u8]) -> Result<Vec<String>, LocalError> {
         name: String,
     }
     let listing: Listing = serde_json::from_slice(body).map_err(|_| LocalError::Failed { status: 200 })?;
-    Ok(listing.models.unwrap_or_default().into_iter().map(|m| m.name).collect())
+    Ok(listing.data.or(listing.models).unwrap_or_default().into_iter().map(|m| m.name).collect())
 }
