@@ -1,0 +1,245 @@
+//! The client of the on-site model server: Ollama's native API, or an OpenAI-compatible server.
+//!
+//! Owns the translation, the slots in front of the server and its time-outs; never decides whether a request
+//! goes there, never fetches a picture, never pulls a model, never logs what is asked or answered.
+
+mod dialect;
+mod error;
+mod flow;
+mod ndjson;
+mod ollama;
+mod openai;
+mod slots;
+mod sse;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+pub use error::LocalError;
+pub use slots::Load;
+use slots::Slots;
+use transport::{Limits, Transport, after};
+
+/// How long [`Local::probe`] waits: a server that lists its models more slowly is of no use for answers.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the model server speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Api {
+    /// Ollama's native API.
+    Ollama,
+    /// OpenAI's API, as llama.cpp's llama-server, vLLM and LocalAI offer it.
+    OpenAi,
+}
+
+/// How long the model server may take.
+#[derive(Debug, Clone)]
+pub struct Timeouts {
+    /// To accept a connection.
+    pub connect: Duration,
+    /// From sending a request to the first content, loading the model included.
+    pub first_token: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// For everything, waiting in line included.
+    pub total: Duration,
+}
+
+/// What this room needs to know.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The server's address, `http://host:port`, with or without `/v1`; `None` turns the room off.
+    pub base_url: Option<String>,
+    /// What the server speaks.
+    pub api: Api,
+    /// The model that answers.
+    pub model: String,
+    /// The model that answers requests with a picture; empty where there is none.
+    pub vision_model: String,
+    /// A client's model name to a local model: the only way for embeddings to be answered locally, since
+    /// vectors of different models must not be mixed up.
+    pub models: BTreeMap<String, String>,
+    /// How many requests the server works on at a time.
+    pub max_in_flight: usize,
+    /// How long the server may take.
+    pub timeouts: Timeouts,
+}
+
+/// An answer of the local model, in OpenAI's shape.
+#[derive(Debug)]
+pub struct LocalAnswer {
+    /// The model that answered.
+    pub model: String,
+    /// The answer.
+    pub content: Content,
+}
+
+/// A whole answer or one that is still coming.
+#[derive(Debug)]
+pub enum Content {
+    /// A complete JSON answer.
+    Whole(Bytes),
+    /// Each item is one whole event (`data: …` and a blank line), the last one `data: [DONE]`. An `Err` means that
+    /// the answer failed midway; nothing follows it. Dropping the receiver stops the model server.
+    Stream(mpsc::Receiver<Result<Bytes, LocalError>>),
+}
+
+/// The client of the on-site model server. Clones share its slots and connections.
+#[derive(Clone)]
+pub struct Local {
+    inner: Option<Arc<Inner>>,
+}
+
+struct Inner {
+    options: Options,
+    transport: Transport,
+    slots: Slots,
+}
+
+/// One request on its way: what is asked of whom, and how it is to be answered.
+struct Ask<'a> {
+    endpoint: Endpoint,
+    body: &'a Bytes,
+    model: &'a str,
+    /// The request's id without its `req_`.
+    id: &'a str,
+    created: u64,
+    limits: Limits,
+    permit: OwnedSemaphorePermit,
+}
+
+/// The endpoints that a local model can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Endpoint {
+    Chat,
+    Completions,
+    Embeddings,
+}
+
+impl Endpoint {
+    fn from_path(path: &str) -> Result<Self, LocalError> {
+        match path {
+            "/v1/chat/completions" => Ok(Self::Chat),
+            "/v1/completions" => Ok(Self::Completions),
+            "/v1/embeddings" => Ok(Self::Embeddings),
+            _ => Err(LocalError::unsupported("a local model serves chat, completions and embeddings only")),
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Embeddings => "/v1/embeddings",
+        }
+    }
+}
+
+impl Local {
+    /// Builds the client; no connection is made. `Invalid` if the address cannot be one.
+    pub fn new(options: Options) -> Result<Self, LocalError> {
+        let Some(base_url) = options.base_url.as_deref() else { return Ok(Self { inner: None }) };
+        let transport = Transport::new(base_url, &options.timeouts)?;
+        let slots = Slots::new(options.max_in_flight);
+        Ok(Self { inner: Some(Arc::new(Inner { options, transport, slots })) })
+    }
+
+    /// Whether a model server is configured.
+    pub fn is_enabled(&self) -> bool {
+        self.inner.is_some()
+    }
+
+    /// Answers a request of OpenAI's API. Failures before the first content are returned here, so that the
+    /// caller can answer in another way; dropping the future gives the request up.
+    pub async fn answer(
+        &self,
+        endpoint: &str,
+        body: &Bytes,
+        id: &str,
+        created_unix_s: u64,
+    ) -> Result<LocalAnswer, LocalError> {
+        let inner = self.on()?;
+        let endpoint = Endpoint::from_path(endpoint)?;
+        let glance = dialect::Glance::at(endpoint, body)?;
+        let model = inner.model_for(endpoint, &glance)?;
+        let total = after(inner.options.timeouts.total);
+        let permit = inner.slots.take(total).await?;
+        let limits = Limits::begin(&inner.options.timeouts, total);
+        let id = id.strip_prefix("req_").unwrap_or(id);
+        let ask = Ask { endpoint, body, model: &model, id, created: created_unix_s, limits, permit };
+        match inner.options.api {
+            Api::Ollama => ollama::answer(&inner.transport, ask).await,
+            Api::OpenAi => openai::answer(&inner.transport, ask, &glance).await,
+        }
+    }
+
+    /// Passes a request of the server's own API on as it is; the path is relative to the base address.
+    /// It takes no slot: the server queues such requests itself.
+    pub async fn proxy(
+        &self,
+        req: hyper::Request<Bytes>,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, LocalError> {
+        let inner = self.on()?;
+        inner.transport.forward(req, after(inner.options.timeouts.total)).await
+    }
+
+    /// The names of the models that the server has.
+    pub async fn probe(&self) -> Result<Vec<String>, LocalError> {
+        let inner = self.on()?;
+        let path = match inner.options.api {
+            Api::Ollama => "/api/tags",
+            Api::OpenAi => "/v1/models",
+        };
+        model_names(&inner.transport.get(path, after(PROBE_LIMIT)).await?)
+    }
+
+    /// How busy the server is with our requests.
+    pub fn load(&self) -> Load {
+        self.inner.as_ref().map_or(Load { in_flight: 0, waiting: 0 }, |inner| inner.slots.load())
+    }
+
+    fn on(&self) -> Result<&Inner, LocalError> {
+        self.inner.as_deref().ok_or(LocalError::Off)
+    }
+}
+
+impl Inner {
+    fn model_for(&self, endpoint: Endpoint, glance: &dialect::Glance) -> Result<String, LocalError> {
+        let options = &self.options;
+        if let Some(mapped) = options.models.get(glance.model()) {
+            return Ok(mapped.clone());
+        }
+        if endpoint == Endpoint::Embeddings {
+            return Err(LocalError::unsupported(
+                "embeddings of different models do not mix; map this model name in models under [local] to allow it",
+            ));
+        }
+        let with_eyes = glance.has_picture() && !options.vision_model.is_empty();
+        Ok(if with_eyes { options.vision_model.clone() } else { options.model.clone() })
+    }
+}
+
+/// The names in an answer of `/api/tags` (`models`) or `/v1/models` (`data`).
+fn model_names(body: &[u8]) -> Result<Vec<String>, LocalError> {
+    #[derive(Deserialize)]
+    struct Listing {
+        models: Option<Vec<Named>>,
+        // llama-server sends both lists, so this is no mere alias.
+        data: Option<Vec<Named>>,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        #[serde(alias = "id")]
+        name: String,
+    }
+    let listing: Listing = serde_json::from_slice(body).map_err(|_| LocalError::Failed { status: 200 })?;
+    Ok(listing.data.or(listing.models).unwrap_or_default().into_iter().map(|m| m.name).collect())
+}

@@ -1,0 +1,211 @@
+//! An OpenAI-compatible model server: the request goes on byte for byte, apart from `model`.
+//!
+//! Owns the splice and the reading of what comes back; never reshapes an answer: its events are only re-framed.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::dialect::Glance;
+use super::error::Fault;
+use super::flow::{Events, Reading, pump, to_content};
+use super::sse;
+use super::transport::Transport;
+use super::{Ask, Content, LocalAnswer, LocalError};
+
+/// Events without content that may come before the first one with it; real servers send one.
+const EMPTY_EVENTS_MAX: usize = 64;
+
+pub(super) async fn answer(
+    transport: &Transport,
+    ask: Ask<'_>,
+    glance: &Glance<'_>,
+) -> Result<LocalAnswer, LocalError> {
+    let body = with_model(ask.body, glance.raw_model(), ask.model)?;
+    let path = ask.endpoint.path();
+    if glance.stream == Some(true) {
+        let mut source = transport.post(path, body, ask.model, ask.limits).await?;
+        let mut stream = Stream::new(ask.model);
+        to_content(&mut source, &mut stream).await?;
+        let model = stream.model.clone();
+        return Ok(LocalAnswer { model, content: Content::Stream(pump(source, stream, ask.permit)) });
+    }
+    let mut source = transport.post(path, body, ask.model, ask.limits.in_one_piece()).await?;
+    whole(source.whole().await?, ask.model)
+}
+
+/// The body with `model` in the place of the client's; an empty name leaves the body alone.
+fn with_model(body: &Bytes, at: Option<&RawValue>, model: &str) -> Result<Bytes, LocalError> {
+    if model.is_empty() {
+        return Ok(body.clone());
+    }
+    let name = serde_json::to_string(model).map_err(|_| LocalError::invalid("the model's name is not text"))?;
+    let (start, end, insert) = match at {
+        Some(raw) => {
+            // `raw` borrows from `body`, so the difference of the addresses is its position.
+            let start = raw.get().as_ptr() as usize - body.as_ptr() as usize;
+            (start, start + raw.get().len(), name)
+        }
+        None => missing_model(body, &name),
+    };
+    let mut spliced = BytesMut::with_capacity(body.len() + insert.len());
+    spliced.extend_from_slice(&body[..start]);
+    spliced.extend_from_slice(insert.as_bytes());
+    spliced.extend_from_slice(&body[end..]);
+    Ok(spliced.freeze())
+}
+
+/// Where to put a `model` that the client left out: right behind the opening brace.
+fn missing_model(body: &[u8], name: &str) -> (usize, usize, String) {
+    let start = body.iter().position(|b| *b == b'{').map_or(0, |at| at + 1);
+    let empty = body[start..].trim_ascii_start().first() == Some(&b'}');
+    let comma = if empty { "" } else { "," };
+    (start, start, format!("\"model\":{name}{comma}"))
+}
+
+/// What must be known of an answer or of a chunk.
+#[derive(Deserialize)]
+struct Peek {
+    model: Option<String>,
+    error: Option<Fault>,
+    choices: Option<Vec<Choice>>,
+    data: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    delta: Option<Delta>,
+    text: Option<String>,
+    finish_reason: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Delta {
+    content: Option<String>,
+    #[serde(alias = "reasoning")]
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<IgnoredAny>>,
+}
+
+impl Choice {
+    fn has_content(&self) -> bool {
+        let full = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
+        let delta = self.delta.as_ref();
+        let said = delta.is_some_and(|d| full(&d.content) || full(&d.reasoning_content));
+        let called = delta.and_then(|d| d.tool_calls.as_ref()).is_some_and(|c| !c.is_empty());
+        said || called || full(&self.text) || self.finish_reason.is_some()
+    }
+}
+
+fn whole(body: Bytes, asked: &str) -> Result<LocalAnswer, LocalError> {
+    let peek: Peek = serde_json::from_slice(&body).map_err(|e| not_json(&e))?;
+    if let Some(fault) = peek.error {
+        return Err(fault.midway(asked));
+    }
+    if peek.choices.is_none() && peek.data.is_none() {
+        return Err(LocalError::Failed { status: 200 });
+    }
+    Ok(LocalAnswer { model: peek.model.unwrap_or_else(|| asked.to_owned()), content: Content::Whole(body) })
+}
+
+fn not_json(error: &serde_json::Error) -> LocalError {
+    if error.is_eof() { LocalError::Truncated } else { LocalError::Failed { status: 200 } }
+}
+
+/// A streamed answer, event by event.
+struct Stream {
+    reader: sse::Reader,
+    ready: VecDeque<Bytes>,
+    model: String,
+    started: bool,
+    /// A choice told its `finish_reason`: from there on a missing `[DONE]` loses nothing.
+    complete: bool,
+    finished: bool,
+}
+
+impl Stream {
+    fn new(model: &str) -> Self {
+        Self {
+            reader: sse::Reader::default(),
+            ready: VecDeque::new(),
+            model: model.to_owned(),
+            started: false,
+            complete: false,
+            finished: false,
+        }
+    }
+
+    fn add(&mut self, all: VecDeque<Vec<u8>>) -> Result<(), LocalError> {
+        for data in all {
+            if self.finished {
+                break;
+            }
+            self.event(&data)?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, data: &[u8]) -> Result<(), LocalError> {
+        if data.trim_ascii() == sse::DONE {
+            self.finished = true;
+            self.ready.push_back(sse::event(sse::DONE));
+            return Ok(());
+        }
+        let peek: Peek = serde_json::from_slice(data).map_err(|_| LocalError::Failed { status: 200 })?;
+        if let Some(fault) = peek.error {
+            return Err(fault.midway(&self.model));
+        }
+        if let Some(model) = peek.model.filter(|m| !m.is_empty() && !self.started) {
+            self.model = model;
+        }
+        let choices = peek.choices.unwrap_or_default();
+        self.complete |= choices.iter().any(|c| c.finish_reason.is_some());
+        self.ready.push_back(sse::event(data));
+        self.started |= choices.iter().any(Choice::has_content) || self.ready.len() > EMPTY_EVENTS_MAX;
+        Ok(())
+    }
+}
+
+impl Reading for Stream {
+    fn feed(&mut self, bytes: &[u8]) -> Result<(), LocalError> {
+        let mut all = VecDeque::new();
+        let fed = self.reader.feed(bytes, &mut all);
+        self.add(all)?;
+        fed
+    }
+
+    fn close(&mut self) -> Result<(), LocalError> {
+        let mut all = VecDeque::new();
+        self.reader.close(&mut all)?;
+        match self.add(all) {
+            // Half an event is what a cut connection leaves.
+            Err(LocalError::Failed { status: 200 }) => {}
+            other => other?,
+        }
+        if !self.finished && !self.complete {
+            return Err(LocalError::Truncated);
+        }
+        if !self.finished {
+            self.finished = true;
+            self.ready.push_back(sse::event(sse::DONE));
+        }
+        Ok(())
+    }
+
+    fn started(&self) -> bool {
+        self.started
+    }
+
+    fn finished(&self) -> bool {
+        self.finished
+    }
+}
+
+impl Events for Stream {
+    fn take(&mut self) -> VecDeque<Bytes> {
+        std::mem::take(&mut self.ready)
+    }
+}
