@@ -10,6 +10,7 @@
 //! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.
 
 pub mod clock;
+pub mod config;
 pub mod control;
 pub mod spool;
 pub mod uplink;

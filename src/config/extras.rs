@@ -1,0 +1,222 @@
+//! `[cache]`, `[limits]`, `[budget]`, `[[model]]`, `[[task]]`, `[[link]]`, `[log]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::units::quoted;
+use super::walk::Table;
+use crate::control::types::{Policy, UnknownWord, words};
+
+/// `[cache]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    /// How long an answer is fresh; zero turns the cache off.
+    pub ttl: Duration,
+    /// How old an answer may be while offline.
+    pub offline_stale: Duration,
+    /// Its largest size in bytes.
+    pub max_bytes: u64,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Requests per client and second; 0 is no limit.
+    pub rate: u32,
+    /// How many may come at once.
+    pub burst: u32,
+    /// How many requests of one source may wait.
+    pub per_source_backlog: u64,
+}
+
+/// `[budget]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Budget {
+    /// 0 is no cap.
+    pub usd_per_day: f64,
+}
+
+/// One `[[model]]`: an entry of the price table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// The model's name.
+    pub name: String,
+    /// USD for a million tokens in.
+    pub usd_per_mtok_in: f64,
+    /// USD for a million tokens out.
+    pub usd_per_mtok_out: f64,
+}
+
+/// One `[[task]]`: a canned prompt that a small device calls by number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// The number devices use.
+    pub id: u32,
+    /// For people.
+    pub name: String,
+    /// The model asked.
+    pub model: String,
+    /// The system prompt.
+    pub system: String,
+    /// The prompt, with `{names}` for the device's values.
+    pub prompt: String,
+    /// A JSON schema for the answer.
+    pub schema_file: Option<PathBuf>,
+    /// What it gets while no uplink is available.
+    pub offline: Policy,
+    /// The longest answer in bytes.
+    pub max_answer: u32,
+}
+
+/// What a device link speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Frames with a checksum.
+    Frames,
+    /// Lines of text.
+    Lines,
+    /// Modbus RTU.
+    Modbus,
+}
+words!(Protocol { Frames => "frames", Lines => "lines", Modbus => "modbus" });
+
+/// One `[[link]]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Link {
+    /// Unique.
+    pub name: String,
+    /// A serial port.
+    pub device: Option<PathBuf>,
+    /// Or a UNIX socket.
+    pub socket: Option<PathBuf>,
+    /// The serial port's speed.
+    pub baud: u32,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// What needs somebody.
+    Error,
+    /// What may need somebody.
+    Warn,
+    /// One line per change of state.
+    Info,
+    /// For looking into a problem.
+    Debug,
+    /// Everything.
+    Trace,
+}
+words!(Level { Error => "error", Warn => "warn", Info => "info", Debug => "debug", Trace => "trace" });
+
+/// What the log looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// journald under systemd, else text.
+    Auto,
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+    /// Fields in the journal.
+    Journald,
+}
+words!(Format { Auto => "auto", Text => "text", Json => "json", Journald => "journald" });
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// How much.
+    pub level: Level,
+    /// What it looks like.
+    pub format: Format,
+}
+
+pub(super) fn cache(t: &mut Table<'_>) -> Cache {
+    Cache {
+        ttl: t.duration("ttl", "5m", "0s"),
+        offline_stale: t.duration("offline_stale", "24h", "0s"),
+        max_bytes: t.size("max_bytes", "64MiB", 0),
+    }
+}
+
+pub(super) fn limits(t: &mut Table<'_>) -> Limits {
+    Limits {
+        rate: t.count("rate", 10, 0..=1_000_000),
+        burst: t.count("burst", 50, 0..=1_000_000),
+        per_source_backlog: t.count("per_source_backlog", 10_000, 1..=u32::MAX).into(),
+    }
+}
+
+pub(super) fn budget(t: &mut Table<'_>) -> Budget {
+    Budget { usd_per_day: t.number("usd_per_day", 0.0, 0.0..=1e9) }
+}
+
+pub(super) fn log(t: &mut Table<'_>) -> Log {
+    Log { level: t.word("level", Level::Info), format: t.word("format", Format::Auto) }
+}
+
+pub(super) fn models(root: &mut Table<'_>) -> Vec<Model> {
+    let models = root.tables("model", 0, |t| Model {
+        name: t.required("name", "write the model's name"),
+        usd_per_mtok_in: t.number("usd_per_mtok_in", 0.0, 0.0..=1e6),
+        usd_per_mtok_out: t.number("usd_per_mtok_out", 0.0, 0.0..=1e6),
+    });
+    unique(root, "model", "name", models.iter().map(|model| model.name.clone()));
+    models
+}
+
+pub(super) fn tasks(root: &mut Table<'_>) -> Vec<Task> {
+    let tasks = root.tables("task", 0, task);
+    unique(root, "task", "id", tasks.iter().map(|task| task.id.to_string()));
+    tasks
+}
+
+fn task(t: &mut Table<'_>) -> Task {
+    if !t.given("id") {
+        t.fault("id", "missing; write the number devices use, such as id = 3");
+    }
+    Task {
+        id: t.count("id", 0, 0..=65_535),
+        name: t.text("name", ""),
+        model: t.text("model", "gpt-4o"),
+        system: t.text("system", ""),
+        prompt: t.required("prompt", "write what the model is asked"),
+        schema_file: t.path("schema_file", ""),
+        offline: t.word("offline", Policy::Both),
+        max_answer: t.count("max_answer", 200, 1..=65_535),
+    }
+}
+
+pub(super) fn links(root: &mut Table<'_>) -> Vec<Link> {
+    let links = root.tables("link", 0, link);
+    unique(root, "link", "name", links.iter().map(|link| link.name.clone()));
+    links
+}
+
+fn link(t: &mut Table<'_>) -> Link {
+    let link = Link {
+        name: t.required("name", "write the link's name, such as name = \"plc1\""),
+        device: t.path("device", ""),
+        socket: t.path("socket", ""),
+        baud: t.count("baud", 115_200, 50..=4_000_000),
+        protocol: t.word("protocol", Protocol::Frames),
+    };
+    if link.device.is_some() == link.socket.is_some() {
+        t.fault("device", "write exactly one of device (a serial port) and socket (a UNIX socket)");
+    }
+    link
+}
+
+fn unique(root: &mut Table<'_>, section: &'static str, name: &str, values: impl Iterator<Item = String>) {
+    let values: Vec<String> = values.collect();
+    for (index, value) in values.iter().enumerate().filter(|(_, value)| !value.is_empty()) {
+        if let Some(first) = values.iter().take(index).position(|earlier| earlier == value) {
+            let value = quoted(value);
+            let message = format!("{section}[{first}] has the {name} {value} too; give each its own");
+            root.member_fault(section, index, name, message);
+        }
+    }
+}

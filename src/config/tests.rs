@@ -1,0 +1,396 @@
+//! What a configuration file may rely on: defaults, every kind of fault, layers, origins.
+
+use super::*;
+
+/// Every key and default of the contract, as `config show` prints them. A change here is a breaking change.
+const FROZEN: &str = r#"
+gateway.data_dir = "./holdfast-data"
+gateway.stop_grace = "10s"
+http.socket = "./holdfast-data/holdfast.sock"
+http.socket_mode = "0660"
+http.listen = []
+http.token_file = ""
+http.tls_cert = ""
+http.tls_key = ""
+http.allowed_origins = []
+http.max_body = "32MiB"
+http.max_in_flight = 256
+uplink[0].name = "holysheep"
+uplink[0].base_url = "https://api.holysheep.ai/v1"
+uplink[0].api_keys[0].env = "HOLYSHEEP_API_KEY"
+uplink[0].auth = "bearer"
+uplink[0].priority = 1
+uplink[0].weight = 1
+uplink[0].max_in_flight = 32
+uplink[0].ca_file = ""
+uplink[0].models = {}
+uplink[0].probe.path = "/models"
+uplink[0].probe.interval = "2s"
+uplink[0].probe.timeout = "1s"
+uplink[0].probe.fall = 3
+uplink[0].probe.rise = 1
+uplink[0].probe.degraded_above = "1500ms"
+uplink[0].breaker.failures = 3
+uplink[0].breaker.open_for = "30s"
+uplink[0].timeouts.connect = "2s"
+uplink[0].timeouts.first_byte = "30s"
+uplink[0].timeouts.idle = "30s"
+uplink[0].timeouts.total = "120s"
+local.base_url = "http://127.0.0.1:11434"
+local.api = "ollama"
+local.model = "llama3.2:latest"
+local.vision_model = ""
+local.models = {}
+local.max_in_flight = 1
+local.keep_warm = "degraded"
+local.timeouts.connect = "1s"
+local.timeouts.first_token = "120s"
+local.timeouts.idle = "20s"
+local.timeouts.total = "300s"
+local.max_temperature_c = 80
+routing.strategy = "priority"
+routing.offline = "both"
+queue.max_bytes = "1GiB"
+queue.max_requests = 100000
+queue.min_disk_free = "64MiB"
+queue.when_full = "reject"
+queue.ttl = "72h"
+queue.max_attempts = 8
+queue.keep_results = "7d"
+queue.keep_results_bytes = "256MiB"
+drain.max_in_flight = 4
+drain.start_jitter = "5s"
+retry.attempts = 3
+retry.base = "500ms"
+retry.max = "60s"
+retry.budget = 0.2
+retry.on_unknown = "resend"
+cache.ttl = "5m"
+cache.offline_stale = "24h"
+cache.max_bytes = "64MiB"
+limits.rate = 10
+limits.burst = 50
+limits.per_source_backlog = 10000
+budget.usd_per_day = 0.0
+model = []
+task = []
+link = []
+log.level = "info"
+log.format = "auto"
+"#;
+
+fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// Loads `text` as the file `hf.toml`; faults name it without its folder.
+fn load_text(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hf.toml");
+    std::fs::write(&path, text).unwrap();
+    let prefix = format!("{}/", folder.path().display());
+    load(Some(&path), variables(environment)).map_err(|faults| faults.to_string().replace(&prefix, ""))
+}
+
+fn faults(text: &str) -> String {
+    load_text(text, &[]).expect_err("there are faults")
+}
+
+fn origin(loaded: &Loaded, key: &str) -> String {
+    let shown = loaded.origins.iter().find(|shown| shown.key == key).expect(key);
+    let origin = shown.origin.to_string();
+    origin.rsplit('/').next().unwrap().to_owned()
+}
+
+#[test]
+fn no_file_at_all_is_the_contract() {
+    let folder = tempfile::tempdir().unwrap();
+    let (loaded, faults) = read(None, &[], folder.path());
+    assert_eq!(faults, Faults::default());
+    let lines = loaded.origins.iter().filter(|shown| shown.key != "gateway.device_id");
+    let lines: Vec<String> = lines.map(|shown| format!("{} = {}", shown.key, shown.value)).collect();
+    assert_eq!(lines.join("\n"), FROZEN.trim());
+    assert!(loaded.origins.iter().all(|shown| shown.origin == Origin::Default));
+    assert!(!loaded.settings.gateway.device_id.is_empty());
+}
+
+#[test]
+fn an_empty_file_is_an_installed_gateway_with_the_same_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut expected = read(None, &[], folder.path()).0.settings;
+    expected.gateway.data_dir = "/var/lib/holdfast".into();
+    expected.http.socket = "/run/holdfast/holdfast.sock".into();
+    assert_eq!(load_text("", &[]).unwrap().settings, expected);
+}
+
+#[test]
+fn defaults_have_the_meaning_of_their_text() {
+    let Settings { http, uplinks, queue, retry, .. } = load_text("", &[]).unwrap().settings;
+    assert_eq!((http.max_body, http.socket_mode), (32 << 20, 0o660));
+    assert_eq!(queue.ttl.as_secs(), 72 * 3600);
+    assert_eq!((queue.max_bytes, queue.keep_results.as_secs()), (1 << 30, 7 * 86_400));
+    assert_eq!(retry.base.as_millis(), 500);
+    assert_eq!(uplinks[0].probe.degraded_above.as_millis(), 1500);
+    assert_eq!(uplinks[0].api_keys, [KeySource::Env("HOLYSHEEP_API_KEY".to_owned())]);
+}
+
+#[test]
+fn the_contracts_example_is_accepted() {
+    let text = r#"
+[gateway]
+device_id = "line3-gw1"
+[[uplink]]
+name = "holysheep"
+models = { "gpt-4o" = "deepseek-v3.2" }
+probe = { path = "/models", interval = "2s", timeout = "1s", fall = 3, rise = 1, degraded_above = "1500ms" }
+[[uplink]]
+name = "second"
+base_url = "https://second.example/v1/"
+api_keys = [{ file = "/etc/key" }, { credential = "key2" }]
+auth = "api-key"
+[local]
+models = { "text-embedding-3-small" = "nomic-embed-text" }
+[[model]]
+name = "deepseek-v3.2"
+usd_per_mtok_in = 0.42
+usd_per_mtok_out = 0.42
+[[task]]
+id = 3
+name = "weld-inspection"
+model = "gpt-4.1"
+system = "…"
+prompt = "Temp {temp} °C, current {amps} A. …"
+schema_file = "weld.json"
+offline = "both"
+max_answer = 200
+[[link]]
+name = "plc1"
+device = "/dev/ttyAMA0"
+baud = 115200
+protocol = "frames"
+[limits]
+per_source_backlog = 5
+"#;
+    let loaded = load_text(text, &[]).unwrap();
+    let second = &loaded.settings.uplinks[1];
+    assert_eq!(second.base_url, "https://second.example/v1");
+    assert_eq!(second.api_keys, [KeySource::File("/etc/key".into()), KeySource::Credential("key2".to_owned())]);
+    assert_eq!(second.auth, Auth::ApiKey);
+    assert_eq!(loaded.settings.tasks[0].id, 3);
+    assert_eq!(loaded.not_in_force(), ["[[model]]", "[[task]]", "[[link]]"]);
+    assert_eq!(origin(&loaded, "uplink[0].models"), "hf.toml:6");
+}
+
+#[test]
+fn no_uplink_is_legal_and_others_get_no_default_key() {
+    assert!(load_text("uplink = []", &[]).unwrap().settings.uplinks.is_empty());
+    let loaded = load_text("[[uplink]]\nname = \"b\"\nbase_url = \"http://b\"", &[]).unwrap();
+    assert!(loaded.settings.uplinks[0].api_keys.is_empty());
+}
+
+#[test]
+fn all_faults_are_reported_at_once_with_file_line_and_key() {
+    let text = r#"
+[gateway]
+stop_grase = "10s"
+[http]
+max_body = "5 lorries"
+socket_mode = 660
+listen = ["127.0.0.1:80", "everywhere"]
+[[uplink]]
+prio = 2
+base_url = "ftp://x"
+auth = "baerer"
+[[uplink]]
+name = "holysheep"
+probe = { fall = 0, interval = 2 }
+[[uplink]]
+name = "third"
+[queue]
+max_requests = -1
+ttl = "yesterday"
+[retry]
+budget = "lots"
+base = "2m"
+[quue]
+"#;
+    let expected = r#"
+hf.toml:3: gateway.stop_grase: unknown key; did you mean "stop_grace"?
+hf.toml:5: http.max_body: "5 lorries" is not a size; write a number and a unit, such as "64KiB", "16MiB" or "1GiB"
+hf.toml:6: http.socket_mode: expected permission bits in quotes, such as "0660", got an integer
+hf.toml:7: http.listen[1]: "everywhere" is not an address; write an IP address and a port, such as "127.0.0.1:8080" or "[::1]:8080"
+hf.toml:9: uplink[0].prio: unknown key; did you mean "priority"?
+hf.toml:10: uplink[0].base_url: "ftp://x" does not begin with http:// or https://; write one such as "https://api.example/v1"
+hf.toml:11: uplink[0].auth: "baerer" is none of bearer, api-key; did you mean "bearer"?
+hf.toml:13: uplink[1].name: uplink[0] is called "holysheep" too; give each a name of its own
+hf.toml:14: uplink[1].probe.fall: must be between 1 and 1000, got 0
+hf.toml:14: uplink[1].probe.interval: expected a duration in quotes, such as "2s", got an integer
+hf.toml:15: uplink[2].base_url: missing; write where this uplink is, such as base_url = "https://api.example/v1"
+hf.toml:18: queue.max_requests: must be between 1 and 4294967295, got -1
+hf.toml:19: queue.ttl: "yesterday" is not a duration; write a number and a unit, such as "500ms", "2s", "5m", "72h" or "7d"
+hf.toml:21: retry.budget: expected a number, got a string
+hf.toml:22: retry.base: is longer than max; make base the shortest wait and max the longest
+hf.toml:23: quue: unknown key; did you mean "queue"?
+"#;
+    assert_eq!(faults(text), expected.trim());
+}
+
+#[test]
+fn an_unlike_key_gets_the_list_of_known_ones() {
+    assert_eq!(
+        faults("[drain]\nzebra = 1"),
+        "hf.toml:2: drain.zebra: unknown key; known here: max_in_flight, start_jitter"
+    );
+}
+
+#[test]
+fn wrong_shapes_are_faults() {
+    assert!(faults("queue = 5").contains("hf.toml:1: queue: expected a table, got an integer"));
+    assert!(faults("[uplink]\nname = \"holysheep\"").contains("write [[uplink]] with two brackets"));
+    assert!(faults("uplink = [1]").contains("expected tables in this array"));
+    assert!(faults("[http]\nlisten = \"127.0.0.1:1\"").contains("expected an array of strings"));
+    assert!(faults("[local]\nmodels = { a = 1 }").contains("local.models: \"a\": expected a string"));
+    assert!(faults("[log]\nlevel = 2020-01-01").contains("got a date"));
+    assert!(faults("[queue]\nmax_requests = 1.5").contains("expected a whole number"));
+    assert!(faults("[queue]\nmax_requests = 99999999999999999999").contains("an integer that is too large"));
+    assert!(faults("[[link]]\nname = 3").lines().any(|line| line.contains("link[0].name: expected a string")));
+    assert!(faults("[[task]]\nprompt = \"x\"").contains("task[0].id: missing"));
+    assert!(faults("[local]\nmodel = \"\"").contains("turn local answers off"));
+}
+
+#[test]
+fn text_that_is_no_toml_is_reported_with_line_and_column() {
+    let faults = faults("[queue]\nttl = \"1h\"\nmax_bytes = = 3\n[drain\n");
+    assert!(faults.starts_with("hf.toml:3:13: "), "{faults}");
+    assert!(faults.contains("\nhf.toml:4:"), "{faults}");
+}
+
+#[test]
+fn a_syntax_error_never_quotes_the_line() {
+    assert!(!faults("api_key = \"sk-secret\n").contains("sk-secret"));
+}
+
+#[test]
+fn keys_of_uplinks_are_named_and_never_written_down() {
+    let value = faults("[[uplink]]\napi_keys = [{ value = \"sk-secret\" }]");
+    assert!(value.contains("uplink[0].api_keys[0].value: a key is not kept in this file; use { env"), "{value}");
+    let name = faults("[[uplink]]\napi_keys = [{ env = \"sk-secret\" }]");
+    assert!(name.contains("not the key itself"), "{name}");
+    let bare = faults("[[uplink]]\napi_keys = [\"sk-secret\"]");
+    let url = faults("[[uplink]]\nbase_url = \"https://me:sk-secret@x\"");
+    assert!(url.contains("keys belong in api_keys"), "{url}");
+    assert!(faults("[[uplink]]\napi_keys = [{}]").contains("has 0 sources"));
+    assert!(faults("[[uplink]]\napi_keys = [{ env = \"A\", file = \"b\" }]").contains("has 2 sources"));
+    for text in [value, name, bare, url] {
+        assert!(!text.contains("sk-secret"), "{text}");
+    }
+}
+
+#[test]
+fn an_address_that_others_reach_needs_tokens_and_tls() {
+    let open = faults("[http]\nlisten = [\"0.0.0.0:80\"]\ntls_cert = \"c\"");
+    assert!(open.contains("0.0.0.0:80 can be reached by others; set token_file, tls_key too"), "{open}");
+    assert!(open.contains("http.tls_key: missing"), "{open}");
+    let text = "[http]\nlisten = [\"0.0.0.0:80\"]\ntls_cert = \"c\"\ntls_key = \"k\"\ntoken_file = \"t\"";
+    assert!(load_text(text, &[]).is_ok());
+}
+
+#[test]
+fn the_environment_overrides_and_is_named_as_origin() {
+    let text = "[queue]\nttl = \"2h\"\nmax_requests = 5\n[[uplink]]\nname = \"a\"\nbase_url = \"http://a\"";
+    let environment = [
+        ("HOLDFAST_QUEUE__TTL", "1h"),
+        ("HOLDFAST_LOCAL__TIMEOUTS__IDLE", "5s"),
+        ("HOLDFAST_UPLINK__0__BASE_URL", "http://b/v1"),
+        ("HOLDFAST_UPLINK__0__API_KEYS", "[{ env = \"B\" }]"),
+        ("HOLDFAST_UPLINK__1__BASE_URL", "http://c"),
+        ("HOLDFAST_UPLINK__1__NAME", "c"),
+        ("HOLDFAST_HTTP__LISTEN", "127.0.0.1:1, [::1]:2"),
+        ("HOLDFAST_RETRY__BUDGET", "0.5"),
+        ("HOLDFAST_DRAIN__MAX_IN_FLIGHT", "9"),
+        ("HOLDFAST_SOCKET", "elsewhere"),
+        ("HOME", "/root"),
+    ];
+    let loaded = load_text(text, &environment).unwrap();
+    let settings = &loaded.settings;
+    assert_eq!((settings.queue.ttl.as_secs(), settings.queue.max_requests), (3600, 5));
+    assert_eq!(settings.local.timeouts.idle.as_secs(), 5);
+    assert_eq!((settings.uplinks[0].name.as_str(), settings.uplinks[0].base_url.as_str()), ("a", "http://b/v1"));
+    assert_eq!(settings.uplinks[0].api_keys, [KeySource::Env("B".to_owned())]);
+    assert_eq!(settings.uplinks[1].name, "c");
+    assert_eq!(settings.http.listen.len(), 2);
+    assert_eq!((settings.retry.budget, settings.drain.max_in_flight), (0.5, 9));
+    assert_eq!(origin(&loaded, "queue.ttl"), "environment HOLDFAST_QUEUE__TTL");
+    assert_eq!(origin(&loaded, "queue.max_requests"), "hf.toml:3");
+    assert_eq!(origin(&loaded, "queue.max_bytes"), "default");
+}
+
+#[test]
+fn the_built_in_uplink_can_be_overridden_without_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let environment = variables(&[("HOLDFAST_UPLINK__0__BASE_URL", "http://127.0.0.1:9/v1")]);
+    let (loaded, faults) = read(None, &environment, folder.path());
+    assert_eq!(faults, Faults::default());
+    let uplink = &loaded.settings.uplinks[0];
+    assert_eq!((uplink.name.as_str(), uplink.base_url.as_str()), ("holysheep", "http://127.0.0.1:9/v1"));
+}
+
+#[test]
+fn unknown_or_malformed_variables_are_faults() {
+    let environment = [
+        ("HOLDFAST_QUEUE__TLL", "1h"),
+        ("HOLDFAST_QUEUE__TTL", "soon"),
+        ("HOLDFAST_UPLINK__4__NAME", "x"),
+        ("HOLDFAST_QUEUE__", "x"),
+        ("HOLDFAST_ZZZ", "1"),
+    ];
+    let faults = load_text("", &environment).unwrap_err();
+    assert!(
+        faults.contains("environment HOLDFAST_QUEUE__TLL: queue.tll: unknown key; did you mean \"ttl\"?"),
+        "{faults}"
+    );
+    assert!(faults.contains("environment HOLDFAST_QUEUE__TTL: queue.ttl: \"soon\" is not a duration"), "{faults}");
+    assert!(faults.contains("HOLDFAST_UPLINK__4__NAME: uplink.4.name: there is no such member"), "{faults}");
+    assert!(faults.contains("HOLDFAST_QUEUE__: queue.: not the name of a key"), "{faults}");
+    assert!(faults.contains("HOLDFAST_ZZZ: zzz: unknown key"), "{faults}");
+}
+
+#[test]
+fn installed_files_are_layered_later_ones_winning_per_key() {
+    let etc = tempfile::tempdir().unwrap();
+    std::fs::create_dir(etc.path().join("conf.d")).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(etc.path().join(name), text).unwrap();
+    write("holdfast.toml", "[queue]\nttl = \"1h\"\nmax_attempts = 2\n[http]\nlisten = [\"127.0.0.1:1\"]");
+    write("conf.d/20-b.toml", "[queue]\nttl = \"3h\"");
+    write("conf.d/10-a.toml", "[queue]\nttl = \"2h\"\n[http]\nlisten = [\"127.0.0.1:2\"]");
+    write("conf.d/99.bak", "nonsense");
+    let (loaded, faults) = read(None, &[], etc.path());
+    assert_eq!(faults, Faults::default());
+    assert_eq!((loaded.settings.queue.ttl.as_secs(), loaded.settings.queue.max_attempts), (3 * 3600, 2));
+    assert_eq!(loaded.settings.http.listen, ["127.0.0.1:2".parse().unwrap()]);
+    assert_eq!(loaded.settings.gateway.data_dir, Path::new("/var/lib/holdfast"));
+    assert_eq!(origin(&loaded, "queue.ttl"), "20-b.toml:2");
+    assert_eq!(origin(&loaded, "queue.max_attempts"), "holdfast.toml:3");
+    // A file that is named stands alone.
+    let named = etc.path().join("conf.d/20-b.toml");
+    let (loaded, _) = read(Some(&named), &[], etc.path());
+    assert_eq!((loaded.files, loaded.settings.queue.max_attempts), (vec![named], 8));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("none.toml");
+    let faults = load(Some(&missing), []).unwrap_err().to_string();
+    assert!(faults.contains("none.toml: cannot be read: No such file"), "{faults}");
+    std::fs::write(&missing, [0xff, 0xfe]).unwrap();
+    assert!(load(Some(&missing), []).unwrap_err().to_string().contains("is not UTF-8"));
+}
+
+#[test]
+fn the_socket_is_known_even_if_the_rest_is_faulty() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hf.toml");
+    std::fs::write(&path, "[http]\nsocket = \"/tmp/x.sock\"\n[queue]\nttl = 1").unwrap();
+    assert_eq!(socket(Some(&path), []), Path::new("/tmp/x.sock"));
+}
