@@ -1,0 +1,3 @@
+//! One file per subcommand; a thin client of the socket, never of the database.
+
+pub mod simulate;
