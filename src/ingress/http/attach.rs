@@ -1,0 +1,151 @@
+//! Which stored requests a repeated body is attached to, so that it makes no second one.
+//!
+//! An entry exists while a caller is being answered, and for ten minutes where that caller never got its
+//! answer: a ticket, or a broken connection. Memory only; filled again from the spool at start.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How long a repeat is recognised.
+pub const ATTACH_MS: u64 = 600_000;
+/// Entries kept; 100 bytes each. Beyond this the oldest is forgotten, and its repeat would be a new request.
+pub const ATTACH_MAX: usize = 4096;
+
+type Key = (String, [u8; 32]);
+type Table = Mutex<HashMap<Key, Entry>>;
+
+#[derive(Debug)]
+struct Entry {
+    id: String,
+    /// `None` while its own caller is still being answered.
+    until_ms: Option<u64>,
+}
+
+/// All entries.
+#[derive(Debug, Default, Clone)]
+pub struct Attach(Arc<Table>);
+
+/// One caller being answered. Dropped without [`Handing::delivered`], its request can be attached to.
+#[derive(Debug)]
+pub struct Handing {
+    table: Arc<Table>,
+    key: Key,
+    id: String,
+    now: fn() -> u64,
+    done: bool,
+}
+
+impl Attach {
+    /// A caller of a request just stored is being answered.
+    pub fn begin(&self, source: &str, hash: [u8; 32], id: &str, now: fn() -> u64) -> Handing {
+        let key = (source.to_owned(), hash);
+        self.insert(key.clone(), Entry { id: id.to_owned(), until_ms: None }, now());
+        Handing { table: self.0.clone(), key, id: id.to_owned(), now, done: false }
+    }
+
+    /// A request from before this start whose caller may not have got its answer.
+    pub fn restore(&self, source: String, hash: [u8; 32], id: String, now_ms: u64) {
+        self.insert((source, hash), Entry { id, until_ms: Some(now_ms + ATTACH_MS) }, now_ms);
+    }
+
+    /// Whether looking is worth a hash of the body.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Takes over the request that this body repeats.
+    pub fn find(&self, source: &str, hash: [u8; 32], now: fn() -> u64) -> Option<Handing> {
+        let key = (source.to_owned(), hash);
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = table.get_mut(&key)?;
+        if entry.until_ms.is_none_or(|until| until <= now()) {
+            return None;
+        }
+        entry.until_ms = None;
+        let id = entry.id.clone();
+        Some(Handing { table: self.0.clone(), key, id, now, done: false })
+    }
+
+    fn insert(&self, key: Key, entry: Entry, now_ms: u64) {
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.len() >= ATTACH_MAX {
+            table.retain(|_, old| old.until_ms.is_none_or(|until| until > now_ms));
+        }
+        if table.len() >= ATTACH_MAX {
+            let oldest = table.iter().filter_map(|(k, old)| old.until_ms.map(|until| (until, k.clone()))).min();
+            if let Some((_, key)) = oldest {
+                table.remove(&key);
+            }
+        }
+        table.insert(key, entry);
+    }
+}
+
+impl Handing {
+    /// The stored request.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The caller has its answer: the same body is a new request from now on.
+    pub fn delivered(mut self) {
+        self.done = true;
+    }
+}
+
+impl Drop for Handing {
+    fn drop(&mut self) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = table.get_mut(&self.key).filter(|entry| entry.id == self.id) else { return };
+        if self.done {
+            table.remove(&self.key);
+        } else {
+            entry.until_ms = Some((self.now)() + ATTACH_MS);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn early() -> u64 {
+        1000
+    }
+
+    fn late() -> u64 {
+        1000 + ATTACH_MS
+    }
+
+    #[test]
+    fn a_repeat_after_a_ticket_is_attached_once_at_a_time() {
+        let attach = Attach::default();
+        let handing = attach.begin("uid:1", [1; 32], "req_a", early);
+        assert!(attach.find("uid:1", [1; 32], early).is_none(), "its own caller is still being answered");
+        drop(handing);
+        assert!(attach.find("uid:2", [1; 32], early).is_none(), "another source");
+        let taken = attach.find("uid:1", [1; 32], early).unwrap();
+        assert_eq!(taken.id(), "req_a");
+        assert!(attach.find("uid:1", [1; 32], early).is_none());
+        taken.delivered();
+        assert!(attach.is_empty());
+    }
+
+    #[test]
+    fn ten_minutes_later_it_is_a_new_request() {
+        let attach = Attach::default();
+        drop(attach.begin("uid:1", [1; 32], "req_a", early));
+        assert!(attach.find("uid:1", [1; 32], late).is_none());
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let attach = Attach::default();
+        for n in 0..(ATTACH_MAX + 100) {
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&(n as u64).to_le_bytes());
+            drop(attach.begin("uid:1", hash, "req", early));
+        }
+        assert!(attach.0.lock().unwrap().len() <= ATTACH_MAX);
+    }
+}

@@ -1,0 +1,195 @@
+//! Error answers in OpenAI's shape: one type, one place that writes them.
+//!
+//! Messages say what to do and never repeat anything of a request's body.
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use serde::Serialize;
+
+use crate::spool::SpoolError;
+use crate::uplink::body::HeadError;
+use crate::uplink::local::LocalError;
+
+/// Bounds of `Retry-After` in seconds: what the SDKs obey.
+const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=30;
+
+/// An error answer.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    param: Option<&'static str>,
+    retry_after_s: Option<u64>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    error: Words<'a>,
+}
+
+#[derive(Serialize)]
+struct Words<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'static str>,
+    code: &'static str,
+}
+
+impl Refusal {
+    /// A refusal with a status, a stable code and a sentence.
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, retry_after_s: None, headers: Vec::new() }
+    }
+
+    /// 400 with the field that is wrong.
+    pub fn bad_field(code: &'static str, param: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self { param, ..Self::new(StatusCode::BAD_REQUEST, code, message) }
+    }
+
+    /// 404 for a stored request nobody knows.
+    pub fn no_such_request() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "request_not_found", "no stored request has this id; it may have been pruned")
+    }
+
+    /// 503 while the process ends.
+    pub fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the gateway is stopping; send this again in a moment")
+            .retry_after(5)
+    }
+
+    /// 503 where nothing can answer and nothing is stored.
+    pub fn unavailable(why: &str) -> Self {
+        let message = format!("no uplink is available and {why}; send this again later");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "uplink_unavailable", message).retry_after(10)
+    }
+
+    /// 504 where a request was sent and not answered.
+    pub fn upstream_timeout() -> Self {
+        let message = "the uplink took the request and did not answer; it may have been processed and billed, so it \
+                       was not sent again";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
+    }
+
+    /// 413, said before the body is read where its length is known.
+    pub fn too_large(limit: u64) -> Self {
+        let message = format!("the body is larger than max_body ({limit} bytes); send less or raise [http] max_body");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    }
+
+    /// Adds `Retry-After`, within what clients obey.
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds.clamp(*RETRY_AFTER_S.start(), *RETRY_AFTER_S.end()));
+        self
+    }
+
+    /// Adds a header; a value that no header can carry is left out.
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.push((HeaderName::from_static(name), value));
+        }
+        self
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The error as JSON.
+    pub fn json(&self) -> Bytes {
+        let words =
+            Words { message: &self.message, r#type: self.kind(), param: self.param, code: self.code };
+        // A struct of strings always serialises.
+        serde_json::to_vec(&Envelope { error: words }).unwrap_or_default().into()
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The whole answer.
+    pub fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.json()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        for (name, value) in self.headers {
+            headers.insert(name, value);
+        }
+        response
+    }
+}
+
+impl From<HeadError> for Refusal {
+    fn from(error: HeadError) -> Self {
+        match error {
+            HeadError::Json { .. } => Refusal::bad_field("invalid_json", None, error.to_string()),
+            HeadError::Field { field, .. } => Refusal::bad_field("missing_field", Some(field), error.to_string()),
+        }
+    }
+}
+
+impl From<SpoolError> for Refusal {
+    fn from(error: SpoolError) -> Self {
+        let full = |code, message: String| Refusal::new(StatusCode::INSUFFICIENT_STORAGE, code, message).retry_after(30);
+        match error {
+            SpoolError::QueueFull => full("queue_full", error.to_string()),
+            SpoolError::SourceFull => full("queue_full", error.to_string()),
+            SpoolError::DiskFull => full("disk_full", error.to_string()),
+            SpoolError::KeyReused => Refusal::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "this Idempotency-Key was used with another body; use a new key for a new request",
+            ),
+            SpoolError::Closed => Refusal::stopping(),
+            other => full("disk_full", format!("the request could not be stored and was not accepted: {other}")),
+        }
+    }
+}
+
+impl From<LocalError> for Refusal {
+    fn from(error: LocalError) -> Self {
+        let bad = |code| Refusal::bad_field(code, None, error.to_string());
+        match &error {
+            LocalError::Unsupported { .. } => bad("unsupported_by_local_model"),
+            LocalError::ContextLength => bad("context_length_exceeded"),
+            LocalError::Invalid { .. } => bad("invalid_json"),
+            _ => Refusal::unavailable(&format!("the local model cannot answer ({error})")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_stays_within_what_clients_obey() {
+        for (asked, said) in [(0, "1"), (7, "7"), (900, "30")] {
+            let response = Refusal::stopping().retry_after(asked).into_response();
+            assert_eq!(response.headers()[RETRY_AFTER], said);
+        }
+    }
+
+    #[test]
+    fn the_code_is_a_string_and_every_field_is_there() {
+        let value: serde_json::Value = serde_json::from_slice(&Refusal::too_large(5).json()).unwrap();
+        assert_eq!(value["error"]["code"], "request_too_large");
+        assert!(value["error"].as_object().unwrap().contains_key("param"));
+        assert_eq!(value["error"]["type"], "invalid_request_error");
+    }
+}

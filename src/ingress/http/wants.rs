@@ -1,0 +1,174 @@
+//! What a request's headers ask for: policy, priority, time to live, waiting, idempotency.
+//!
+//! Pure reading; unknown words are refused with the words that would have been understood.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use hyper::header::HeaderMap;
+
+use super::refusal::Refusal;
+use crate::control::types::{Policy, Priority};
+
+/// How long a caller without a stated time-out is held before it gets a ticket: below the 30 s that simple
+/// clients use.
+const HOLD_DEFAULT: Duration = Duration::from_secs(25);
+/// The longest hold: below the 300 s of proxies and of patient clients.
+const HOLD_MAX: Duration = Duration::from_secs(280);
+/// Share of a client's own time-out that a hold may use.
+const HOLD_SHARE: f64 = 0.9;
+/// Longest idempotency key and label that are taken.
+const WORD_BYTES_MAX: usize = 255;
+/// Longest time to live a request may ask for: 30 days.
+const TTL_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+/// What the headers ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wants {
+    /// What it gets while offline.
+    pub policy: Policy,
+    /// Its place in the backlog.
+    pub priority: Priority,
+    /// Time to live, where given.
+    pub ttl: Option<Duration>,
+    /// `Prefer: respond-async`.
+    pub respond_async: bool,
+    /// `Prefer: wait=N`.
+    pub wait: Option<Duration>,
+    /// How long the connection may be held.
+    pub hold: Duration,
+    /// `Idempotency-Key`.
+    pub idempotency_key: Option<String>,
+    /// `X-Edge-Device`, where it holds more than `true`.
+    pub label: Option<String>,
+}
+
+impl Wants {
+    /// Reads the headers.
+    pub fn read(headers: &HeaderMap, default_policy: Policy) -> Result<Self, Refusal> {
+        let (respond_async, wait) = prefer(headers);
+        Ok(Self {
+            policy: word(headers, "x-holdfast-offline")?.unwrap_or(default_policy),
+            priority: word(headers, "x-holdfast-priority")?.unwrap_or_default(),
+            ttl: ttl(headers)?,
+            respond_async,
+            wait,
+            hold: wait.unwrap_or_else(|| hold(headers)).min(HOLD_MAX),
+            idempotency_key: bounded(headers, "idempotency-key")?,
+            label: bounded(headers, "x-edge-device")?.filter(|label| label != "true"),
+        })
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+fn invalid(name: &str, expected: &str) -> Refusal {
+    Refusal::bad_field("invalid_header", None, format!("header {name}: {expected}"))
+}
+
+fn word<T: FromStr<Err = impl std::fmt::Display>>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Refusal> {
+    text(headers, name).map(|w| w.parse().map_err(|e: T::Err| invalid(name, &e.to_string()))).transpose()
+}
+
+fn bounded(headers: &HeaderMap, name: &str) -> Result<Option<String>, Refusal> {
+    let Some(value) = headers.get(name) else { return Ok(None) };
+    let value = value.to_str().map_err(|_| invalid(name, "use printable ASCII"))?.trim();
+    match value.len() {
+        0 => Ok(None),
+        1..=WORD_BYTES_MAX => Ok(Some(value.to_owned())),
+        _ => Err(invalid(name, "use at most 255 characters")),
+    }
+}
+
+fn ttl(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
+    let name = "x-holdfast-ttl";
+    let expected = "use seconds or a duration such as 90s, 30m, 72h or 7d, at most 30d";
+    let parse = |value: &str| {
+        let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit: u64 = match &value[digits.len()..] {
+            "" | "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        let seconds = digits.parse::<u64>().ok()?.checked_mul(unit)?;
+        (1..=TTL_MAX.as_secs()).contains(&seconds).then(|| Duration::from_secs(seconds))
+    };
+    text(headers, name).map(|value| parse(value).ok_or_else(|| invalid(name, expected))).transpose()
+}
+
+/// RFC 7240; preferences that are not understood are ignored, as it demands.
+fn prefer(headers: &HeaderMap) -> (bool, Option<Duration>) {
+    let mut respond_async = false;
+    let mut wait = None;
+    let values = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok());
+    for preference in values.flat_map(|v| v.split([',', ';'])).map(str::trim) {
+        if preference.eq_ignore_ascii_case("respond-async") {
+            respond_async = true;
+        } else if let Some(("wait", seconds)) = preference.split_once('=') {
+            wait = seconds.trim_matches('"').parse().ok().map(Duration::from_secs);
+        }
+    }
+    (respond_async, wait)
+}
+
+fn hold(headers: &HeaderMap) -> Duration {
+    let stated = ["x-stainless-read-timeout", "x-stainless-timeout"].iter().find_map(|name| {
+        let seconds: f64 = text(headers, name)?.parse().ok()?;
+        (seconds.is_finite() && seconds > 0.0).then_some(seconds)
+    });
+    stated.map_or(HOLD_DEFAULT, |s| Duration::from_secs_f64((s * HOLD_SHARE).min(HOLD_MAX.as_secs_f64())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&'static str, &'static str)]) -> Result<Wants, Refusal> {
+        let headers = pairs.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
+        Wants::read(&headers, Policy::Both)
+    }
+
+    #[test]
+    fn without_headers_it_is_ordinary() {
+        let wants = read(&[]).unwrap();
+        assert_eq!((wants.policy, wants.priority, wants.hold), (Policy::Both, Priority::Normal, HOLD_DEFAULT));
+        assert!(!wants.respond_async && wants.idempotency_key.is_none());
+    }
+
+    #[test]
+    fn reads_every_header() {
+        let wants = read(&[
+            ("x-holdfast-offline", "queue"),
+            ("x-holdfast-priority", "critical"),
+            ("x-holdfast-ttl", "2h"),
+            ("prefer", "respond-async, wait=3"),
+            ("idempotency-key", "k1"),
+            ("x-edge-device", "cam-7"),
+        ])
+        .unwrap();
+        assert_eq!((wants.policy, wants.priority), (Policy::Queue, Priority::Critical));
+        assert_eq!(wants.ttl, Some(Duration::from_secs(7200)));
+        assert_eq!((wants.respond_async, wants.wait), (true, Some(Duration::from_secs(3))));
+        assert_eq!(wants.label.as_deref(), Some("cam-7"));
+    }
+
+    #[test]
+    fn a_client_that_states_its_time_out_is_held_below_it() {
+        let hold = |v| read(&[("x-stainless-read-timeout", v)]).unwrap().hold;
+        assert_eq!(hold("10"), Duration::from_secs(9));
+        assert_eq!(hold("600"), HOLD_MAX);
+        assert_eq!(hold("-1"), HOLD_DEFAULT);
+    }
+
+    #[test]
+    fn a_wrong_word_names_the_right_ones() {
+        let refusal = read(&[("x-holdfast-priority", "urgent")]).unwrap_err();
+        assert!(String::from_utf8(refusal.json().to_vec()).unwrap().contains("critical, high, normal, low"));
+        assert!(read(&[("x-holdfast-ttl", "forever")]).is_err());
+        assert_eq!(read(&[("x-edge-device", "true")]).unwrap().label, None);
+    }
+}

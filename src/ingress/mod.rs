@@ -1,0 +1,3 @@
+//! Where work comes in. Translates, and decides nothing.
+
+pub mod http;
