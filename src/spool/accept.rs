@@ -1,0 +1,168 @@
+//! Taking a request in: idempotency, limits, making room, the rows.
+//!
+//! Owns the answer to "does it fit"; never looks into a body.
+
+use std::path::Path;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::codes::{num, policy_code, sql, state_code};
+use super::files::{self, Staged};
+use super::record::{Accepted, NewRequest};
+use super::store::{Place, Standing, Store};
+use super::{SpoolError, sweep};
+use crate::clock;
+use crate::control::types::State;
+
+/// How long a reading of the free space is believed; what is accepted meanwhile is subtracted.
+const FREE_VALID_MS: u128 = 1_000;
+/// Finished requests pruned for one acceptance: enough for a large body, bounded for the others in the batch.
+const PRUNE_MAX: u32 = 64;
+
+/// The latest reading of the file system's free bytes.
+#[derive(Debug, Default)]
+pub(super) struct FreeSpace {
+    read_at_ms: Option<u128>,
+    bytes: u64,
+}
+
+impl FreeSpace {
+    fn take(&mut self, dir: &Path, size: u64, floor: u64) -> Result<(), SpoolError> {
+        let now = clock::since_boot().as_millis();
+        if self.read_at_ms.is_none_or(|at| now.saturating_sub(at) >= FREE_VALID_MS) {
+            self.bytes = files::free_bytes(dir)?;
+            self.read_at_ms = Some(now);
+        }
+        let left = self.bytes.saturating_sub(size);
+        if left < floor {
+            return Err(SpoolError::DiskFull);
+        }
+        self.bytes = left;
+        Ok(())
+    }
+}
+
+/// Stores a request, or finds the one its idempotency key names.
+pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
+    let source_id = source(store, &new.source)?;
+    if let Some(known) = known(store, source_id, new)? {
+        return Ok(known);
+    }
+    make_room(store, source_id, new)?;
+    let seq = insert(store, source_id, new, file.as_ref())?;
+    if let Some(file) = file {
+        file.keep();
+    }
+    Ok(Accepted { id: new.id.clone(), seq, existing: false })
+}
+
+fn source(store: &Store, name: &str) -> Result<i64, SpoolError> {
+    let mut find = store.conn.prepare_cached("SELECT source_id FROM source WHERE name = ?1")?;
+    if let Some(id) = find.query_row([name], |r| r.get(0)).optional()? {
+        return Ok(id);
+    }
+    store.conn.prepare_cached("INSERT INTO source (name, unfinished) VALUES (?1, 0)")?.execute([name])?;
+    Ok(store.conn.last_insert_rowid())
+}
+
+fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
+    let Some(key) = &new.idempotency_key else { return Ok(None) };
+    let text = "SELECT seq, id, body_hash FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
+    let found = store
+        .conn
+        .prepare_cached(text)?
+        .query_row(params![source_id, key], |r| Ok((num(r.get(0)?), r.get(1)?, r.get::<_, Vec<u8>>(2)?)))
+        .optional()?;
+    match found {
+        None => Ok(None),
+        Some((seq, id, hash)) if hash == new.body_hash => Ok(Some(Accepted { id, seq, existing: true })),
+        Some(_) => Err(SpoolError::KeyReused),
+    }
+}
+
+/// Finished requests go first, then less urgent ones where that is wanted; else the request is refused.
+fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), SpoolError> {
+    let size = new.body.len() as u64;
+    check_source(store, source_id)?;
+    let options = store.options.clone();
+    store.free.take(&options.data_dir, size, options.min_disk_free)?;
+    if size > options.max_bytes {
+        return Err(SpoolError::QueueFull);
+    }
+    sweep::prune_to(store, options.max_bytes - size, PRUNE_MAX)?;
+    while is_full(store, size) {
+        let victim = if options.evict_when_full { victim(store, i64::from(new.priority.rank()))? } else { None };
+        let row = victim.ok_or(SpoolError::QueueFull)?;
+        store.end_untold(&row, State::Evicted, "queue_full")?;
+        store.drop_body(&row)?;
+    }
+    Ok(())
+}
+
+pub(super) fn is_full(store: &Store, size: u64) -> bool {
+    store.counts.unfinished() >= store.options.max_requests
+        || store.counts.kept_bytes.saturating_add(size) > store.options.max_bytes
+}
+
+pub(super) fn check_source(store: &Store, source_id: i64) -> Result<(), SpoolError> {
+    let mut find = store.conn.prepare_cached("SELECT unfinished FROM source WHERE source_id = ?1")?;
+    let unfinished = num(find.query_row([source_id], |r| r.get(0))?);
+    if unfinished >= store.options.per_source_backlog { Err(SpoolError::SourceFull) } else { Ok(()) }
+}
+
+/// The oldest waiting request of the lowest priority below `above`; at most three look-ups.
+fn victim(store: &Store, above: i64) -> Result<Option<Standing>, SpoolError> {
+    for priority in ((above + 1)..=3).rev() {
+        let seq: Option<i64> = store.conn.prepare_cached(VICTIM)?.query_row([priority], |r| r.get(0)).optional()?;
+        if let Some(seq) = seq {
+            return store.by_seq(num(seq));
+        }
+    }
+    Ok(None)
+}
+
+pub(super) const VICTIM: &str = "SELECT seq FROM request INDEXED BY request_queued
+    WHERE state = 0 AND priority = ?1 ORDER BY seq LIMIT 1";
+
+const INSERT: &str = "INSERT INTO request (seq, id, source_id, state, priority, deferred, attempts, maybe_billed,
+    accepted_at, expires_at, ended_at, created_unix_ms, ttl_ms, policy, endpoint, model, label, idempotency_key,
+    body_bytes, body_hash, body_kept, body_file)
+    VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, 0, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 1, ?18)";
+
+fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Staged>) -> Result<u64, SpoolError> {
+    let seq = store.counts.next_seq;
+    let state = if new.leased { State::Sending } else { State::Queued };
+    let now = store.powered.now_ms();
+    let size = new.body.len() as u64;
+    let (seq_sql, rank) = (sql(seq), i64::from(new.priority.rank()));
+    store.conn.prepare_cached(INSERT)?.execute(params![
+        seq_sql,
+        new.id,
+        source_id,
+        state_code(state),
+        rank,
+        new.maybe_billed,
+        sql(now),
+        sql(now.saturating_add(new.ttl_ms)),
+        sql(clock::unix_ms()),
+        sql(new.ttl_ms),
+        policy_code(new.policy),
+        new.endpoint,
+        new.model,
+        new.label,
+        new.idempotency_key,
+        sql(size),
+        new.body_hash.as_slice(),
+        file.map(Staged::name),
+    ])?;
+    if file.is_none() {
+        store.conn.prepare_cached("INSERT INTO body VALUES (?1, ?2)")?.execute(params![seq_sql, &new.body[..]])?;
+    }
+    store.counts.next_seq += 1;
+    store.counts.kept_bytes += size;
+    if new.leased {
+        store.effects.held.push(seq);
+    }
+    store.enter(&Place { source_id, priority: rank, body_bytes: size }, state, !new.leased)?;
+    Ok(seq)
+}

@@ -1,0 +1,80 @@
+//! What people do to a request: release, cancel, retry, purge.
+//!
+//! Owns which state may follow which by hand; never touches a request that is being sent.
+
+use rusqlite::params;
+
+use super::SpoolError;
+use super::accept::{check_source, is_full};
+use super::codes::{num, sql, state_code};
+use super::store::Store;
+use crate::control::types::State;
+
+/// Rows purged in one transaction: some tens of milliseconds, so that nobody waits long behind it.
+pub(super) const PURGE_MAX: u32 = 256;
+
+/// Deferred rows become offerable again.
+pub(super) fn release(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError> {
+    for seq in seqs {
+        let row = store.by_seq(*seq)?;
+        if let Some(row) = row.filter(|row| row.state == State::Queued && row.deferred) {
+            store.shift(&row, State::Queued, false)?;
+        }
+    }
+    Ok(())
+}
+
+/// `queued` and `unknown` become `cancelled`; returns where the request stands then.
+pub(super) fn cancel(store: &mut Store, id: &str) -> Result<Option<State>, SpoolError> {
+    let Some(row) = store.by_id(id)? else { return Ok(None) };
+    if matches!(row.state, State::Queued | State::Unknown) {
+        store.end(&row, State::Cancelled, Some("cancelled"))?;
+        return Ok(Some(State::Cancelled));
+    }
+    Ok(Some(row.state))
+}
+
+/// What failed is queued once more, as if new, while its body is kept. That a send may have been billed stays
+/// on record.
+pub(super) fn retry(store: &mut Store, id: &str) -> Result<Option<State>, SpoolError> {
+    let Some(row) = store.by_id(id)? else { return Ok(None) };
+    if !row.state.is_final() || row.state == State::Answered || !row.body_kept {
+        return Ok(Some(row.state));
+    }
+    check_source(store, row.source_id)?;
+    // Its bytes are counted already.
+    if is_full(store, 0) {
+        return Err(SpoolError::QueueFull);
+    }
+    store.shift(&row, State::Queued, false)?;
+    let expires_at = store.powered.now_ms().saturating_add(row.ttl_ms);
+    store
+        .conn
+        .prepare_cached("UPDATE request SET attempts = 0, reason = NULL, expires_at = ?2 WHERE seq = ?1")?
+        .execute([sql(row.seq), sql(expires_at)])?;
+    Ok(Some(State::Queued))
+}
+
+pub(super) const IN_STATE: &str =
+    "SELECT seq FROM request INDEXED BY request_state WHERE state = ?1 ORDER BY seq LIMIT ?2";
+
+/// Deletes up to [`PURGE_MAX`] records of one final state; returns how many.
+pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> {
+    if !state.is_final() {
+        return Ok(0);
+    }
+    let seqs = seqs_in(store, state, PURGE_MAX)?;
+    for seq in &seqs {
+        if let Some(row) = store.by_seq(*seq)? {
+            store.remove(&row)?;
+        }
+    }
+    Ok(seqs.len() as u64)
+}
+
+/// The first `limit` sequence numbers in a state.
+pub(super) fn seqs_in(store: &Store, state: State, limit: u32) -> Result<Vec<u64>, SpoolError> {
+    let mut statement = store.conn.prepare_cached(IN_STATE)?;
+    let rows = statement.query_map(params![state_code(state), limit], |r| r.get(0).map(num))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

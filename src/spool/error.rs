@@ -1,0 +1,76 @@
+//! What can go wrong in the spool, in words that stay the same.
+//!
+//! Owns the translation of SQLite's and the system's errors; never carries a request's text.
+
+use rusqlite::ErrorCode;
+
+/// Why the spool said no.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpoolError {
+    /// `max_requests` or `max_bytes` is reached and nothing less urgent can make room.
+    #[error("the queue is full; raise queue.max_requests or queue.max_bytes, or wait for the drain")]
+    QueueFull,
+    /// The source has `per_source_backlog` unfinished requests.
+    #[error("this source has too many unfinished requests; see limits.per_source_backlog")]
+    SourceFull,
+    /// The disk has less than `min_disk_free` left, or SQLite found it full.
+    #[error("the disk is full; free space below queue.min_disk_free")]
+    DiskFull,
+    /// The idempotency key is known with another body.
+    #[error("the idempotency key was used before with another body")]
+    KeyReused,
+    /// A newer holdfast wrote this database; it was left untouched.
+    #[error("the spool has schema version {found}, this program knows up to {known}; start a newer holdfast")]
+    Newer {
+        /// The version on disk.
+        found: u32,
+        /// The newest version this program knows.
+        known: u32,
+    },
+    /// Another process owns the data folder.
+    #[error("another holdfast process owns this data folder; stop it, or set another gateway.data_dir")]
+    Busy,
+    /// SQLite or the file system failed; the request in question was not accepted.
+    #[error("storage failed: {0}")]
+    Storage(String),
+    /// The spool was closed.
+    #[error("the spool is closed")]
+    Closed,
+}
+
+impl SpoolError {
+    /// A stable word for logs and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            SpoolError::QueueFull => "queue_full",
+            SpoolError::SourceFull => "source_full",
+            SpoolError::DiskFull => "disk_full",
+            SpoolError::KeyReused => "idempotency_key_reused",
+            SpoolError::Newer { .. } => "spool_newer",
+            SpoolError::Busy => "spool_busy",
+            SpoolError::Storage(_) => "storage",
+            SpoolError::Closed => "closed",
+        }
+    }
+}
+
+impl From<rusqlite::Error> for SpoolError {
+    fn from(error: rusqlite::Error) -> SpoolError {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => SpoolError::DiskFull,
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => SpoolError::Busy,
+            // SQLite's own text names tables and columns, never values.
+            _ => SpoolError::Storage(error.to_string()),
+        }
+    }
+}
+
+impl From<std::io::Error> for SpoolError {
+    fn from(error: std::io::Error) -> SpoolError {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded => SpoolError::DiskFull,
+            _ => SpoolError::Storage(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Files of the data folder: the lock, and bodies too large for a row.
+//!
+//! Owns names, fsyncs and removal; never touches SQLite and never runs on the writer thread while it writes.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rustix::fs::FlockOperation;
+use sha2::{Digest, Sha256};
+
+use super::SpoolError;
+use crate::clock;
+
+/// Above this a body is a file. SQLite writes each byte about twice (WAL, then database), a file once; below it
+/// the file's two extra syncs (its own and the folder's) cost more than the doubled bytes.
+pub(super) const INLINE_MAX: usize = 64 * 1024;
+
+/// Makes the folders and takes the lock, which lasts as long as the returned file.
+pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(bodies(data_dir))?;
+    let lock = private().create(true).truncate(false).open(data_dir.join("holdfast.lock"))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(SpoolError::Busy),
+        Err(e) => return Err(std::io::Error::from(e).into()),
+    }
+    // Made here so that it is private from its first byte; SQLite takes an empty file as a new database.
+    private().create(true).truncate(false).open(database(data_dir))?;
+    sync_dir(data_dir)?;
+    Ok(lock)
+}
+
+/// The database's path.
+pub(super) fn database(data_dir: &Path) -> PathBuf {
+    data_dir.join("spool.db")
+}
+
+/// The folder of large bodies.
+pub(super) fn bodies(data_dir: &Path) -> PathBuf {
+    data_dir.join("bodies")
+}
+
+/// SHA-256, the checksum each body carries.
+pub(super) fn hash(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+/// A durable file that no row names yet; dropped without [`Staged::keep`], it is removed.
+#[derive(Debug)]
+pub(super) struct Staged {
+    path: PathBuf,
+    name: String,
+    kept: bool,
+}
+
+impl Staged {
+    /// Writes, syncs, renames, syncs the folder. The name starts with the number of this start, so that
+    /// cleaning up after earlier starts never meets a file that is about to get its row.
+    pub(super) fn write(data_dir: &Path, start: u64, bytes: &Bytes) -> Result<Staged, SpoolError> {
+        let dir = bodies(data_dir);
+        let name = format!("{start}-{:016x}{:016x}", clock::random_u64(), clock::random_u64());
+        let mut temp = Staged { path: dir.join(format!("{name}.tmp")), name: name.clone(), kept: false };
+        let mut file = private().create_new(true).open(&temp.path)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temp.path, dir.join(&name))?;
+        temp.path = dir.join(&name);
+        sync_dir(&dir)?;
+        Ok(temp)
+    }
+
+    /// The name a row keeps.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A row names it now.
+    pub(super) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.kept {
+            // A file that stays is an orphan, and the next start removes it.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Reads a body file; `None` where it is gone.
+pub(super) fn read(data_dir: &Path, name: &str) -> Result<Option<Bytes>, SpoolError> {
+    match std::fs::read(bodies(data_dir).join(name)) {
+        Ok(bytes) => Ok(Some(bytes.into())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Removes a body file; one that is gone already is fine, one that stays is an orphan for the next start.
+pub(super) fn remove(data_dir: &Path, name: &str) {
+    let _ = std::fs::remove_file(bodies(data_dir).join(name));
+}
+
+/// The number of the start that wrote a file of this name.
+pub(super) fn start_of(name: &str) -> Option<u64> {
+    name.split_once('-')?.0.parse().ok()
+}
+
+/// Free bytes for us on the data folder's file system.
+pub(super) fn free_bytes(data_dir: &Path) -> Result<u64, SpoolError> {
+    let fs = rustix::fs::statvfs(data_dir).map_err(std::io::Error::from)?;
+    Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
+    Ok(File::open(dir)?.sync_all()?)
+}

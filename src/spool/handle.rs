@@ -1,0 +1,343 @@
+//! The handle everybody else holds: sends commands to the thread and waits.
+//!
+//! Owns the work that must not happen on the writer thread: writing, reading and hashing large bodies.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::files::{self, INLINE_MAX, Staged};
+use super::lease::Drawn;
+use super::powered::Powered;
+use super::read::Stored;
+use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, Settlement, Tally, UplinkAnswer};
+use super::store::Store;
+use super::writer::{Abandoned, Command, Job};
+use super::{Options, SpoolError, accept, change, lease, read, settle, sweep};
+use crate::control::types::State;
+
+/// Large files written at the same time; more would only queue inside the disk.
+const FILE_WRITES: usize = 4;
+
+/// The spool's handle; clones share one thread, which ends with the last of them.
+#[derive(Clone)]
+pub struct Spool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    commands: Option<mpsc::Sender<Command>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    tally: watch::Receiver<Tally>,
+    abandoned: Abandoned,
+    options: Arc<Options>,
+    powered: Powered,
+    starts: u64,
+    files: Semaphore,
+}
+
+impl Drop for Inner {
+    /// Waits for the thread, so that whoever opens the folder next finds it free.
+    fn drop(&mut self) {
+        self.commands = None;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Spool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spool").field("data_dir", &self.inner.options.data_dir).finish_non_exhaustive()
+    }
+}
+
+/// Leases on their way to a caller; what never arrives is given back.
+struct Handed {
+    seqs: Vec<u64>,
+    to: Abandoned,
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        self.to.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.seqs);
+    }
+}
+
+impl Spool {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        thread: JoinHandle<()>,
+        tally: watch::Receiver<Tally>,
+        abandoned: Abandoned,
+        options: Arc<Options>,
+        powered: Powered,
+        starts: u64,
+    ) -> Spool {
+        let (thread, files) = (Mutex::new(Some(thread)), Semaphore::new(FILE_WRITES));
+        let commands = Some(commands);
+        Spool { inner: Arc::new(Inner { commands, thread, tally, abandoned, options, powered, starts, files }) }
+    }
+
+    /// Makes a request durable. Returns after the fsync, and only then may anybody be told.
+    pub async fn accept(&self, new: NewRequest) -> Result<Accepted, SpoolError> {
+        let file = self.stage(&new.body).await?;
+        let to = self.inner.abandoned.clone();
+        let (accepted, mut handed) = self
+            .write(move |store| {
+                let accepted = accept::accept(store, &new, file)?;
+                let leased = new.leased && !accepted.existing;
+                let seqs = if leased { vec![accepted.seq] } else { Vec::new() };
+                Ok((accepted, Handed { seqs, to }))
+            })
+            .await?;
+        handed.seqs.clear();
+        Ok(accepted)
+    }
+
+    /// Hands out up to `max` requests in order; each is `sending` on disk before this returns. Where the caller
+    /// goes away meanwhile, they are given back.
+    pub async fn lease(&self, max: u32) -> Result<Vec<Leased>, SpoolError> {
+        let to = self.inner.abandoned.clone();
+        let (drawn, mut handed) = self
+            .write(move |store| {
+                let drawn = lease::lease(store, max)?;
+                let seqs = drawn.iter().map(|d| d.leased.seq).collect();
+                Ok((drawn, Handed { seqs, to }))
+            })
+            .await?;
+        let options = self.inner.options.clone();
+        let (whole, damaged) = blocking(move || verify(&options, drawn)).await??;
+        if !damaged.is_empty() {
+            self.write(move |store| lease::damaged(store, &damaged)).await?;
+        }
+        handed.seqs.clear();
+        Ok(whole)
+    }
+
+    /// Ends a lease. A request that is not being sent is left as it is, without an error.
+    pub async fn settle(&self, seq: u64, s: Settlement) -> Result<(), SpoolError> {
+        let how = shortened(s);
+        let file = match &how {
+            Settlement::Answered(answer) => self.stage(&answer.body).await?,
+            _ => None,
+        };
+        self.write(move |store| settle::settle(store, seq, &how, file)).await
+    }
+
+    /// Makes deferred requests offerable again.
+    pub async fn release(&self, seqs: Vec<u64>) -> Result<(), SpoolError> {
+        self.write(move |store| change::release(store, &seqs)).await
+    }
+
+    /// Keeps the local model's answer, in whatever state the request is.
+    pub async fn record_local(&self, seq: u64, answer: LocalAnswer) -> Result<(), SpoolError> {
+        let file = self.stage(&answer.body).await?;
+        self.write(move |store| settle::record_local(store, seq, &answer, file)).await
+    }
+
+    /// One request with its answers.
+    pub async fn get(&self, id: String) -> Result<Option<Record>, SpoolError> {
+        let Some(found) = self.read(move |store| read::get(store, &id)).await? else { return Ok(None) };
+        let options = self.inner.options.clone();
+        blocking(move || {
+            let mut record = found.record;
+            if let (Some((answer, _)), Some(stored)) = (&mut record.local, found.local) {
+                answer.body = fetch(&options, stored)?;
+            }
+            if let (Some((answer, _)), Some(stored)) = (&mut record.uplink, found.uplink) {
+                answer.body = fetch(&options, stored)?;
+            }
+            Ok(Some(record))
+        })
+        .await?
+    }
+
+    /// The request's own body, while it is kept.
+    pub async fn body(&self, id: String) -> Result<Option<Bytes>, SpoolError> {
+        let Some(stored) = self.read(move |store| read::body(store, &id)).await? else { return Ok(None) };
+        let options = self.inner.options.clone();
+        blocking(move || fetch(&options, stored).map(Some)).await?
+    }
+
+    /// Records by ascending sequence number, without the answers' bytes.
+    pub async fn list(&self, filter: Filter) -> Result<Vec<Record>, SpoolError> {
+        self.read(move |store| read::list(store, &filter)).await
+    }
+
+    /// Cancels what is not being sent; returns where the request stands then, `None` for an unknown id.
+    pub async fn cancel(&self, id: String) -> Result<Option<State>, SpoolError> {
+        self.write(move |store| change::cancel(store, &id)).await
+    }
+
+    /// Queues a failed request once more while its body is kept; returns where it stands then.
+    pub async fn retry(&self, id: String) -> Result<Option<State>, SpoolError> {
+        self.write(move |store| change::retry(store, &id)).await
+    }
+
+    /// Deletes all records of one final state, in steps; returns how many.
+    pub async fn purge(&self, state: State) -> Result<u64, SpoolError> {
+        let mut total = 0;
+        loop {
+            let gone = self.write(move |store| change::purge(store, state)).await?;
+            total += gone;
+            if gone < u64::from(change::PURGE_MAX) {
+                return Ok(total);
+            }
+        }
+    }
+
+    /// One bounded step of what time takes away; returns every request that ended by itself since the last
+    /// call: expired, evicted, damaged, or dead because an earlier process died while sending it.
+    pub async fn sweep(&self) -> Result<Vec<(u64, String, State)>, SpoolError> {
+        let due = self.read(|store| sweep::is_due(store)).await?;
+        if due {
+            self.write(sweep::sweep).await?;
+        }
+        self.read(|store| {
+            sweep::orphans(store)?;
+            Ok(std::mem::take(&mut store.told))
+        })
+        .await
+    }
+
+    /// Requests accepted in the last `newer_than_ms` powered-on milliseconds whose answer was perhaps never
+    /// handed over: source, body hash, id; newest first.
+    pub async fn attachable(
+        &self,
+        newer_than_ms: u64,
+        limit: u32,
+    ) -> Result<Vec<(String, [u8; 32], String)>, SpoolError> {
+        self.read(move |store| read::attachable(store, newer_than_ms, limit)).await
+    }
+
+    /// The counters as of the latest commit; asks nobody.
+    pub fn tally(&self) -> Tally {
+        self.inner.tally.borrow().clone()
+    }
+
+    /// Changes after each commit.
+    pub fn watch(&self) -> watch::Receiver<Tally> {
+        self.inner.tally.clone()
+    }
+
+    /// Now, in milliseconds of powered-on time.
+    pub fn powered_ms(&self) -> u64 {
+        self.inner.powered.now_ms()
+    }
+
+    /// A small committed write: proof that the disk still takes them.
+    pub async fn commit_probe(&self) -> Result<(), SpoolError> {
+        self.write(|_| Ok(())).await
+    }
+
+    /// Folds the log in and ends the thread. Leases stay as they are: the next start judges them.
+    pub async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        if self.send(Command::Close(reply)).await.is_ok() {
+            let _ = closed.await;
+        }
+    }
+
+    /// Large bytes become a durable file first, off the writer thread.
+    async fn stage(&self, bytes: &Bytes) -> Result<Option<Staged>, SpoolError> {
+        if bytes.len() <= INLINE_MAX {
+            return Ok(None);
+        }
+        let _permit = self.inner.files.acquire().await.map_err(|_| SpoolError::Closed)?;
+        let (options, starts, bytes) = (self.inner.options.clone(), self.inner.starts, bytes.clone());
+        blocking(move || Staged::write(&options.data_dir, starts, &bytes)).await?.map(Some)
+    }
+
+    async fn send(&self, command: Command) -> Result<(), SpoolError> {
+        let commands = self.inner.commands.as_ref().ok_or(SpoolError::Closed)?;
+        commands.send(command).await.map_err(|_| SpoolError::Closed)
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Result<T, SpoolError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Write(Box::new(Job { work: Some(work), done: None, reply }))).await?;
+        answer.await.map_err(|_| SpoolError::Closed)?
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Result<T, SpoolError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Read(Box::new(move |store| {
+            let _ = reply.send(store.and_then(work));
+        })))
+        .await?;
+        answer.await.map_err(|_| SpoolError::Closed)?
+    }
+
+    #[cfg(test)]
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Result<T, SpoolError> {
+        self.read(work).await
+    }
+
+    /// Makes the COMMIT of its batch fail, as a failed fsync would: a deferred constraint is broken.
+    #[cfg(test)]
+    pub(super) async fn fail_commit(&self) -> Result<(), SpoolError> {
+        let text = "PRAGMA defer_foreign_keys=ON; INSERT INTO body VALUES (999999999, x'00')";
+        self.write(move |store| Ok(store.conn.execute_batch(text)?)).await
+    }
+
+    #[cfg(test)]
+    pub(super) fn advance(&self, ms: u64) {
+        self.inner.powered.advance(ms);
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, SpoolError> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| SpoolError::Storage(e.to_string()))
+}
+
+/// Reads the bodies that are files and checks every body against its checksum.
+fn verify(options: &Options, drawn: Vec<Drawn>) -> Result<(Vec<Leased>, Vec<u64>), SpoolError> {
+    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
+    for mut one in drawn {
+        if let Some(name) = &one.file {
+            one.leased.body = files::read(&options.data_dir, name)?.unwrap_or_default();
+        }
+        if files::hash(&one.leased.body) == one.body_hash {
+            whole.push(one.leased);
+        } else {
+            damaged.push(one.leased.seq);
+        }
+    }
+    Ok((whole, damaged))
+}
+
+fn fetch(options: &Options, stored: Stored) -> Result<Bytes, SpoolError> {
+    let bytes = match stored.file {
+        Some(name) => files::read(&options.data_dir, &name)?,
+        None => stored.inline.map(Bytes::from),
+    };
+    match bytes {
+        Some(bytes) if files::hash(&bytes)[..] == stored.hash[..] => Ok(bytes),
+        _ => Err(SpoolError::Storage("the stored bytes are damaged or gone".into())),
+    }
+}
+
+/// A refusal's words are kept up to [`settle::REFUSAL_MAX`].
+fn shortened(s: Settlement) -> Settlement {
+    match s {
+        Settlement::Dead { reason, error, answer: Some(answer) } => {
+            let body = answer.body.slice(..answer.body.len().min(settle::REFUSAL_MAX));
+            Settlement::Dead { reason, error, answer: Some(UplinkAnswer { body, ..answer }) }
+        }
+        other => other,
+    }
+}

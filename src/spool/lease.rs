@@ -1,0 +1,126 @@
+//! Handing requests out for one attempt each.
+//!
+//! Owns the order: by priority, then the sources in turn, then by sequence. Never reads a body file: the
+//! handle does that, off the writer thread.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::SpoolError;
+use super::codes::{self, num, sql};
+use super::record::Leased;
+use super::store::{Standing, Store};
+use crate::control::types::State;
+
+/// Leases per call; the drain's window is far smaller.
+const LEASE_MAX: u32 = 256;
+/// Overdue requests one lease may meet and expire on its way, so that its time stays bounded.
+const OVERDUE_MAX: u32 = 256;
+
+/// The lane whose turn it is: most urgent first, then the one served longest ago.
+pub(super) const NEXT_LANE: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
+    WHERE ready > 0 ORDER BY priority, served, source_id LIMIT 1";
+/// The oldest ready request of a lane.
+pub(super) const NEXT_IN_LANE: &str = "SELECT seq FROM request INDEXED BY request_ready
+    WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2 ORDER BY seq LIMIT 1";
+
+/// A lease as the writer gives it to the handle.
+#[derive(Debug)]
+pub(super) struct Drawn {
+    /// Complete but for the body where that is a file.
+    pub(super) leased: Leased,
+    pub(super) body_hash: [u8; 32],
+    pub(super) file: Option<String>,
+}
+
+/// Marks up to `max` requests `sending`, in order.
+pub(super) fn lease(store: &mut Store, max: u32) -> Result<Vec<Drawn>, SpoolError> {
+    let max = max.min(LEASE_MAX) as usize;
+    let mut drawn = Vec::new();
+    let mut overdue = 0;
+    while drawn.len() < max && overdue < OVERDUE_MAX {
+        let Some(row) = next(store)? else { break };
+        if row.expires_at <= store.powered.now_ms() {
+            store.end_untold(&row, State::Expired, "ttl")?;
+            overdue += 1;
+            continue;
+        }
+        store.shift(&row, State::Sending, false)?;
+        store.effects.held.push(row.seq);
+        drawn.push(draw(store, &row)?);
+    }
+    Ok(drawn)
+}
+
+fn next(store: &mut Store) -> Result<Option<Standing>, SpoolError> {
+    loop {
+        let lane: Option<(i64, i64)> =
+            store.conn.prepare_cached(NEXT_LANE)?.query_row([], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
+        let Some((priority, source_id)) = lane else { return Ok(None) };
+        store.counts.turn += 1;
+        store.conn.prepare_cached("UPDATE lane SET served = ?3 WHERE priority = ?1 AND source_id = ?2")?.execute([
+            priority,
+            source_id,
+            sql(store.counts.turn),
+        ])?;
+        let seq: Option<i64> =
+            store.conn.prepare_cached(NEXT_IN_LANE)?.query_row([priority, source_id], |r| r.get(0)).optional()?;
+        match seq {
+            Some(seq) => return store.by_seq(num(seq)),
+            // A lane that promises what it does not have can only come from damage; it is corrected.
+            None => store
+                .conn
+                .prepare_cached("UPDATE lane SET ready = 0 WHERE priority = ?1 AND source_id = ?2")?
+                .execute([priority, source_id])?,
+        };
+    }
+}
+
+const DRAW: &str = "SELECT r.id, s.name, r.endpoint, r.model, r.priority, r.attempts, r.maybe_billed,
+    r.idempotency_key, r.body_hash, r.body_file, b.bytes
+    FROM request r JOIN source s USING (source_id) LEFT JOIN body b USING (seq) WHERE r.seq = ?1";
+
+fn draw(store: &Store, row: &Standing) -> Result<Drawn, SpoolError> {
+    let priority = codes::priority(row.priority)?;
+    let mut statement = store.conn.prepare_cached(DRAW)?;
+    Ok(statement.query_row(params![sql(row.seq)], |r| {
+        let id: String = r.get(0)?;
+        let key: Option<String> = r.get(7)?;
+        Ok(Drawn {
+            leased: Leased {
+                seq: row.seq,
+                source: r.get(1)?,
+                endpoint: r.get(2)?,
+                model: r.get(3)?,
+                priority,
+                attempts: r.get(5)?,
+                maybe_billed: r.get(6)?,
+                idempotency_key: key.unwrap_or_else(|| id.clone()),
+                body: r.get::<_, Option<Vec<u8>>>(10)?.unwrap_or_default().into(),
+                id,
+            },
+            // A hash of another length is damage; no body has this one.
+            body_hash: r.get::<_, Vec<u8>>(8)?.try_into().unwrap_or_default(),
+            file: r.get(9)?,
+        })
+    })?)
+}
+
+/// Gives leases back that were handed to nobody; rows that stand elsewhere are left alone.
+pub(super) fn give_back(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError> {
+    for seq in seqs {
+        if let Some(row) = store.by_seq(*seq)?.filter(|row| row.state == State::Sending) {
+            store.shift(&row, State::Queued, false)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets a leased request aside whose body is not what was accepted.
+pub(super) fn damaged(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError> {
+    for seq in seqs {
+        if let Some(row) = store.by_seq(*seq)?.filter(|row| row.state == State::Sending) {
+            store.end_untold(&row, State::Dead, "damaged")?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Looking at requests: one record, its bytes, listings, the tally.
+//!
+//! Owns the way from rows to records; never changes anything.
+
+use rusqlite::types::Value;
+use rusqlite::{OptionalExtension, Row, params, params_from_iter};
+
+use super::SpoolError;
+use super::codes::{self, num, sql, state_code};
+use super::record::{Filter, LastError, LocalAnswer, Record, Tally, UplinkAnswer, Usage};
+use super::store::Store;
+use crate::control::types::{Priority, State};
+
+/// A position is counted up to here; beyond it the number helps nobody and costs time.
+const POSITION_MAX: u32 = 10_000;
+/// Records per listing.
+const LIST_MAX: u32 = 1_000;
+/// Rows looked at for [`attachable`].
+const ATTACH_SCAN_MAX: u32 = 10_000;
+
+/// Bytes that are in the database, or the file that holds them, with their checksum.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) inline: Option<Vec<u8>>,
+    pub(super) file: Option<String>,
+    pub(super) hash: Vec<u8>,
+}
+
+/// A record with its answers' bytes still apart.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) record: Record,
+    pub(super) local: Option<Stored>,
+    pub(super) uplink: Option<Stored>,
+}
+
+const RECORD: &str = "SELECT seq, id, state, reason, name, label, endpoint, model, priority, policy,
+    created_unix_ms, expires_at, attempts, maybe_billed, body_bytes, body_hash, error_kind, error_message
+    FROM request JOIN source USING (source_id)";
+
+/// One request with everything that is kept of it.
+pub(super) fn get(store: &Store, id: &str) -> Result<Option<Found>, SpoolError> {
+    let mut statement = store.conn.prepare_cached(&format!("{RECORD} WHERE id = ?1"))?;
+    let now = store.powered.now_ms();
+    let Some(record) = statement.query_row([id], |r| Ok(record(r, now))).optional()? else { return Ok(None) };
+    let mut found = Found { record: record?, local: None, uplink: None };
+    found.record.position = position(store, &found.record)?;
+    let record = &mut found.record;
+    (record.local, found.local) = local(store, record.seq, true)?.unzip();
+    (record.uplink, found.uplink) = uplink(store, record.seq, true)?.unzip();
+    Ok(Some(found))
+}
+
+pub(super) const BEFORE: &str = "SELECT count(*) FROM (SELECT deferred FROM request INDEXED BY request_queued
+    WHERE state = 0 AND (priority, seq) < (?1, ?2) LIMIT ?3) WHERE deferred = 0";
+
+fn position(store: &Store, record: &Record) -> Result<u64, SpoolError> {
+    if record.state != State::Queued {
+        return Ok(0);
+    }
+    let place = params![i64::from(record.priority.rank()), sql(record.seq), POSITION_MAX];
+    Ok(num(store.conn.prepare_cached(BEFORE)?.query_row(place, |r| r.get(0))?))
+}
+
+/// Where a request's own body is, while it is kept.
+pub(super) fn body(store: &Store, id: &str) -> Result<Option<Stored>, SpoolError> {
+    let text = "SELECT bytes, body_file, body_hash FROM request LEFT JOIN body USING (seq)
+        WHERE id = ?1 AND body_kept = 1";
+    let stored = |r: &Row<'_>| Ok(Stored { inline: r.get(0)?, file: r.get(1)?, hash: r.get(2)? });
+    Ok(store.conn.prepare_cached(text)?.query_row([id], stored).optional()?)
+}
+
+/// Records in ascending order, answers without their bytes.
+pub(super) fn list(store: &Store, filter: &Filter) -> Result<Vec<Record>, SpoolError> {
+    let limit = filter.limit.min(LIST_MAX);
+    let (text, values) = match &filter.source {
+        None => plain_list(filter.state),
+        Some(name) => match source_id(store, name)? {
+            None => return Ok(Vec::new()),
+            Some(id) => source_list(id, filter.state),
+        },
+    };
+    let mut all = vec![Value::from(sql(filter.after)), Value::from(i64::from(limit))];
+    all.extend(values);
+    let now = store.powered.now_ms();
+    let mut statement = store.conn.prepare_cached(&text)?;
+    let rows = statement.query_map(params_from_iter(all), |r| Ok(record(r, now)))?;
+    let mut records = rows.map(|row| row?).collect::<Result<Vec<_>, SpoolError>>()?;
+    for record in &mut records {
+        record.local = local(store, record.seq, false)?.map(|(a, _)| a);
+        record.uplink = uplink(store, record.seq, false)?.map(|(a, _)| a);
+    }
+    Ok(records)
+}
+
+pub(super) fn plain_list(state: Option<State>) -> (String, Vec<Value>) {
+    match state {
+        None => (format!("{RECORD} WHERE seq > ?1 ORDER BY seq LIMIT ?2"), Vec::new()),
+        Some(state) => (
+            format!("{RECORD} WHERE state = ?3 AND seq > ?1 ORDER BY seq LIMIT ?2"),
+            vec![Value::from(state_code(state))],
+        ),
+    }
+}
+
+/// The index is by state within a source, so a listing of all states merges one run of each.
+pub(super) fn source_list(source_id: i64, state: Option<State>) -> (String, Vec<Value>) {
+    let states = state.map_or(State::ALL.to_vec(), |state| vec![state]);
+    let runs: Vec<String> = states.into_iter().map(state_code).map(run_of_state).collect();
+    let union = runs.join(" UNION ALL ");
+    let text = format!("{RECORD} WHERE seq IN (SELECT seq FROM ({union}) ORDER BY seq LIMIT ?2) ORDER BY seq");
+    (text, vec![Value::from(source_id)])
+}
+
+fn run_of_state(code: i64) -> String {
+    format!(
+        "SELECT seq FROM (SELECT seq FROM request INDEXED BY request_source
+        WHERE source_id = ?3 AND state = {code} AND seq > ?1 ORDER BY seq LIMIT ?2)"
+    )
+}
+
+fn source_id(store: &Store, name: &str) -> Result<Option<i64>, SpoolError> {
+    let mut find = store.conn.prepare_cached("SELECT source_id FROM source WHERE name = ?1")?;
+    Ok(find.query_row([name], |r| r.get(0)).optional()?)
+}
+
+fn record(r: &Row<'_>, now: u64) -> Result<Record, SpoolError> {
+    let state = codes::state(r.get(2)?)?;
+    let error: Option<String> = r.get(16)?;
+    let left = num(r.get(11)?).saturating_sub(now);
+    Ok(Record {
+        seq: num(r.get(0)?),
+        id: r.get(1)?,
+        state,
+        reason: r.get(3)?,
+        source: r.get(4)?,
+        label: r.get(5)?,
+        endpoint: r.get(6)?,
+        model: r.get(7)?,
+        priority: codes::priority(r.get(8)?)?,
+        policy: codes::policy(r.get(9)?)?,
+        created_unix_ms: num(r.get(10)?),
+        ttl_left_ms: if state.is_final() { 0 } else { left },
+        attempts: r.get(12)?,
+        maybe_billed: r.get(13)?,
+        body_bytes: num(r.get(14)?),
+        body_hash: r.get::<_, Vec<u8>>(15)?.try_into().unwrap_or_default(),
+        position: 0,
+        last_error: match error {
+            Some(kind) => Some(LastError { kind, message: r.get::<_, Option<String>>(17)?.unwrap_or_default() }),
+            None => None,
+        },
+        local: None,
+        uplink: None,
+    })
+}
+
+const ANSWER: &str = "SELECT uplink, model, status, content_type, latency_ms, prompt_tokens, completion_tokens,
+    at_unix_ms, hash, file, iif(?3, bytes, NULL) FROM answer WHERE seq = ?1 AND local = ?2";
+
+type Kept<T> = Option<((T, u64), Stored)>;
+
+fn answer<T>(
+    store: &Store,
+    seq: u64,
+    local: bool,
+    bytes: bool,
+    of: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> Result<Kept<T>, SpoolError> {
+    let mut statement = store.conn.prepare_cached(ANSWER)?;
+    let kept = statement.query_row(params![sql(seq), local, bytes], |r| {
+        let stored = Stored { inline: r.get(10)?, file: r.get(9)?, hash: r.get(8)? };
+        Ok(((of(r)?, num(r.get(7)?)), stored))
+    });
+    Ok(kept.optional()?)
+}
+
+fn uplink(store: &Store, seq: u64, bytes: bool) -> Result<Kept<UplinkAnswer>, SpoolError> {
+    answer(store, seq, false, bytes, |r| {
+        let tokens: (Option<i64>, Option<i64>) = (r.get(5)?, r.get(6)?);
+        Ok(UplinkAnswer {
+            uplink: r.get(0)?,
+            model: r.get(1)?,
+            status: r.get(2)?,
+            content_type: r.get(3)?,
+            latency_ms: num(r.get(4)?),
+            usage: tokens.0.zip(tokens.1).map(|(p, c)| Usage { prompt_tokens: num(p), completion_tokens: num(c) }),
+            body: bytes::Bytes::new(),
+        })
+    })
+}
+
+fn local(store: &Store, seq: u64, bytes: bool) -> Result<Kept<LocalAnswer>, SpoolError> {
+    answer(store, seq, true, bytes, |r| {
+        Ok(LocalAnswer { model: r.get(1)?, latency_ms: num(r.get(4)?), body: bytes::Bytes::new() })
+    })
+}
+
+/// Newest first; stops at the first row that is too old, because acceptance times ascend with `seq`.
+pub(super) const NEWEST: &str = "SELECT name, body_hash, id, accepted_at, state <= 3 AND NOT EXISTS
+    (SELECT 1 FROM answer a WHERE a.seq = r.seq AND a.local = 1) FROM request r JOIN source USING (source_id)
+    WHERE r.seq > 0 ORDER BY r.seq DESC LIMIT ?1";
+
+/// Requests whose caller may come back for an answer it never got: source, body hash and id, newest first.
+pub(super) fn attachable(
+    store: &Store,
+    newer_than_ms: u64,
+    limit: u32,
+) -> Result<Vec<(String, [u8; 32], String)>, SpoolError> {
+    let since = store.powered.now_ms().saturating_sub(newer_than_ms);
+    let mut statement = store.conn.prepare_cached(NEWEST)?;
+    let mut rows = statement.query([ATTACH_SCAN_MAX])?;
+    let mut found = Vec::new();
+    while let Some(r) = rows.next()? {
+        if found.len() >= limit as usize || num(r.get(3)?) < since {
+            break;
+        }
+        if r.get(4)? {
+            found.push((r.get(0)?, r.get::<_, Vec<u8>>(1)?.try_into().unwrap_or_default(), r.get(2)?));
+        }
+    }
+    Ok(found)
+}
+
+pub(super) const OLDEST_IN_STATE: &str = "SELECT accepted_at FROM request INDEXED BY request_state
+    WHERE state = ?1 ORDER BY seq LIMIT 1";
+
+/// What the handle shows without asking the thread.
+pub(super) fn tally(store: &Store, commits: u64) -> Result<Tally, SpoolError> {
+    let mut oldest = None;
+    for state in State::ALL.into_iter().filter(|s| !s.is_final() && store.counts.requests[*s as usize] > 0) {
+        let mut statement = store.conn.prepare_cached(OLDEST_IN_STATE)?;
+        let at = statement.query_row([state_code(state)], |r| r.get(0).map(num)).optional()?;
+        oldest = [oldest, at].into_iter().flatten().min();
+    }
+    let c = &store.counts;
+    Ok(Tally {
+        requests: c.requests,
+        backlog_bytes: c.backlog_bytes,
+        kept_bytes: c.kept_bytes,
+        ready: c.ready,
+        oldest_powered_ms: oldest,
+        commits,
+    })
+}
+
+// `Priority` is named so that a change of its ranks is seen here, where the index order depends on it.
+const _: () = assert!(Priority::Critical as u8 == 0 && Priority::Low as u8 == 3);

@@ -1,0 +1,344 @@
+//! The open database with its counters, and the few moves every operation is made of.
+//!
+//! Owns the invariant that counters, lanes and rows change together; never decides which row moves.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::codes::{self, num, sql, state_code};
+use super::powered::{Mark, Powered};
+use super::{Options, SpoolError};
+use crate::control::types::State;
+
+/// Everything that is counted instead of asked; persisted with each commit in the row `service`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counts {
+    pub(super) requests: [u64; 8],
+    pub(super) ready: u64,
+    pub(super) backlog_bytes: u64,
+    pub(super) kept_bytes: u64,
+    pub(super) answer_bytes: u64,
+    pub(super) next_seq: u64,
+    /// Counts leases; a lane remembers the turn it was served in.
+    pub(super) turn: u64,
+    /// How often this spool was opened; names deferrals and files.
+    pub(super) starts: u64,
+}
+
+impl Counts {
+    pub(super) fn unfinished(&self) -> u64 {
+        State::ALL.iter().filter(|s| !s.is_final()).map(|s| self.requests[*s as usize]).sum()
+    }
+
+    pub(super) fn finished(&self) -> u64 {
+        State::ALL.iter().filter(|s| s.is_final()).map(|s| self.requests[*s as usize]).sum()
+    }
+}
+
+/// What is to be done once the batch is committed, and not at all where it is not.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    /// Body files no row names any more.
+    pub(super) unlink: Vec<String>,
+    /// Handed out, and not settled.
+    pub(super) held: Vec<u64>,
+    /// No longer held.
+    pub(super) freed: Vec<u64>,
+    /// Requests that ended by themselves; told by the next sweep.
+    pub(super) notices: Vec<(u64, String, State)>,
+}
+
+impl Effects {
+    fn lengths(&self) -> [usize; 4] {
+        [self.unlink.len(), self.held.len(), self.freed.len(), self.notices.len()]
+    }
+
+    fn truncate(&mut self, to: [usize; 4]) {
+        self.unlink.truncate(to[0]);
+        self.held.truncate(to[1]);
+        self.freed.truncate(to[2]);
+        self.notices.truncate(to[3]);
+    }
+}
+
+/// The part of a row that moves decide by.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    pub(super) seq: u64,
+    pub(super) id: String,
+    pub(super) source_id: i64,
+    pub(super) priority: i64,
+    pub(super) state: State,
+    pub(super) deferred: bool,
+    pub(super) maybe_billed: bool,
+    pub(super) body_bytes: u64,
+    pub(super) body_kept: bool,
+    pub(super) body_file: Option<String>,
+    pub(super) expires_at: u64,
+    pub(super) ttl_ms: u64,
+}
+
+impl Standing {
+    fn place(&self) -> Place {
+        Place { source_id: self.source_id, priority: self.priority, body_bytes: self.body_bytes }
+    }
+}
+
+/// What a row counts for, and where.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) source_id: i64,
+    pub(super) priority: i64,
+    pub(super) body_bytes: u64,
+}
+
+const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, maybe_billed, body_bytes, body_kept,
+    body_file, expires_at, ttl_ms FROM request";
+
+/// The connection and what belongs to it.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) conn: Connection,
+    pub(super) options: Arc<Options>,
+    pub(super) powered: Powered,
+    pub(super) counts: Counts,
+    pub(super) effects: Effects,
+    /// Leases of this process; after a failed commit they tell a real lease from a mark nobody saw.
+    pub(super) held: HashSet<u64>,
+    /// Endings nobody asked for, until the next sweep tells them.
+    pub(super) told: Vec<(u64, String, State)>,
+    pub(super) free: super::accept::FreeSpace,
+    pub(super) orphans: super::sweep::Orphans,
+}
+
+impl Store {
+    /// Runs one operation so that its failure undoes itself and nothing else.
+    pub(super) fn guarded<T>(
+        &mut self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError>,
+    ) -> Result<T, SpoolError> {
+        let (counts, effects) = (self.counts, self.effects.lengths());
+        self.conn.prepare_cached("SAVEPOINT one")?.execute([])?;
+        let done = work(self).and_then(|value| {
+            self.conn.prepare_cached("RELEASE one")?.execute([])?;
+            Ok(value)
+        });
+        if done.is_err() {
+            self.counts = counts;
+            self.effects.truncate(effects);
+            // Where SQLite has ended the whole transaction by itself, the batch sees that and fails as a whole.
+            if !self.conn.is_autocommit() {
+                self.conn.execute_batch("ROLLBACK TO one; RELEASE one")?;
+            }
+        }
+        done
+    }
+
+    pub(super) fn by_seq(&self, seq: u64) -> Result<Option<Standing>, SpoolError> {
+        let mut statement = self.conn.prepare_cached(&format!("{STANDING} WHERE seq = ?1"))?;
+        statement.query_row([sql(seq)], standing).optional()?.transpose()
+    }
+
+    pub(super) fn by_id(&self, id: &str) -> Result<Option<Standing>, SpoolError> {
+        let mut statement = self.conn.prepare_cached(&format!("{STANDING} WHERE id = ?1"))?;
+        statement.query_row([id], standing).optional()?.transpose()
+    }
+
+    /// Moves a row to another state and keeps every counter true. The only place that writes `state`.
+    pub(super) fn shift(&mut self, row: &Standing, to: State, deferred: bool) -> Result<(), SpoolError> {
+        let was_ready = row.state == State::Queued && !row.deferred;
+        let is_ready = to == State::Queued && !deferred;
+        let mark = if deferred { sql(self.counts.starts) } else { 0 };
+        let ended = if to.is_final() { sql(self.powered.now_ms()) } else { 0 };
+        self.conn
+            .prepare_cached("UPDATE request SET state = ?2, deferred = ?3, ended_at = ?4 WHERE seq = ?1")?
+            .execute(params![sql(row.seq), state_code(to), mark, ended])?;
+        self.leave(row, was_ready && !is_ready)?;
+        self.enter(&row.place(), to, is_ready && !was_ready)?;
+        if row.state == State::Sending && to != State::Sending {
+            self.effects.freed.push(row.seq);
+        }
+        Ok(())
+    }
+
+    fn leave(&mut self, row: &Standing, stops_ready: bool) -> Result<(), SpoolError> {
+        lower(&mut self.counts.requests[row.state as usize], 1);
+        if !row.state.is_final() {
+            lower(&mut self.counts.backlog_bytes, row.body_bytes);
+            self.add_unfinished(row.source_id, -1)?;
+        }
+        if stops_ready {
+            lower(&mut self.counts.ready, 1);
+            self.add_ready(row.priority, row.source_id, -1)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a row in as it comes to stand in `to`.
+    pub(super) fn enter(&mut self, row: &Place, to: State, gets_ready: bool) -> Result<(), SpoolError> {
+        self.counts.requests[to as usize] += 1;
+        if !to.is_final() {
+            self.counts.backlog_bytes += row.body_bytes;
+            self.add_unfinished(row.source_id, 1)?;
+        }
+        if gets_ready {
+            self.counts.ready += 1;
+            self.add_ready(row.priority, row.source_id, 1)?;
+        }
+        Ok(())
+    }
+
+    fn add_unfinished(&self, source_id: i64, by: i64) -> Result<(), SpoolError> {
+        let text = "UPDATE source SET unfinished = max(0, unfinished + ?2) WHERE source_id = ?1";
+        self.conn.prepare_cached(text)?.execute([source_id, by])?;
+        Ok(())
+    }
+
+    fn add_ready(&self, priority: i64, source_id: i64, by: i64) -> Result<(), SpoolError> {
+        let text = "INSERT INTO lane VALUES (?1, ?2, max(0, ?3), 0)
+            ON CONFLICT DO UPDATE SET ready = max(0, ready + ?3)";
+        self.conn.prepare_cached(text)?.execute([priority, source_id, by])?;
+        Ok(())
+    }
+
+    /// Ends a row with a reason; an expired or cancelled one keeps its body for `retry`.
+    pub(super) fn end(&mut self, row: &Standing, to: State, reason: Option<&str>) -> Result<(), SpoolError> {
+        self.shift(row, to, false)?;
+        self.conn
+            .prepare_cached("UPDATE request SET reason = ?2 WHERE seq = ?1")?
+            .execute(params![sql(row.seq), reason])?;
+        Ok(())
+    }
+
+    /// Ends a row that nobody asked to end: the next sweep tells.
+    pub(super) fn end_untold(&mut self, row: &Standing, to: State, reason: &str) -> Result<(), SpoolError> {
+        self.end(row, to, Some(reason))?;
+        self.effects.notices.push((row.seq, row.id.clone(), to));
+        Ok(())
+    }
+
+    /// Frees the bytes of a request's body; the row must already be final, so that no backlog counts them.
+    pub(super) fn drop_body(&mut self, row: &Standing) -> Result<(), SpoolError> {
+        if !row.body_kept {
+            return Ok(());
+        }
+        self.conn.prepare_cached("DELETE FROM body WHERE seq = ?1")?.execute([sql(row.seq)])?;
+        self.conn
+            .prepare_cached("UPDATE request SET body_kept = 0, body_file = NULL WHERE seq = ?1")?
+            .execute([sql(row.seq)])?;
+        self.effects.unlink.extend(row.body_file.clone());
+        lower(&mut self.counts.kept_bytes, row.body_bytes);
+        Ok(())
+    }
+
+    /// Deletes a row with everything that belongs to it.
+    pub(super) fn remove(&mut self, row: &Standing) -> Result<(), SpoolError> {
+        self.drop_body(row)?;
+        for local in [false, true] {
+            self.drop_answer(row.seq, local)?;
+        }
+        self.leave(row, row.state == State::Queued && !row.deferred)?;
+        self.conn.prepare_cached("DELETE FROM request WHERE seq = ?1")?.execute([sql(row.seq)])?;
+        Ok(())
+    }
+
+    pub(super) fn drop_answer(&mut self, seq: u64, local: bool) -> Result<(), SpoolError> {
+        let text = "DELETE FROM answer WHERE seq = ?1 AND local = ?2 RETURNING size, file";
+        let gone = self
+            .conn
+            .prepare_cached(text)?
+            .query_row(params![sql(seq), local], |r| Ok((num(r.get(0)?), r.get::<_, Option<String>>(1)?)))
+            .optional()?;
+        if let Some((size, file)) = gone {
+            lower(&mut self.counts.kept_bytes, size);
+            lower(&mut self.counts.answer_bytes, size);
+            self.effects.unlink.extend(file);
+        }
+        Ok(())
+    }
+
+    /// Writes clock and counters; part of every transaction that changes anything.
+    pub(super) fn save(&self) -> Result<(), SpoolError> {
+        let (c, mark) = (&self.counts, self.powered.mark());
+        let r = c.requests.map(sql);
+        self.conn.prepare_cached(SAVE)?.execute(params![
+            mark.boot_id,
+            sql(mark.boot_ms),
+            sql(mark.powered_ms),
+            sql(c.starts),
+            sql(c.next_seq),
+            sql(c.turn),
+            r[0],
+            r[1],
+            r[2],
+            r[3],
+            r[4],
+            r[5],
+            r[6],
+            r[7],
+            sql(c.ready),
+            sql(c.backlog_bytes),
+            sql(c.kept_bytes),
+            sql(c.answer_bytes),
+        ])?;
+        Ok(())
+    }
+}
+
+const SAVE: &str = "UPDATE service SET boot_id = ?1, boot_ms = ?2, powered_ms = ?3, starts = ?4, next_seq = ?5,
+    turn = ?6, queued = ?7, sending = ?8, unknown = ?9, answered = ?10, expired = ?11, cancelled = ?12,
+    evicted = ?13, dead = ?14, ready = ?15, backlog_bytes = ?16, kept_bytes = ?17, answer_bytes = ?18 WHERE one = 1";
+
+const LOAD: &str = "SELECT boot_id, boot_ms, powered_ms, starts, next_seq, turn, queued, sending, unknown, answered,
+    expired, cancelled, evicted, dead, ready, backlog_bytes, kept_bytes, answer_bytes FROM service WHERE one = 1";
+
+/// Reads clock and counters as the latest commit left them.
+pub(super) fn load(conn: &Connection) -> Result<(Mark, Counts), SpoolError> {
+    Ok(conn.query_row(LOAD, [], |r| {
+        let n = |at: usize| r.get(at).map(num);
+        let mut requests = [0; 8];
+        for (at, count) in requests.iter_mut().enumerate() {
+            *count = n(6 + at)?;
+        }
+        let mark = Mark { boot_id: r.get(0)?, boot_ms: n(1)?, powered_ms: n(2)? };
+        let counts = Counts {
+            requests,
+            ready: n(14)?,
+            backlog_bytes: n(15)?,
+            kept_bytes: n(16)?,
+            answer_bytes: n(17)?,
+            next_seq: n(4)?,
+            turn: n(5)?,
+            starts: n(3)?,
+        };
+        Ok((mark, counts))
+    })?)
+}
+
+fn standing(row: &Row<'_>) -> rusqlite::Result<Result<Standing, SpoolError>> {
+    let state = match codes::state(row.get(4)?) {
+        Ok(state) => state,
+        Err(e) => return Ok(Err(e)),
+    };
+    Ok(Ok(Standing {
+        seq: num(row.get(0)?),
+        id: row.get(1)?,
+        source_id: row.get(2)?,
+        priority: row.get(3)?,
+        state,
+        deferred: row.get::<_, i64>(5)? != 0,
+        maybe_billed: row.get(6)?,
+        body_bytes: num(row.get(7)?),
+        body_kept: row.get(8)?,
+        body_file: row.get(9)?,
+        expires_at: num(row.get(10)?),
+        ttl_ms: num(row.get(11)?),
+    }))
+}
+
+/// Counters never go below zero, whatever a damaged row claims.
+pub(super) fn lower(counter: &mut u64, by: u64) {
+    *counter = counter.saturating_sub(by);
+}

@@ -1,0 +1,193 @@
+//! A request's life: acceptance, order, leases, outcomes.
+
+use super::*;
+use crate::control::types::State;
+use crate::spool::SpoolError;
+use crate::spool::record::Filter;
+
+#[tokio::test]
+async fn what_was_accepted_comes_back_as_it_was() {
+    let (_dir, spool) = fresh();
+    let new = NewRequest { label: Some("press 3".into()), ..request("a") };
+    let body = new.body.clone();
+    assert_eq!(take(&spool, new).await, Accepted { id: "a".into(), seq: 1, existing: false });
+    let record = spool.get("a".into()).await.unwrap().unwrap();
+    assert_eq!((record.state, record.label.as_deref(), record.attempts), (State::Queued, Some("press 3"), 0));
+    assert!(record.ttl_left_ms > HOUR - 60_000);
+    assert_eq!(spool.body("a".into()).await.unwrap(), Some(body.clone()));
+    let lease = spool.lease(8).await.unwrap().remove(0);
+    assert_eq!((lease.body, lease.idempotency_key.as_str(), lease.maybe_billed), (body, "a", false));
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn an_answer_is_kept_and_the_body_freed() {
+    let (_dir, spool) = fresh();
+    let seq = take(&spool, request("a")).await.seq;
+    spool.lease(1).await.unwrap();
+    spool.settle(seq, answered("yes")).await.unwrap();
+    spool.record_local(seq, local("maybe")).await.unwrap();
+    let record = spool.get("a".into()).await.unwrap().unwrap();
+    let (uplink, local) = (record.uplink.unwrap().0, record.local.unwrap().0);
+    assert_eq!((&uplink.body[..], &local.body[..]), (&b"yes"[..], &b"maybe"[..]));
+    assert_eq!((uplink.uplink.as_str(), uplink.usage.unwrap().completion_tokens), ("cloud", 5));
+    assert_eq!((record.state, record.ttl_left_ms), (State::Answered, 0));
+    assert_eq!(spool.body("a".into()).await.unwrap(), None);
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn only_the_first_outcome_counts() {
+    let (_dir, spool) = fresh();
+    let seq = take(&spool, request("a")).await.seq;
+    spool.settle(seq, answered("never leased")).await.unwrap();
+    assert_eq!(spool.tally().in_state(State::Queued), 1);
+    spool.lease(1).await.unwrap();
+    spool.settle(seq, answered("first")).await.unwrap();
+    spool.settle(seq, dead()).await.unwrap();
+    spool.settle(seq, requeue(true, false, true)).await.unwrap();
+    let record = spool.get("a".into()).await.unwrap().unwrap();
+    assert_eq!((record.state, &record.uplink.unwrap().0.body[..]), (State::Answered, &b"first"[..]));
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn urgent_first_then_sources_in_turn_then_age() {
+    let (_dir, spool) = fresh();
+    for n in 0..6 {
+        take(&spool, from("flood", &format!("f{n}"))).await;
+    }
+    for n in 0..2 {
+        take(&spool, from("quiet", &format!("q{n}"))).await;
+    }
+    take(&spool, urgent(Priority::Critical, "c")).await;
+    take(&spool, urgent(Priority::Low, "l")).await;
+    assert_eq!(leased(&spool, 4).await, ["c", "f0", "q0", "f1"]);
+    assert_eq!(leased(&spool, 9).await, ["q1", "f2", "f3", "f4", "f5", "l"]);
+    assert!(leased(&spool, 9).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_deferred_request_waits_for_its_release() {
+    let (_dir, spool) = fresh();
+    let (a, b) = (take(&spool, request("a")).await.seq, take(&spool, request("b")).await.seq);
+    spool.lease(2).await.unwrap();
+    spool.settle(a, requeue(true, true, true)).await.unwrap();
+    spool.settle(b, requeue(false, false, false)).await.unwrap();
+    assert_eq!(spool.tally().ready, 1);
+    assert_eq!(leased(&spool, 9).await, ["b"]);
+    spool.release(vec![a, b, 99]).await.unwrap();
+    let lease = spool.lease(9).await.unwrap().remove(0);
+    assert_eq!((lease.id.as_str(), lease.attempts, lease.maybe_billed), ("a", 1, true));
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn one_key_makes_one_request_per_source() {
+    let (_dir, spool) = fresh();
+    let keyed = |source: &str, id: &str| NewRequest { idempotency_key: Some("k".into()), ..from(source, id) };
+    let same = NewRequest { body: request("a").body, body_hash: request("a").body_hash, ..keyed("x", "b") };
+    assert!(!take(&spool, keyed("x", "a")).await.existing);
+    assert_eq!(take(&spool, same).await, Accepted { id: "a".into(), seq: 1, existing: true });
+    assert_eq!(spool.accept(keyed("x", "c")).await, Err(SpoolError::KeyReused));
+    assert!(!take(&spool, keyed("y", "d")).await.existing);
+    assert_eq!(spool.lease(1).await.unwrap()[0].idempotency_key, "k");
+}
+
+#[tokio::test]
+async fn cancelling_spares_what_is_being_sent() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    take(&spool, request("b")).await;
+    spool.lease(1).await.unwrap();
+    let cancel = |id: &str| spool.cancel(id.to_owned());
+    assert_eq!(cancel("a").await.unwrap(), Some(State::Sending));
+    assert_eq!(cancel("b").await.unwrap(), Some(State::Cancelled));
+    assert_eq!(cancel("b").await.unwrap(), Some(State::Cancelled));
+    assert_eq!(cancel("z").await.unwrap(), None);
+    assert!(leased(&spool, 9).await.is_empty());
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_can_be_tried_again_as_if_new() {
+    let (_dir, spool) = fresh();
+    let seq = take(&spool, request("a")).await.seq;
+    spool.lease(1).await.unwrap();
+    spool.settle(seq, requeue(true, false, false)).await.unwrap();
+    spool.lease(1).await.unwrap();
+    let refusal = Settlement::Dead { reason: "r".into(), error: error(), answer: Some(answer(vec![7; 100_000])) };
+    spool.settle(seq, refusal).await.unwrap();
+    let record = spool.get("a".into()).await.unwrap().unwrap();
+    assert_eq!((record.state, record.reason.as_deref()), (State::Dead, Some("r")));
+    assert_eq!(record.uplink.unwrap().0.body.len(), 64 * 1024);
+    assert_eq!(spool.retry("a".into()).await.unwrap(), Some(State::Queued));
+    assert_eq!(spool.lease(1).await.unwrap()[0].attempts, 0);
+    spool.settle(seq, answered("late")).await.unwrap();
+    assert_eq!(spool.retry("a".into()).await.unwrap(), Some(State::Answered));
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn time_ends_what_waits_and_not_what_is_being_sent() {
+    let (_dir, spool) = fresh();
+    let seq = take(&spool, request("a")).await.seq;
+    spool.lease(1).await.unwrap();
+    take(&spool, request("b")).await;
+    assert!(spool.sweep().await.unwrap().is_empty());
+    spool.advance(HOUR);
+    assert_eq!(spool.sweep().await.unwrap(), [(2, "b".to_owned(), State::Expired)]);
+    spool.settle(seq, requeue(false, false, false)).await.unwrap();
+    assert!(leased(&spool, 1).await.is_empty(), "an overdue request is not sent even before a sweep");
+    assert_eq!(spool.sweep().await.unwrap(), [(1, "a".to_owned(), State::Expired)]);
+    assert_eq!(spool.retry("b".into()).await.unwrap(), Some(State::Queued));
+    assert_eq!(leased(&spool, 1).await, ["b"]);
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn listings_ascend_and_filter() {
+    let (_dir, spool) = fresh();
+    for n in 0..9 {
+        take(&spool, from(if n % 3 == 0 { "x" } else { "y" }, &format!("r{n}"))).await;
+    }
+    spool.cancel("r3".into()).await.unwrap();
+    spool.cancel("r4".into()).await.unwrap();
+    let seqs = |state, source: Option<&str>, after, limit| {
+        let filter = Filter { state, source: source.map(str::to_owned), after, limit };
+        let spool = spool.clone();
+        async move { spool.list(filter).await.unwrap().iter().map(|r| r.seq).collect::<Vec<_>>() }
+    };
+    assert_eq!(seqs(None, None, 0, 3).await, [1, 2, 3]);
+    assert_eq!(seqs(None, Some("x"), 1, 9).await, [4, 7]);
+    assert_eq!(seqs(Some(State::Cancelled), None, 0, 9).await, [4, 5]);
+    assert_eq!(seqs(Some(State::Queued), Some("x"), 0, 9).await, [1, 7]);
+    assert!(seqs(None, Some("nobody"), 0, 9).await.is_empty());
+    assert_eq!(spool.get("r5".into()).await.unwrap().unwrap().position, 3);
+}
+
+#[tokio::test]
+async fn a_lease_nobody_received_is_given_back() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    drop(tokio::time::timeout(std::time::Duration::ZERO, spool.lease(1)).await);
+    let mut got = leased(&spool, 1).await;
+    while got.is_empty() {
+        got = leased(&spool, 1).await;
+    }
+    assert_eq!(got, ["a"]);
+}
+
+#[tokio::test]
+async fn who_broke_off_finds_the_request_again() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("old")).await;
+    spool.advance(1_000_000);
+    let seq = take(&spool, request("told")).await.seq;
+    take(&spool, request("new")).await;
+    take(&spool, request("gone")).await;
+    spool.cancel("gone".into()).await.unwrap();
+    spool.record_local(seq, local("x")).await.unwrap();
+    let found = spool.attachable(600_000, 9).await.unwrap();
+    assert_eq!(found, [("uid:1000".to_owned(), request("new").body_hash, "new".to_owned())]);
+}

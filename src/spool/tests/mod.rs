@@ -1,0 +1,148 @@
+//! Behaviour of the durable queue, through its handle.
+
+mod bounds;
+mod life;
+mod model;
+mod opening;
+mod storage;
+
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::record::{Accepted, LastError, LocalAnswer, NewRequest, Settlement, UplinkAnswer, Usage};
+use super::{Options, Spool, files, open};
+use crate::control::types::{Policy, Priority};
+
+const HOUR: u64 = 3_600_000;
+
+fn options(dir: &Path) -> Options {
+    Options {
+        data_dir: dir.to_owned(),
+        max_bytes: 64 << 20,
+        max_requests: 100_000,
+        min_disk_free: 0,
+        evict_when_full: false,
+        per_source_backlog: 100_000,
+        keep_results_ms: HOUR,
+        keep_results_bytes: 16 << 20,
+        hold_unknown: false,
+    }
+}
+
+fn fresh() -> (tempfile::TempDir, Spool) {
+    fresh_with(|_| {})
+}
+
+fn fresh_with(change: impl FnOnce(&mut Options)) -> (tempfile::TempDir, Spool) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path());
+    change(&mut options);
+    let spool = open(options).unwrap();
+    (dir, spool)
+}
+
+fn request(id: &str) -> NewRequest {
+    let body = Bytes::from(format!("{{\"prompt\":\"{id}\"}}"));
+    NewRequest {
+        id: id.to_owned(),
+        source: "uid:1000".to_owned(),
+        label: None,
+        endpoint: "/v1/chat/completions".to_owned(),
+        model: "m".to_owned(),
+        priority: Priority::Normal,
+        policy: Policy::Both,
+        body_hash: files::hash(&body),
+        body,
+        idempotency_key: None,
+        ttl_ms: HOUR,
+        leased: false,
+        maybe_billed: false,
+    }
+}
+
+fn with_body(id: &str, body: Vec<u8>) -> NewRequest {
+    NewRequest { body_hash: files::hash(&body), body: body.into(), ..request(id) }
+}
+
+fn from(source: &str, id: &str) -> NewRequest {
+    NewRequest { source: source.to_owned(), ..request(id) }
+}
+
+fn urgent(priority: Priority, id: &str) -> NewRequest {
+    NewRequest { priority, ..request(id) }
+}
+
+fn answered(body: impl Into<Bytes>) -> Settlement {
+    Settlement::Answered(answer(body))
+}
+
+fn answer(body: impl Into<Bytes>) -> UplinkAnswer {
+    UplinkAnswer {
+        uplink: "cloud".to_owned(),
+        model: "big".to_owned(),
+        status: 200,
+        content_type: "application/json".to_owned(),
+        latency_ms: 12,
+        usage: Some(Usage { prompt_tokens: 3, completion_tokens: 5 }),
+        body: body.into(),
+    }
+}
+
+fn local(body: impl Into<Bytes>) -> LocalAnswer {
+    LocalAnswer { model: "small".to_owned(), latency_ms: 34, body: body.into() }
+}
+
+fn error() -> LastError {
+    LastError { kind: "connect".to_owned(), message: "refused".to_owned() }
+}
+
+fn requeue(counted: bool, deferred: bool, maybe_billed: bool) -> Settlement {
+    Settlement::Requeue { counted, deferred, maybe_billed, error: Some(error()) }
+}
+
+fn dead() -> Settlement {
+    Settlement::Dead { reason: "refused".to_owned(), error: error(), answer: None }
+}
+
+async fn leased(spool: &Spool, max: u32) -> Vec<String> {
+    spool.lease(max).await.unwrap().into_iter().map(|l| l.id).collect()
+}
+
+async fn take(spool: &Spool, new: NewRequest) -> Accepted {
+    spool.accept(new).await.unwrap()
+}
+
+/// Every counter against a real count; what the product itself never does.
+async fn assert_counted(spool: &Spool) {
+    let (counts, real, lanes) = spool
+        .look(|store| {
+            let one = |text: &str| store.conn.query_row(text, [], |r| r.get::<_, i64>(0)).unwrap() as u64;
+            let mut requests = [0; 8];
+            for (state, n) in requests.iter_mut().enumerate() {
+                *n = one(&format!("SELECT count(*) FROM request WHERE state = {state}"));
+            }
+            let bodies = one("SELECT coalesce(sum(body_bytes), 0) FROM request WHERE body_kept");
+            let answers = one("SELECT coalesce(sum(size), 0) FROM answer");
+            let real = super::store::Counts {
+                requests,
+                ready: one("SELECT count(*) FROM request WHERE state = 0 AND deferred = 0"),
+                backlog_bytes: one("SELECT coalesce(sum(body_bytes), 0) FROM request WHERE state < 3"),
+                kept_bytes: bodies + answers,
+                answer_bytes: answers,
+                ..store.counts
+            };
+            let lanes = one("SELECT count(*) FROM lane l WHERE ready <> (SELECT count(*) FROM request r WHERE
+                r.state = 0 AND r.deferred = 0 AND r.priority = l.priority AND r.source_id = l.source_id)")
+                + one("SELECT count(*) FROM source s WHERE unfinished <> (SELECT count(*) FROM request r WHERE
+                r.state < 3 AND r.source_id = s.source_id)");
+            Ok((store.counts, real, lanes))
+        })
+        .await
+        .unwrap();
+    assert_eq!(counts, real);
+    assert_eq!(lanes, 0, "lanes or sources that miscount");
+    let tally = spool.tally();
+    assert_eq!((tally.requests, tally.ready), (counts.requests, counts.ready));
+    assert_eq!((tally.backlog_bytes, tally.kept_bytes), (counts.backlog_bytes, counts.kept_bytes));
+}

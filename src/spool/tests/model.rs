@@ -1,0 +1,1 @@
+//! Random scripts against a plain in-memory queue.

@@ -1,0 +1,203 @@
+//! Starting: what a dead process left, who may open what, how long it takes.
+
+use super::*;
+use crate::control::types::State;
+use crate::spool::{SpoolError, accept, change, lease, read, schema, sweep};
+
+#[tokio::test]
+async fn a_send_cut_off_is_repeated_once_and_says_so() {
+    let (dir, spool) = fresh();
+    take(&spool, NewRequest { leased: true, ..request("a") }).await;
+    assert!(leased(&spool, 1).await.is_empty(), "born sending");
+    drop(spool);
+    let spool = open(options(dir.path())).unwrap();
+    let lease = spool.lease(1).await.unwrap().remove(0);
+    assert!(lease.maybe_billed);
+    drop(spool);
+    let spool = open(options(dir.path())).unwrap();
+    let record = spool.get("a".into()).await.unwrap().unwrap();
+    assert_eq!((record.state, record.reason.as_deref()), (State::Dead, Some("unknown")));
+    assert_eq!(spool.sweep().await.unwrap(), [(1, "a".to_owned(), State::Dead)]);
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn a_send_cut_off_can_be_held_instead() {
+    let (dir, spool) = fresh();
+    take(&spool, NewRequest { leased: true, ..request("a") }).await;
+    spool.close().await;
+    assert_eq!(spool.commit_probe().await, Err(SpoolError::Closed));
+    let mut options = options(dir.path());
+    options.hold_unknown = true;
+    let spool = open(options).unwrap();
+    assert_eq!(spool.tally().in_state(State::Dead), 1);
+}
+
+#[tokio::test]
+async fn deferrals_end_with_the_process() {
+    let (dir, spool) = fresh();
+    let seq = take(&spool, request("a")).await.seq;
+    spool.lease(1).await.unwrap();
+    spool.settle(seq, requeue(true, true, false)).await.unwrap();
+    drop(spool);
+    let spool = open(options(dir.path())).unwrap();
+    assert_eq!(leased(&spool, 1).await, ["a"]);
+}
+
+#[tokio::test]
+async fn powered_on_time_goes_on() {
+    let (dir, spool) = fresh();
+    spool.advance(5_000_000);
+    spool.commit_probe().await.unwrap();
+    let before = spool.powered_ms();
+    drop(spool);
+    let spool = open(options(dir.path())).unwrap();
+    // The skew exists in this process only, so the same boot seems to have gone back: nothing is added.
+    assert!(spool.powered_ms() >= before);
+}
+
+#[tokio::test]
+async fn one_owner_at_a_time() {
+    let (dir, spool) = fresh();
+    assert_eq!(open(options(dir.path())).unwrap_err(), SpoolError::Busy);
+    drop(spool);
+    open(options(dir.path())).unwrap();
+}
+
+#[tokio::test]
+async fn a_newer_spool_is_refused_untouched() {
+    let (dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    spool.look(|store| Ok(store.conn.execute_batch("PRAGMA user_version=7")?)).await.unwrap();
+    spool.close().await;
+    let path = files::database(dir.path());
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(open(options(dir.path())).unwrap_err(), SpoolError::Newer { found: 7, known: 1 });
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_newer_version_in_the_log_alone_is_refused_too() {
+    let (dir, spool) = fresh();
+    spool.close().await;
+    let path = files::database(dir.path());
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+    conn.execute_batch("PRAGMA user_version=7").unwrap();
+    drop(conn);
+    let wal = dir.path().join("spool.db-wal");
+    let before = (std::fs::read(&path).unwrap(), std::fs::read(&wal).unwrap());
+    assert_eq!(open(options(dir.path())).unwrap_err(), SpoolError::Newer { found: 7, known: 1 });
+    assert_eq!((std::fs::read(&path).unwrap(), std::fs::read(&wal).unwrap()), before);
+}
+
+#[test]
+fn a_foreign_database_is_refused_untouched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = files::database(dir.path());
+    rusqlite::Connection::open(&path).unwrap().execute_batch("PRAGMA user_version=1; CREATE TABLE t (x)").unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(matches!(open(options(dir.path())).unwrap_err(), SpoolError::Storage(_)));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+/// The shape of version 1 on devices in the field. Never edit this; add a version instead.
+const FROZEN_V1: &str = "\
+answer: seq INTEGER, local INTEGER, uplink TEXT, model TEXT, status INTEGER, content_type TEXT, latency_ms INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER, at_unix_ms INTEGER, size INTEGER, hash BLOB, bytes BLOB, file TEXT
+body: seq INTEGER, bytes BLOB
+lane: priority INTEGER, source_id INTEGER, ready INTEGER, served INTEGER
+request: seq INTEGER, id TEXT, source_id INTEGER, state INTEGER, priority INTEGER, deferred INTEGER, attempts INTEGER, maybe_billed INTEGER, accepted_at INTEGER, expires_at INTEGER, ended_at INTEGER, created_unix_ms INTEGER, ttl_ms INTEGER, policy INTEGER, endpoint TEXT, model TEXT, label TEXT, idempotency_key TEXT, body_bytes INTEGER, body_hash BLOB, body_kept INTEGER, body_file TEXT, reason TEXT, error_kind TEXT, error_message TEXT
+service: one INTEGER, boot_id TEXT, boot_ms INTEGER, powered_ms INTEGER, starts INTEGER, next_seq INTEGER, turn INTEGER, queued INTEGER, sending INTEGER, unknown INTEGER, answered INTEGER, expired INTEGER, cancelled INTEGER, evicted INTEGER, dead INTEGER, ready INTEGER, backlog_bytes INTEGER, kept_bytes INTEGER, answer_bytes INTEGER
+source: source_id INTEGER, name TEXT, unfinished INTEGER
+";
+
+#[test]
+fn version_1_is_frozen() {
+    let conn = rusqlite::Connection::open_in_memory().unwrap();
+    conn.execute_batch(schema::V1).unwrap();
+    let text = "SELECT group_concat(line, '') FROM (SELECT m.name || ': ' || group_concat(c.name || ' ' || c.type, ', '
+        ORDER BY c.cid) || char(10) AS line FROM sqlite_schema m, pragma_table_info(m.name) c
+        WHERE m.type = 'table' GROUP BY m.name ORDER BY m.name)";
+    let shape: String = conn.query_row(text, [], |r| r.get(0)).unwrap();
+    assert_eq!(shape, FROZEN_V1);
+    assert_eq!(crate::spool::codes::FIRST_FINAL, crate::spool::codes::state_code(State::Answered));
+}
+
+#[test]
+fn no_question_reads_the_whole_backlog() {
+    let conn = rusqlite::Connection::open_in_memory().unwrap();
+    conn.execute_batch(schema::V1).unwrap();
+    let mut texts: Vec<String> = [
+        lease::NEXT_LANE,
+        lease::NEXT_IN_LANE,
+        accept::VICTIM,
+        change::IN_STATE,
+        sweep::DUE,
+        sweep::OLDEST_ENDED,
+        sweep::STALE_DEFERRED,
+        sweep::NAMED,
+        read::BEFORE,
+        read::OLDEST_IN_STATE,
+        read::NEWEST,
+    ]
+    .map(str::to_owned)
+    .into();
+    for state in [None, Some(State::Dead)] {
+        texts.push(read::plain_list(state).0);
+        texts.push(read::source_list(1, state).0);
+    }
+    for text in texts {
+        let plan = plan(&conn, &text);
+        for line in plan.lines().filter(|line| line.contains("SCAN")) {
+            let few = line.contains("lane_turn") || line.starts_with("SCAN (") || line.starts_with("SCAN CONSTANT");
+            assert!(few || line.contains("USING INDEX request_ended"), "{text}\n{plan}");
+        }
+        let sorts = plan.contains("TEMP B-TREE FOR ORDER BY") && !text.contains("UNION ALL");
+        assert!(!sorts, "{text}\n{plan}");
+    }
+}
+
+fn plan(conn: &rusqlite::Connection, text: &str) -> String {
+    let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {text}")).unwrap();
+    let rows = statement.raw_query().mapped(|r| r.get::<_, String>(3)).map(Result::unwrap).collect::<Vec<_>>();
+    rows.join("\n")
+}
+
+#[tokio::test]
+async fn a_large_backlog_does_not_slow_the_start() {
+    let (dir, spool) = fresh_with(|o| o.max_requests = 200_000);
+    take(&spool, request("template")).await;
+    spool.close().await;
+    drop(spool);
+    multiply(&files::database(dir.path()), 100_000);
+    let start = crate::clock::now();
+    let spool = open(options(dir.path())).unwrap();
+    let took = start.elapsed();
+    assert_eq!(spool.tally().in_state(State::Queued), 100_000);
+    let start = crate::clock::now();
+    assert_eq!(spool.lease(100).await.unwrap().len(), 100);
+    println!("100,000 rows: open {took:?}, lease of 100 {:?}", start.elapsed());
+    assert_counted(&spool).await;
+}
+
+/// Copies the one row there is, counters included.
+fn multiply(path: &std::path::Path, rows: u32) {
+    let conn = rusqlite::Connection::open(path).unwrap();
+    conn.execute_batch(&format!(
+        "BEGIN;
+        CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
+            SELECT i FROM n;
+        CREATE TEMP TABLE t AS SELECT * FROM request;
+        INSERT INTO request SELECT n.i, t.id || n.i, t.source_id, t.state, t.priority, t.deferred, t.attempts,
+            t.maybe_billed, t.accepted_at, t.expires_at, t.ended_at, t.created_unix_ms, t.ttl_ms, t.policy,
+            t.endpoint, t.model, t.label, t.idempotency_key, t.body_bytes, t.body_hash, 1, NULL, NULL, NULL, NULL
+            FROM t, n;
+        INSERT INTO body SELECT n.i, b.bytes FROM body b, n WHERE b.seq = 1;
+        UPDATE lane SET ready = {rows};
+        UPDATE source SET unfinished = {rows};
+        UPDATE service SET queued = {rows}, ready = {rows}, backlog_bytes = backlog_bytes * {rows},
+            kept_bytes = kept_bytes * {rows}, next_seq = {rows} + 1;
+        COMMIT;"
+    ))
+    .unwrap();
+}

@@ -1,0 +1,116 @@
+//! Bytes on the disk: large bodies, damage, failed commits.
+
+use std::path::Path;
+
+use super::*;
+use crate::control::types::State;
+use crate::spool::SpoolError;
+
+const LARGE: usize = 200_000;
+
+fn names(dir: &Path) -> Vec<String> {
+    let all = std::fs::read_dir(files::bodies(dir)).unwrap();
+    all.map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn large_bodies_are_files_and_go_with_their_row() {
+    let (dir, spool) = fresh();
+    let seq = take(&spool, with_body("a", vec![5; LARGE])).await.seq;
+    assert_eq!(names(dir.path()).len(), 1);
+    assert_eq!(spool.lease(1).await.unwrap()[0].body.len(), LARGE);
+    spool.settle(seq, answered(vec![6; LARGE])).await.unwrap();
+    spool.record_local(seq, local(vec![7; LARGE])).await.unwrap();
+    let record = spool.get("a".into()).await.unwrap().unwrap();
+    assert_eq!(record.uplink.unwrap().0.body, vec![6; LARGE]);
+    assert_eq!(record.local.unwrap().0.body, vec![7; LARGE]);
+    assert_eq!(names(dir.path()).len(), 2, "the request's own is gone");
+    spool.purge(State::Answered).await.unwrap();
+    spool.commit_probe().await.unwrap();
+    assert!(names(dir.path()).is_empty());
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn a_refused_large_body_leaves_no_file() {
+    let (dir, spool) = fresh_with(|o| o.max_requests = 0);
+    assert_eq!(spool.accept(with_body("a", vec![5; LARGE])).await, Err(SpoolError::QueueFull));
+    assert!(names(dir.path()).is_empty());
+}
+
+#[tokio::test]
+async fn files_without_a_row_go_after_the_next_start() {
+    let (dir, spool) = fresh();
+    take(&spool, with_body("a", vec![5; LARGE])).await;
+    std::fs::write(files::bodies(dir.path()).join("1-00ff"), b"orphan").unwrap();
+    std::fs::write(files::bodies(dir.path()).join("1-00fe.tmp"), b"half").unwrap();
+    spool.sweep().await.unwrap();
+    assert_eq!(names(dir.path()).len(), 3, "this start's own files are left alone");
+    drop(spool);
+    let spool = open(options(dir.path())).unwrap();
+    spool.sweep().await.unwrap();
+    assert_eq!(names(dir.path()).len(), 1);
+    assert_eq!(spool.lease(1).await.unwrap()[0].body.len(), LARGE);
+}
+
+#[tokio::test]
+async fn a_damaged_body_is_set_aside_and_blocks_nothing() {
+    let (dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    take(&spool, with_body("b", vec![5; LARGE])).await;
+    take(&spool, request("c")).await;
+    spool.look(|store| Ok(store.conn.execute("UPDATE body SET bytes = x'00' WHERE seq = 1", [])?)).await.unwrap();
+    std::fs::remove_file(files::bodies(dir.path()).join(&names(dir.path())[0])).unwrap();
+    assert_eq!(leased(&spool, 9).await, ["c"]);
+    for id in ["a", "b"] {
+        let record = spool.get(id.into()).await.unwrap().unwrap();
+        assert_eq!((record.state, record.reason.as_deref()), (State::Dead, Some("damaged")));
+    }
+    assert!(spool.body("a".into()).await.is_err());
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn a_full_database_refuses_and_goes_on() {
+    let (_dir, spool) = fresh();
+    spool
+        .look(|store| {
+            let pages: i64 = store.conn.query_row("PRAGMA page_count", [], |r| r.get(0))?;
+            let cap = format!("PRAGMA max_page_count={}", pages + 8);
+            Ok(store.conn.query_row(&cap, [], |r| r.get::<_, i64>(0))?)
+        })
+        .await
+        .unwrap();
+    let mut last = Ok(Accepted { id: String::new(), seq: 0, existing: false });
+    for n in 0..50 {
+        last = spool.accept(with_body(&format!("r{n}"), vec![9; 6_000])).await;
+        if last.is_err() {
+            break;
+        }
+    }
+    assert_eq!(last, Err(SpoolError::DiskFull));
+    assert_counted(&spool).await;
+    let lease = spool.lease(1).await.unwrap().remove(0);
+    spool.settle(lease.seq, dead()).await.unwrap();
+    assert_eq!(spool.purge(State::Dead).await.unwrap(), 1);
+    take(&spool, with_body("after", vec![9; 3_000])).await;
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn after_a_failed_commit_nobody_was_told_and_the_file_is_opened_anew() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    take(&spool, request("b")).await;
+    assert_eq!(leased(&spool, 1).await, ["a"]);
+    // A violated deferred constraint makes the COMMIT itself fail, like an fsync would.
+    let failing = spool.fail_commit();
+    let lost = spool.accept(request("lost"));
+    let (failed, lost) = tokio::join!(failing, lost);
+    assert!(failed.is_err());
+    let stored = spool.get("lost".into()).await.unwrap();
+    assert_eq!(stored.is_some(), lost.is_ok());
+    assert_eq!(spool.get("a".into()).await.unwrap().unwrap().state, State::Sending, "still leased");
+    assert_eq!(leased(&spool, 1).await, ["b"]);
+    assert_counted(&spool).await;
+}
