@@ -12,6 +12,9 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod gateway;
+pub mod ingress;
+pub mod telemetry;
 pub mod control;
 pub mod spool;
 pub mod uplink;

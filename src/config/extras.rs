@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::units::quoted;
 use super::walk::Table;
-use crate::control::types::{Policy, UnknownWord, words};
+use crate::control::types::{Policy, words};
 
 /// `[cache]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::uplink::http_url;
 use super::walk::Table;
-use crate::control::types::{UnknownWord, words};
+use crate::control::types::words;
 
 /// What the local server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::walk::Table;
-use crate::control::types::{Policy, UnknownWord, words};
+use crate::control::types::{Policy, words};
 
 /// How an uplink is chosen among the available ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

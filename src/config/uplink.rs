@@ -9,7 +9,7 @@ use serde_json::json;
 use super::secret::KeySource;
 use super::units::quoted;
 use super::walk::Table;
-use crate::control::types::{UnknownWord, words};
+use crate::control::types::words;
 
 /// The uplink that exists where nobody names one.
 const BUILT_IN: &str = "holysheep";

@@ -127,6 +127,7 @@ impl Driver {
         let mut effects = std::mem::take(&mut self.effects);
         self.control.handle(event, now_ms, &mut effects);
         self.shared.turns.fetch_add(1, Ordering::Release);
+        self.shared.online.store(self.control.is_available(), Ordering::Release);
         for effect in effects.drain(..) {
             self.perform(effect);
         }

@@ -62,6 +62,7 @@ struct Shared {
     metrics: Metrics,
     next_ask: AtomicU64,
     accepting: AtomicBool,
+    online: AtomicBool,
     turns: AtomicU64,
     started: Instant,
     on_models: Box<dyn Fn(&str, &[u8]) + Send + Sync>,
@@ -100,6 +101,7 @@ impl Gateway {
             metrics: Metrics::default(),
             next_ask: AtomicU64::new(1),
             accepting: AtomicBool::new(true),
+            online: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             started,
             on_models: parts.on_models,
@@ -142,6 +144,11 @@ impl Gateway {
     /// False once the process is ending.
     pub fn is_accepting(&self) -> bool {
         self.shared.accepting.load(Ordering::Acquire)
+    }
+
+    /// Whether any uplink takes requests now.
+    pub fn is_online(&self) -> bool {
+        self.shared.online.load(Ordering::Acquire)
     }
 
     /// How often control has turned: the watchdog's proof of progress.

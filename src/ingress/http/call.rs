@@ -1,0 +1,216 @@
+//! One OpenAI-style request, read and checked: who asks, what for, under which conditions.
+//!
+//! Owns the reading of bodies under limits of size and time. Sends and stores nothing.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::Request;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
+use hyper::StatusCode;
+use sha2::{Digest, Sha256};
+use tokio::time::{sleep_until, timeout};
+
+use super::App;
+use super::refusal::Refusal;
+use super::wants::Wants;
+use crate::clock;
+use crate::spool::record::NewRequest;
+use crate::uplink::body::{self, Head};
+
+/// A body may take this long, and a second more per [`BODY_BYTES_PER_S`] that have come: a slow modem gets
+/// through, a client that sends a byte a second does not.
+const BODY_TIME: Duration = Duration::from_secs(15);
+const BODY_BYTES_PER_S: u64 = 4096;
+/// Longest silence in the middle of a body.
+const BODY_IDLE: Duration = Duration::from_secs(10);
+
+/// Who asks, as the connection tells.
+#[derive(Debug, Clone)]
+pub struct Peer(pub String);
+
+/// The id given to every HTTP request.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
+
+/// A checked request.
+pub struct Call {
+    /// The gateway and its settings.
+    pub app: Arc<App>,
+    /// The path, such as `/v1/chat/completions`.
+    pub endpoint: &'static str,
+    /// Who asks.
+    pub source: String,
+    /// `req_…`.
+    pub id: String,
+    /// The client's bytes.
+    pub body: Bytes,
+    /// What the body says about itself.
+    pub head: Head,
+    /// What the headers ask for.
+    pub wants: Wants,
+    /// Headers that an uplink may see.
+    pub forward: HeaderMap,
+    /// When its head arrived.
+    pub received: Instant,
+    hash: OnceLock<[u8; 32]>,
+}
+
+impl Call {
+    /// Reads and checks a request.
+    pub async fn read(app: Arc<App>, endpoint: &'static str, request: Request) -> Result<Call, Refusal> {
+        let received = clock::now();
+        let source = source(&request);
+        let id = request_id(&request);
+        let wants = Wants::read(request.headers(), app.options.offline)?;
+        require_json(request.headers())?;
+        let forward = forwardable(request.headers());
+        let body = read_body(request, app.options.max_body).await?;
+        let head = body::read(endpoint, &body)?;
+        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, hash: OnceLock::new() })
+    }
+
+    /// SHA-256 of the body, computed once and only where it is needed.
+    pub fn hash(&self) -> [u8; 32] {
+        *self.hash.get_or_init(|| Sha256::digest(&self.body).into())
+    }
+
+    /// Somebody's question whether we live; never stored.
+    pub fn is_health_probe(&self) -> bool {
+        self.head.max_tokens == Some(1) && self.endpoint != "/v1/embeddings"
+    }
+
+    /// The request as the spool takes it.
+    pub fn to_store(&self, leased: bool, maybe_billed: bool) -> NewRequest {
+        NewRequest {
+            id: self.id.clone(),
+            source: self.source.clone(),
+            label: self.wants.label.clone(),
+            endpoint: self.endpoint.to_owned(),
+            model: self.head.model.clone(),
+            priority: self.wants.priority,
+            policy: self.wants.policy,
+            body: self.body.clone(),
+            body_hash: self.hash(),
+            idempotency_key: self.wants.idempotency_key.clone(),
+            ttl_ms: self.wants.ttl.unwrap_or(self.app.options.ttl).as_millis() as u64,
+            leased,
+            maybe_billed,
+        }
+    }
+
+    /// Milliseconds since the request's head arrived.
+    pub fn elapsed_ms(&self) -> u64 {
+        clock::now().duration_since(self.received).as_millis() as u64
+    }
+}
+
+/// Who asks.
+pub fn source(request: &Request) -> String {
+    request.extensions().get::<Peer>().map_or_else(|| "unknown".to_owned(), |peer| peer.0.clone())
+}
+
+/// The id this HTTP request was given.
+pub fn request_id(request: &Request) -> String {
+    request.extensions().get::<RequestId>().map_or_else(clock::request_id, |id| id.0.clone())
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(kind) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    let kind = kind.to_str().unwrap_or_default().trim_start().to_ascii_lowercase();
+    // `curl -d` says form-urlencoded unless told otherwise; its users mean JSON.
+    if kind.starts_with("application/json") || kind.starts_with("application/x-www-form-urlencoded") || kind.starts_with("text/") {
+        return Ok(());
+    }
+    let message = "this path takes application/json";
+    Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+}
+
+/// Headers that stay on this side: hop-by-hop ones, who we are, and what is ours to say.
+const KEPT_BACK: [&str; 20] = [
+    "host",
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "cookie",
+    "forwarded",
+    "accept-encoding",
+    "content-length",
+    "content-encoding",
+    "authorization",
+    "api-key",
+    "expect",
+    "prefer",
+    "origin",
+];
+
+/// The headers that an uplink may see.
+pub fn forwardable(headers: &HeaderMap) -> HeaderMap {
+    let stays = |name: &HeaderName| {
+        let name = name.as_str();
+        KEPT_BACK.contains(&name) || ["x-forwarded-", "x-holdfast-", "x-real-ip", "x-edge-"].iter().any(|p| name.starts_with(p))
+    };
+    headers.iter().filter(|(name, _)| !stays(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Reads a body under limits of size and time; refuses a declared size before reading anything.
+pub async fn read_body(request: Request<Body>, limit: u64) -> Result<Bytes, Refusal> {
+    let declared = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > limit) {
+        return Err(Refusal::too_large(limit));
+    }
+    let started = tokio::time::Instant::from_std(clock::now());
+    let mut body = request.into_body();
+    let mut read = BytesMut::with_capacity(declared.unwrap_or(0).min(64 * 1024) as usize);
+    loop {
+        let allowed = BODY_TIME + Duration::from_secs(read.len() as u64 / BODY_BYTES_PER_S);
+        let frame = tokio::select! {
+            frame = timeout(BODY_IDLE, body.frame()) => frame,
+            () = sleep_until(started + allowed) => return Err(too_slow()),
+        };
+        match frame {
+            Err(_) => return Err(too_slow()),
+            Ok(None) => return Ok(read.freeze()),
+            Ok(Some(Err(error))) => return Err(broken(&error)),
+            Ok(Some(Ok(frame))) => {
+                let Ok(data) = frame.into_data() else { continue };
+                if (read.len() + data.len()) as u64 > limit {
+                    return Err(Refusal::too_large(limit));
+                }
+                if read.is_empty() && declared == Some(data.len() as u64) {
+                    return Ok(data);
+                }
+                read.extend_from_slice(&data);
+            }
+        }
+    }
+}
+
+fn too_slow() -> Refusal {
+    let message = "the body came too slowly; send at least 4096 bytes a second";
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", message).header("connection", "close")
+}
+
+fn broken(error: &axum::Error) -> Refusal {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    let mut packed = false;
+    while let Some(e) = cause {
+        packed |= e.is::<std::io::Error>();
+        cause = e.source();
+    }
+    let message = if packed {
+        "the compressed body cannot be unpacked; send valid gzip or deflate, or no Content-Encoding"
+    } else {
+        "the body ended early or is not framed as HTTP demands"
+    };
+    Refusal::bad_field("invalid_body", None, message)
+}

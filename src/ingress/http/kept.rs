@@ -1,0 +1,165 @@
+//! Requests that are stored whatever the uplink does: with an idempotency key, asked for later, or repeated.
+//!
+//! Owns the three ways to such a request; the offline steps and the answers' shapes are elsewhere.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::response::Response;
+use hyper::StatusCode;
+use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
+
+use super::answer::{self, Finished, Origin};
+use super::attach::Handing;
+use super::call::Call;
+use super::offline::{self, Stored};
+use super::record_json::record_json;
+use super::refusal::Refusal;
+use super::stream;
+use crate::clock;
+use crate::control::types::Policy;
+use crate::spool::record::{Accepted, Leased, Record};
+
+/// While a caller waits for its keyed request, an outage is looked for this often.
+const OUTAGE_LOOK: Duration = Duration::from_millis(250);
+
+/// `Prefer: respond-async`: stored, then 202, at once or after `wait=N`.
+pub async fn respond_async(call: Arc<Call>) -> Response {
+    let accepted = match call.app.gateway.store(call.to_store(false, false)).await {
+        Ok(accepted) => accepted,
+        Err(error) => return call.app.refused(&call, error.into()),
+    };
+    let wait = call.wants.wait.unwrap_or_default();
+    let finished = match call.app.gateway.wait_final(&accepted.id, wait).await {
+        Ok(finished) => finished,
+        Err(error) => return call.app.refused(&call, error.into()),
+    };
+    let mut response = match finished {
+        Some(record) => deliver(call, record).await,
+        None => pending(&call, &accepted.id).await,
+    };
+    response.headers_mut().insert(
+        HeaderName::from_static("preference-applied"),
+        HeaderValue::from_static("respond-async"),
+    );
+    response
+}
+
+async fn pending(call: &Call, id: &str) -> Response {
+    let record = match call.app.gateway.spool().get(id.to_owned()).await {
+        Ok(Some(record)) => record,
+        Ok(None) => return call.app.refused(call, Refusal::no_such_request()),
+        Err(error) => return call.app.refused(call, error.into()),
+    };
+    let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state) };
+    call.app.answered(call, &origin, "accepted");
+    let mut response = answer::json(StatusCode::ACCEPTED, record_json(&record, &call.app).to_string(), &origin);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
+    if let Ok(location) = HeaderValue::from_str(&offline::location(id)) {
+        response.headers_mut().insert(hyper::header::LOCATION, location);
+    }
+    response
+}
+
+/// A finished record in the shape the caller asked for.
+async fn deliver(call: Arc<Call>, record: Record) -> Response {
+    if !call.head.stream {
+        return offline::finished(&call, record);
+    }
+    match answer::finished(record) {
+        Finished::Answer(body, origin) => {
+            let stored = Stored { id: String::new(), seq: 0, handing: None };
+            stream::offline_parts(call, offline::Begun::Recorded(body, origin, stored)).await
+        }
+        Finished::Refused(status, body, origin) => answer::json(status, body, &origin),
+        Finished::Ended(refusal) => call.app.refused(&call, refusal),
+    }
+}
+
+/// `Idempotency-Key`: the same key, source and body is the same request, in flight or done.
+pub async fn keyed(call: Arc<Call>, key: String) -> Response {
+    let online = call.app.gateway.is_online();
+    let stores = matches!(call.wants.policy, Policy::Both | Policy::Queue) && !call.is_health_probe();
+    if !online && !stores {
+        return unkept(call).await;
+    }
+    let accepted = match call.app.gateway.store(call.to_store(online, false)).await {
+        Ok(accepted) => accepted,
+        Err(error) => return call.app.refused(&call, error.into()),
+    };
+    if online && !accepted.existing {
+        call.app.gateway.adopt(leased(&call, &accepted, key));
+    }
+    let stored = Stored { id: accepted.id, seq: accepted.seq, handing: None };
+    let mut response = attached(call, stored).await;
+    if accepted.existing && response.status() != StatusCode::SERVICE_UNAVAILABLE {
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
+    }
+    response
+}
+
+fn leased(call: &Call, accepted: &Accepted, key: String) -> Leased {
+    Leased {
+        seq: accepted.seq,
+        id: accepted.id.clone(),
+        source: call.source.clone(),
+        endpoint: call.endpoint.to_owned(),
+        model: call.head.model.clone(),
+        priority: call.wants.priority,
+        attempts: 0,
+        maybe_billed: false,
+        idempotency_key: key,
+        body: call.body.clone(),
+    }
+}
+
+/// Nothing is to be stored for it and no uplink is there: as without a key.
+async fn unkept(call: Arc<Call>) -> Response {
+    match offline::begin(&call, "offline", false).await {
+        Err(refusal) => call.app.refused(&call, refusal),
+        Ok(begun) => shaped(call, begun).await,
+    }
+}
+
+async fn shaped(call: Arc<Call>, begun: offline::Begun) -> Response {
+    if call.head.stream { stream::offline_parts(call, begun).await } else { offline::answer_plain(call, begun).await }
+}
+
+/// A body that repeats a stored request.
+pub async fn repeated(call: Arc<Call>, handing: Handing) -> Response {
+    let id = handing.id().to_owned();
+    match call.app.gateway.spool().get(id.clone()).await {
+        Err(error) => call.app.refused(&call, error.into()),
+        // Pruned meanwhile, or ended without an answer: the repeat is a new request.
+        Ok(None) => {
+            handing.delivered();
+            super::openai::fresh(call).await
+        }
+        Ok(Some(record)) => attached(call, Stored { id, seq: record.seq, handing: Some(handing) }).await,
+    }
+}
+
+/// Waits for a stored request's outcome; once no uplink is available, what the policy gives meanwhile.
+async fn attached(call: Arc<Call>, stored: Stored) -> Response {
+    loop {
+        match call.app.gateway.wait_final(&stored.id, OUTAGE_LOOK).await {
+            Err(error) => return call.app.refused(&call, error.into()),
+            Ok(Some(record)) => {
+                stored.delivered();
+                return deliver(call, record).await;
+            }
+            Ok(None) => {}
+        }
+        if !call.app.gateway.is_online() {
+            return match offline::resume(&call, "offline", stored).await {
+                Err(refusal) => call.app.refused(&call, refusal),
+                Ok(begun) => shaped(call, begun).await,
+            };
+        }
+        if clock::now().duration_since(call.received) >= call.wants.hold {
+            return call.app.refused(&call, offline::ticket(&stored));
+        }
+    }
+}

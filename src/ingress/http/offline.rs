@@ -1,0 +1,202 @@
+//! What a caller gets while no uplink is available: stored first, then the local model's answer or a ticket.
+//!
+//! Owns the order of those steps, the hold and the ticket. Whether something is stored is control's table.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::StatusCode;
+
+use super::answer::{self, Finished, Origin};
+use super::attach::Handing;
+use super::call::Call;
+use super::refusal::Refusal;
+use crate::clock;
+use crate::control::route::{Now, offline};
+use crate::control::types::State;
+use crate::spool::record::{self, Record};
+use crate::uplink::local::{self, LocalError};
+
+/// `Retry-After` of a ticket: an outage that ends sooner than this is covered by the hold.
+const TICKET_RETRY_S: u64 = 5;
+
+/// A request on disk whose caller is still here.
+pub struct Stored {
+    /// Its id.
+    pub id: String,
+    /// Its sequence number.
+    pub seq: u64,
+    /// Keeps a repeat from making a second request.
+    pub handing: Option<Handing>,
+}
+
+impl Stored {
+    /// The caller has its answer.
+    pub fn delivered(self) {
+        if let Some(handing) = self.handing {
+            handing.delivered();
+        }
+    }
+}
+
+/// What an offline caller gets, in the shape that plain and streaming answers share.
+pub enum Begun {
+    /// The local model's answer.
+    Local(local::LocalAnswer, Option<Stored>),
+    /// The local answer that is already on record for a repeated request.
+    Recorded(Bytes, Origin, Stored),
+    /// Nothing local: wait for the uplink, then give a ticket.
+    Hold(Stored),
+}
+
+/// Stores where the policy says so, then asks the local model where the policy says so.
+pub async fn begin(call: &Call, why: &str, maybe_billed: bool) -> Result<Begun, Refusal> {
+    let plan = offline(call.wants.policy, call.is_health_probe());
+    let hold_unknown = maybe_billed && call.app.options.hold_unknown;
+    let stored = if plan.store && !hold_unknown { Some(store(call, maybe_billed).await?) } else { None };
+    go_on(call, plan.now, why, stored).await
+}
+
+/// The same for a request that is on disk already.
+pub async fn resume(call: &Call, why: &str, stored: Stored) -> Result<Begun, Refusal> {
+    let plan = offline(call.wants.policy, false);
+    let now = if plan.store { plan.now } else { Now::LocalThenTicket };
+    if let Some(record) = call.app.gateway.spool().get(stored.id.clone()).await? {
+        if let Some((answer, _)) = record.local {
+            let origin = local_origin(&answer.model, Some(&stored));
+            return Ok(Begun::Recorded(answer.body, origin, stored));
+        }
+    }
+    go_on(call, now, why, Some(stored)).await
+}
+
+/// Makes the request durable and remembers its body, so that a repeat is recognised.
+pub async fn store(call: &Call, maybe_billed: bool) -> Result<Stored, Refusal> {
+    let accepted = call.app.gateway.store(call.to_store(false, maybe_billed)).await?;
+    let handing = call.app.attach.begin(&call.source, call.hash(), &accepted.id, super::attach_now);
+    Ok(Stored { id: accepted.id, seq: accepted.seq, handing: Some(handing) })
+}
+
+async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Result<Begun, Refusal> {
+    match (now, stored) {
+        (Now::Ticket, Some(stored)) => Ok(Begun::Hold(stored)),
+        (Now::Refuse | Now::Ticket, _) => {
+            Err(Refusal::unavailable(&format!("this request is not to be stored or answered locally ({why})")))
+        }
+        (Now::Local | Now::LocalThenTicket, stored) => match ask_local(call).await {
+            Ok(answer) => Ok(Begun::Local(answer, stored)),
+            Err(error) => match stored {
+                Some(stored) => {
+                    tracing::info!(HOLDFAST_REQUEST_ID = stored.id, HOLDFAST_REASON = error.kind(), "no local answer: {error}");
+                    Ok(Begun::Hold(stored))
+                }
+                None => Err(error.into()),
+            },
+        },
+    }
+}
+
+/// Asks the local model.
+pub async fn ask_local(call: &Call) -> Result<local::LocalAnswer, LocalError> {
+    let created = clock::unix_ms() / 1000;
+    call.app.gateway.local().answer(call.endpoint, &call.body, &call.id, created).await
+}
+
+/// Where a local answer comes from.
+pub fn local_origin(model: &str, stored: Option<&Stored>) -> Origin {
+    Origin {
+        route: Some(format!("local:{model}")),
+        id: stored.map(|s| s.id.clone()),
+        state: stored.map(|_| State::Queued),
+    }
+}
+
+/// Keeps the local answer beside the request; the caller does not wait for it.
+pub fn record_local(call: &Call, stored: &Stored, model: &str, body: Bytes) {
+    let (spool, seq) = (call.app.gateway.spool().clone(), stored.seq);
+    let answer = record::LocalAnswer { model: model.to_owned(), latency_ms: call.elapsed_ms(), body };
+    tokio::spawn(async move {
+        if let Err(error) = spool.record_local(seq, answer).await {
+            tracing::warn!(HOLDFAST_REASON = error.kind(), "a local answer was given but not recorded: {error}");
+        }
+    });
+}
+
+/// Waits for the uplink's answer as long as the caller may be held; `None` means a ticket is due.
+pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusal> {
+    let left = call.wants.hold.saturating_sub(clock::now().duration_since(call.received));
+    tokio::select! {
+        record = call.app.gateway.wait_final(&stored.id, left) => Ok(record?),
+        () = call.app.stopping() => Ok(None),
+    }
+}
+
+/// 503 with everything a client needs to come back for its answer.
+pub fn ticket(stored: &Stored) -> Refusal {
+    let message = format!(
+        "no uplink is available and no local model can answer; the request is stored and will be sent: fetch \
+         /holdfast/v1/requests/{} later, or send the same body again within 10 minutes",
+        stored.id
+    );
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "request_queued", message)
+        .retry_after(TICKET_RETRY_S)
+        .header("location", &location(&stored.id))
+        .header("x-should-retry", "false")
+        .header("x-holdfast-id", &stored.id)
+        .header("x-holdfast-state", State::Queued.as_str())
+}
+
+/// Where a stored request is fetched.
+pub fn location(id: &str) -> String {
+    format!("/holdfast/v1/requests/{id}")
+}
+
+/// The whole offline answer to a plain request.
+pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
+    match begun {
+        Begun::Local(answer, stored) => plain_local(&call, answer, stored),
+        Begun::Recorded(body, origin, stored) => {
+            stored.delivered();
+            call.app.answered(&call, &origin, "ok");
+            answer::json(StatusCode::OK, body, &origin)
+        }
+        Begun::Hold(stored) => match hold(&call, &stored).await {
+            Err(refusal) => call.app.refused(&call, refusal),
+            Ok(None) => call.app.refused(&call, ticket(&stored)),
+            Ok(Some(record)) => {
+                stored.delivered();
+                finished(&call, record)
+            }
+        },
+    }
+}
+
+fn plain_local(call: &Call, answer: local::LocalAnswer, stored: Option<Stored>) -> Response {
+    let origin = local_origin(&answer.model, stored.as_ref());
+    let local::Content::Whole(body) = answer.content else {
+        // A plain request is never answered by a stream.
+        return call.app.refused(call, Refusal::unavailable("the local model answered in an unexpected form"));
+    };
+    if let Some(stored) = stored {
+        record_local(call, &stored, &answer.model, body.clone());
+        stored.delivered();
+    }
+    call.app.answered(call, &origin, "ok");
+    answer::json(StatusCode::OK, body, &origin)
+}
+
+/// A finished record as a plain answer.
+pub fn finished(call: &Call, record: Record) -> Response {
+    match answer::finished(record) {
+        Finished::Answer(body, origin) => {
+            call.app.answered(call, &origin, "ok");
+            answer::json(StatusCode::OK, body, &origin)
+        }
+        Finished::Refused(status, body, origin) => {
+            call.app.answered(call, &origin, "refused");
+            answer::json(status, body, &origin)
+        }
+        Finished::Ended(refusal) => call.app.refused(call, refusal),
+    }
+}

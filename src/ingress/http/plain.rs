@@ -1,0 +1,116 @@
+//! A plain request: one body in, one body out.
+//!
+//! Asks for a target, tries it, asks for the next. The choice is control's, the offline steps are `offline`'s.
+
+use std::sync::Arc;
+
+use axum::response::Response;
+use hyper::Method;
+use hyper::header::HeaderMap;
+
+use super::answer::{self, Origin};
+use super::call::Call;
+use super::offline;
+use super::refusal::Refusal;
+use crate::control::event::{Fault, Outcome};
+use crate::control::types::Policy;
+use crate::gateway::{LiveAttempt, Target};
+use crate::uplink::body;
+use crate::uplink::classify;
+use crate::uplink::cloud::{self, ANSWER_BYTES_MAX, Cloud, Whole};
+
+/// Answers a plain request.
+pub async fn answer(call: Arc<Call>) -> Response {
+    let mut live = call.app.gateway.live();
+    let mut target = live.target().await;
+    let mut last: Option<Response> = None;
+    loop {
+        target = match target {
+            Target::Uplink(mut attempt) => {
+                let origin = Origin::uplink(attempt.cloud().name());
+                let (outcome, whole) = try_uplink(&call, &mut attempt).await;
+                match (outcome, whole) {
+                    (Outcome::Delivered | Outcome::Permanent(_) | Outcome::Blocked(_) | Outcome::NoAnswer, Some(whole)) => {
+                        attempt.end(outcome);
+                        call.app.answered(&call, &origin, class(&whole));
+                        return answer::from_uplink(whole, &origin);
+                    }
+                    (Outcome::RateLimited { .. }, Some(whole)) => {
+                        last = Some(answer::from_uplink(whole, &origin));
+                        live.next(attempt, outcome).await
+                    }
+                    _ => live.next(attempt, outcome).await,
+                }
+            }
+            Target::Offline { reason, maybe_billed } => {
+                drop(live);
+                return match offline::begin(&call, reason.as_str(), maybe_billed).await {
+                    Ok(begun) => offline::answer_plain(call, begun).await,
+                    Err(refusal) => call.app.refused(&call, refusal),
+                };
+            }
+            Target::Unsure => return unsure(call).await,
+            Target::LastAnswer => {
+                return last.unwrap_or_else(|| call.app.refused(&call, Refusal::upstream_timeout()));
+            }
+            Target::Stopping => return call.app.refused(&call, Refusal::stopping()),
+        };
+    }
+}
+
+fn class(whole: &Whole) -> &'static str {
+    if whole.status.is_success() { "ok" } else { "refused" }
+}
+
+/// One try; the answer is there wherever the uplink gave a whole one.
+async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<Whole>) {
+    let cloud = attempt.cloud();
+    let sent = attempt.unless_abandoned(async { cloud.send(uplink_call(call, &cloud)).await.map_err(|e| e.outcome) });
+    let reply = match sent.await {
+        Ok(reply) => reply,
+        Err(outcome) => return (outcome, None),
+    };
+    attempt.answering();
+    match reply.whole(ANSWER_BYTES_MAX).await {
+        Ok(whole) => (judge(&whole), Some(whole)),
+        Err(error) => (error.outcome, None),
+    }
+}
+
+/// What a whole answer to a live request means. A body that is no answer is the caller's to judge; one that
+/// was cut is not.
+pub fn judge(whole: &Whole) -> Outcome {
+    match classify::outcome(whole.status, &whole.headers, &whole.body) {
+        Outcome::Delivered if classify::stored_answer(&whole.body) == Outcome::Unknown(Fault::Truncated) => {
+            Outcome::Unknown(Fault::Truncated)
+        }
+        outcome => outcome,
+    }
+}
+
+/// The call towards one uplink: the client's bytes, under that uplink's name for the model.
+pub fn uplink_call(call: &Call, cloud: &Cloud) -> cloud::Call {
+    let headers: HeaderMap = call.forward.clone();
+    cloud::Call {
+        method: Method::POST,
+        path: call.endpoint.to_owned(),
+        headers,
+        body: body::for_uplink(&call.body, &call.head, cloud.alias(&call.head.model), true),
+        on_out: None,
+    }
+}
+
+/// Sent and not answered while the uplink is there: the local model costs nothing, a second send might.
+async fn unsure(call: Arc<Call>) -> Response {
+    if wants_local(&call) {
+        if let Ok(local) = offline::ask_local(&call).await {
+            return offline::answer_plain(call, offline::Begun::Local(local, None)).await;
+        }
+    }
+    call.app.refused(&call, Refusal::upstream_timeout())
+}
+
+/// Whether the policy allows a local answer.
+pub fn wants_local(call: &Call) -> bool {
+    matches!(call.wants.policy, Policy::Both | Policy::Local) && call.app.gateway.local().is_enabled()
+}

@@ -1,0 +1,178 @@
+//! What the events of a stream add up to: has content begun, is it finished, was it an error.
+//!
+//! Looks at each event's few deciding fields; keeps the text only where a record needs it.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+/// Text of a streamed local answer that is kept for the record; longer ones are cut there.
+const TEXT_BYTES_MAX: usize = 256 * 1024;
+
+/// What is to be done with an event.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Pass it on.
+    Keep,
+    /// The caller did not ask for it.
+    Drop,
+    /// The service reports a failure.
+    Error,
+    /// The end.
+    Done,
+}
+
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
+    #[serde(default)]
+    choices: Option<Vec<Choice<'a>>>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    delta: Option<Delta<'a>>,
+    text: Option<String>,
+    finish_reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Delta<'a> {
+    content: Option<String>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function_call: Option<&'a RawValue>,
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    refusal: Option<String>,
+}
+
+/// A stream so far.
+#[derive(Debug, Default)]
+pub struct Gist {
+    wants_usage: bool,
+    content: bool,
+    finish_reason: Option<String>,
+    text: String,
+    tool_calls: Vec<serde_json::Value>,
+}
+
+impl Gist {
+    /// Nothing seen yet; `wants_usage` where the caller asked for the usage event.
+    pub fn new(wants_usage: bool) -> Self {
+        Self { wants_usage, ..Self::default() }
+    }
+
+    /// Whether anything a caller would show has come.
+    pub fn has_content(&self) -> bool {
+        self.content
+    }
+
+    /// Whether the service said that the answer is whole.
+    pub fn is_finished(&self) -> bool {
+        self.finish_reason.is_some()
+    }
+
+    /// Takes in one event's data.
+    pub fn see(&mut self, data: &[u8]) -> Seen {
+        if data == b"[DONE]" {
+            return Seen::Done;
+        }
+        // An event that cannot be read is the client's to judge.
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return Seen::Keep };
+        if chunk.error.is_some() {
+            return Seen::Error;
+        }
+        let choices = chunk.choices.unwrap_or_default();
+        if choices.is_empty() && chunk.usage.is_some() && !self.wants_usage {
+            return Seen::Drop;
+        }
+        for choice in choices {
+            self.take(choice);
+        }
+        Seen::Keep
+    }
+
+    fn take(&mut self, choice: Choice<'_>) {
+        if let Some(reason) = choice.finish_reason {
+            self.content = true;
+            self.finish_reason = Some(reason);
+        }
+        let text = choice.text.or_else(|| choice.delta.as_ref().and_then(|d| d.content.clone()));
+        if let Some(text) = text.filter(|t| !t.is_empty()) {
+            self.content = true;
+            if self.text.len() + text.len() <= TEXT_BYTES_MAX {
+                self.text.push_str(&text);
+            }
+        }
+        let Some(delta) = choice.delta else { return };
+        let thought = [&delta.reasoning_content, &delta.reasoning, &delta.refusal];
+        self.content |= thought.iter().any(|t| t.as_ref().is_some_and(|t| !t.is_empty()));
+        self.content |= delta.function_call.is_some();
+        if let Some(calls) = delta.tool_calls.and_then(|c| serde_json::from_str::<Vec<serde_json::Value>>(c.get()).ok()) {
+            self.content |= !calls.is_empty();
+            self.tool_calls.extend(calls);
+        }
+    }
+
+    /// The stream as one whole answer, for the record.
+    pub fn to_completion(&self, id: &str, model: &str, created: u64) -> Bytes {
+        let mut message = json!({"role": "assistant", "content": self.text});
+        if !self.tool_calls.is_empty() {
+            message["tool_calls"] = self.tool_calls.clone().into();
+        }
+        let finish = self.finish_reason.as_deref().unwrap_or("stop");
+        let whole = json!({
+            "id": format!("chatcmpl-{}", id.trim_start_matches("req_")),
+            "object": "chat.completion",
+            "created": created,
+            "model": model,
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        });
+        Bytes::from(whole.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_is_no_content_and_a_tool_call_is() {
+        let mut gist = Gist::new(false);
+        assert_eq!(gist.see(br#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#), Seen::Keep);
+        assert!(!gist.has_content());
+        gist.see(br#"{"choices":[{"delta":{"tool_calls":[{"index":0,"id":"a"}]}}]}"#);
+        assert!(gist.has_content() && !gist.is_finished());
+    }
+
+    #[test]
+    fn a_usage_event_passes_only_where_it_was_asked_for() {
+        let usage = br#"{"choices":[],"usage":{"total_tokens":1}}"#;
+        assert_eq!(Gist::new(false).see(usage), Seen::Drop);
+        assert_eq!(Gist::new(true).see(usage), Seen::Keep);
+    }
+
+    #[test]
+    fn errors_and_the_end_are_seen() {
+        let mut gist = Gist::new(false);
+        assert_eq!(gist.see(br#"{"error":"bare string"}"#), Seen::Error);
+        assert_eq!(gist.see(b"[DONE]"), Seen::Done);
+        assert_eq!(gist.see(b"not json"), Seen::Keep);
+    }
+
+    #[test]
+    fn adds_up_to_a_whole_answer() {
+        let mut gist = Gist::new(false);
+        gist.see(br#"{"choices":[{"delta":{"content":"he"}}]}"#);
+        gist.see(br#"{"choices":[{"delta":{"content":"y"},"finish_reason":"stop"}]}"#);
+        let whole: serde_json::Value = serde_json::from_slice(&gist.to_completion("req_1", "m", 5)).unwrap();
+        assert_eq!(whole["choices"][0]["message"]["content"], "hey");
+        assert_eq!(whole["id"], "chatcmpl-1");
+    }
+}

@@ -1,0 +1,399 @@
+//! A streaming request: the head held back, targets replaced silently until the first content, an honest end.
+//!
+//! One task walks the targets and sends parts over a bounded channel; the answer's body relays them and fills
+//! silences. The choice of targets is control's.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream;
+use hyper::StatusCode;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::answer::{self, Finished, Origin};
+use super::call::Call;
+use super::offline::{self, Begun, Stored};
+use super::plain::{judge, uplink_call, wants_local};
+use super::refusal::Refusal;
+use super::relay::{Gist, Seen};
+use crate::clock;
+use crate::control::event::{Fault, Outcome};
+use crate::gateway::{LiveAttempt, Target};
+use crate::uplink::cloud::{ANSWER_BYTES_MAX, Reply, Whole};
+use crate::uplink::local::{self, LocalError};
+use crate::uplink::sse::Splitter;
+
+/// How long the head is held back, so that a target that fails early is replaced and an error has its status.
+const COMMIT_AFTER: Duration = Duration::from_secs(2);
+/// Silence after which the keep-alive line is sent; below the 15 s at which the first middleboxes cut.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+/// A comment: clients skip it. No blank line follows, because some clients take that for an empty event.
+const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
+const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
+/// Parts between the task and the caller; a slow caller slows the uplink down.
+const PARTS: usize = 16;
+/// Events held back before the first content: roles and empty chunks.
+const HELD_MAX: usize = 64;
+
+/// What the task tells the answer.
+enum Part {
+    /// Where the answer is being sought now.
+    From(Origin),
+    /// It is waiting for the uplink: a ticket needs its status, so the head stays back.
+    Hold,
+    /// One whole event.
+    Event(Bytes),
+    /// It ends without a (further) answer: as a response while the head is back, as an event after that.
+    Failed(Box<Response>, Bytes),
+}
+
+type Parts = mpsc::Sender<Part>;
+
+/// The caller is gone.
+struct Gone;
+
+/// Answers a streaming request.
+pub async fn answer(call: Arc<Call>) -> Response {
+    let (parts, inbox) = mpsc::channel(PARTS);
+    let task = call.clone();
+    tokio::spawn(async move {
+        let closed = parts.clone();
+        tokio::select! {
+            _ = walk(&task, &parts) => {}
+            // Dropping the walk gives the attempt up and frees its slot.
+            () = closed.closed() => {}
+        }
+    });
+    head(&call, inbox).await
+}
+
+/// Waits for the first event, an error, or the time to commit.
+async fn head(call: &Call, mut inbox: mpsc::Receiver<Part>) -> Response {
+    let commit_at = Instant::from_std(call.received) + COMMIT_AFTER;
+    let mut origin = Origin::default();
+    let mut holding = false;
+    loop {
+        let part = if holding { Ok(inbox.recv().await) } else { timeout_at(commit_at, inbox.recv()).await };
+        match part {
+            Ok(Some(Part::From(new))) => (origin, holding) = (new, false),
+            Ok(Some(Part::Hold)) => holding = true,
+            Ok(Some(Part::Event(event))) => return commit(&origin, event, inbox),
+            Ok(Some(Part::Failed(response, _))) => return *response,
+            Ok(None) => return Refusal::upstream_timeout().into_response(),
+            Err(_) => return commit(&origin, KEEP_ALIVE, inbox),
+        }
+    }
+}
+
+fn commit(origin: &Origin, first: Bytes, inbox: mpsc::Receiver<Part>) -> Response {
+    let body = stream::unfold((Some(first), inbox), |(first, mut inbox)| async move {
+        if let Some(first) = first {
+            return Some((Ok::<_, Infallible>(first), (None, inbox)));
+        }
+        loop {
+            let bytes = match timeout(KEEP_ALIVE_EVERY, inbox.recv()).await {
+                Err(_) => KEEP_ALIVE,
+                Ok(None) => return None,
+                Ok(Some(Part::Event(event) | Part::Failed(_, event))) => event,
+                Ok(Some(Part::From(_) | Part::Hold)) => continue,
+            };
+            return Some((Ok(bytes), (None, inbox)));
+        }
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    origin.write(headers);
+    response
+}
+
+async fn say(parts: &Parts, part: Part) -> Result<(), Gone> {
+    parts.send(part).await.map_err(|_| Gone)
+}
+
+/// Ends with a refusal.
+async fn fail(call: &Call, parts: &Parts, refusal: Refusal) -> Result<(), Gone> {
+    let event = error_event(&refusal.json());
+    let response = call.app.refused(call, refusal);
+    say(parts, Part::Failed(Box::new(response), event)).await
+}
+
+fn error_event(json: &[u8]) -> Bytes {
+    let mut event = b"data: ".to_vec();
+    // An error's JSON may be laid out over lines; an event's data may not.
+    event.extend(json.iter().copied().filter(|b| !matches!(b, b'\n' | b'\r')));
+    event.extend_from_slice(b"\n\ndata: [DONE]\n\n");
+    event.into()
+}
+
+async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
+    let mut live = call.app.gateway.live();
+    let mut target = live.target().await;
+    let mut last: Option<(Whole, Origin)> = None;
+    loop {
+        target = match target {
+            Target::Uplink(mut attempt) => {
+                let origin = Origin::uplink(attempt.cloud().name());
+                say(parts, Part::From(origin.clone())).await?;
+                match try_uplink(call, &mut attempt, parts).await? {
+                    Tried::Done(outcome) => {
+                        attempt.end(outcome);
+                        call.app.answered(call, &origin, outcome.class());
+                        return Ok(());
+                    }
+                    Tried::Refused(outcome, whole) if !matches!(outcome, Outcome::RateLimited { .. }) => {
+                        attempt.end(outcome);
+                        call.app.answered(call, &origin, "refused");
+                        return pass_refusal(parts, whole, &origin).await;
+                    }
+                    Tried::Refused(outcome, whole) => {
+                        last = Some((whole, origin));
+                        live.next(attempt, outcome).await
+                    }
+                    Tried::Failed(outcome) => live.next(attempt, outcome).await,
+                }
+            }
+            Target::Offline { reason, maybe_billed } => {
+                drop(live);
+                return match offline::begin(call, reason.as_str(), maybe_billed).await {
+                    Ok(begun) => offline_stream(call, begun, parts).await,
+                    Err(refusal) => fail(call, parts, refusal).await,
+                };
+            }
+            Target::Unsure => return unsure(call, parts).await,
+            Target::LastAnswer => {
+                return match last {
+                    Some((whole, origin)) => pass_refusal(parts, whole, &origin).await,
+                    None => fail(call, parts, Refusal::upstream_timeout()).await,
+                };
+            }
+            Target::Stopping => return fail(call, parts, Refusal::stopping()).await,
+        };
+    }
+}
+
+async fn pass_refusal(parts: &Parts, whole: Whole, origin: &Origin) -> Result<(), Gone> {
+    let event = error_event(&whole.body);
+    say(parts, Part::Failed(Box::new(answer::from_uplink(whole, origin)), event)).await
+}
+
+async fn unsure(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
+    if wants_local(call) {
+        if let Ok(local) = offline::ask_local(call).await {
+            return offline_stream(call, Begun::Local(local, None), parts).await;
+        }
+    }
+    fail(call, parts, Refusal::upstream_timeout()).await
+}
+
+/// How one try went.
+enum Tried {
+    /// The caller has what there is to have, the end included.
+    Done(Outcome),
+    /// The uplink answered with an error of its own.
+    Refused(Outcome, Whole),
+    /// Nothing of it reached the caller.
+    Failed(Outcome),
+}
+
+async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Result<Tried, Gone> {
+    let cloud = attempt.cloud();
+    let sent = attempt.unless_abandoned(async { cloud.send(uplink_call(call, &cloud)).await.map_err(|e| e.outcome) });
+    let reply = match sent.await {
+        Ok(reply) => reply,
+        Err(outcome) => return Ok(Tried::Failed(outcome)),
+    };
+    attempt.answering();
+    let kind = reply.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if reply.status.is_success() && kind.starts_with("text/event-stream") {
+        return relay(call, reply, parts).await;
+    }
+    let whole = match reply.whole(ANSWER_BYTES_MAX).await {
+        Ok(whole) => whole,
+        Err(error) => return Ok(Tried::Failed(error.outcome)),
+    };
+    match judge(&whole) {
+        // A service that ignores `stream` still answered.
+        Outcome::Delivered => match answer::as_events(&whole.body, call.head.include_usage) {
+            Some(events) => {
+                for event in events {
+                    say(parts, Part::Event(event)).await?;
+                }
+                Ok(Tried::Done(Outcome::Delivered))
+            }
+            None => Ok(Tried::Failed(Outcome::Unknown(Fault::Truncated))),
+        },
+        outcome @ (Outcome::Permanent(_) | Outcome::Blocked(_) | Outcome::RateLimited { .. }) => {
+            Ok(Tried::Refused(outcome, whole))
+        }
+        outcome => Ok(Tried::Failed(outcome)),
+    }
+}
+
+/// Passes events on; nothing reaches the caller before the first content.
+async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
+    let mut splitter = Splitter::default();
+    let mut gist = Gist::new(call.head.include_usage);
+    let mut held: Vec<Bytes> = Vec::new();
+    let failure = loop {
+        while let Some(data) = splitter.next_event() {
+            match gist.see(&data) {
+                Seen::Drop => {}
+                Seen::Keep if !gist.has_content() && held.len() < HELD_MAX => held.push(frame(&data)),
+                Seen::Keep => {
+                    for event in held.drain(..) {
+                        say(parts, Part::Event(event)).await?;
+                    }
+                    say(parts, Part::Event(frame(&data))).await?;
+                }
+                Seen::Error if !gist.has_content() => return Ok(Tried::Failed(Outcome::Transient(Fault::ServerError))),
+                Seen::Error => {
+                    say(parts, Part::Event(error_event(&data))).await?;
+                    return Ok(Tried::Done(Outcome::Unknown(Fault::Truncated)));
+                }
+                Seen::Done => return finish(parts, held).await,
+            }
+        }
+        match reply.next().await {
+            Some(Ok(bytes)) if splitter.push(&bytes).is_ok() => {}
+            Some(Ok(_)) => break Outcome::Unknown(Fault::TooLarge),
+            Some(Err(error)) => break error.outcome,
+            None if gist.is_finished() => return finish(parts, held).await,
+            None => break Outcome::Unknown(Fault::Truncated),
+        }
+    };
+    if !gist.has_content() {
+        return Ok(Tried::Failed(failure));
+    }
+    let (code, message) = match failure {
+        Outcome::Unknown(Fault::Timeout) => ("upstream_timeout", "the uplink stopped sending in the middle of its answer"),
+        _ => ("upstream_truncated", "the uplink's answer ended early; what came is not the whole answer"),
+    };
+    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, message);
+    say(parts, Part::Event(error_event(&refusal.json()))).await?;
+    Ok(Tried::Done(failure))
+}
+
+async fn finish(parts: &Parts, held: Vec<Bytes>) -> Result<Tried, Gone> {
+    for event in held {
+        say(parts, Part::Event(event)).await?;
+    }
+    say(parts, Part::Event(DONE)).await?;
+    Ok(Tried::Done(Outcome::Delivered))
+}
+
+fn frame(data: &[u8]) -> Bytes {
+    let mut event = Vec::with_capacity(data.len() + 8);
+    for line in data.split(|b| *b == b'\n') {
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(line);
+        event.push(b'\n');
+    }
+    event.push(b'\n');
+    event.into()
+}
+
+/// The offline steps as a stream.
+pub async fn offline_parts(call: Arc<Call>, begun: Begun) -> Response {
+    let (parts, inbox) = mpsc::channel(PARTS);
+    let task = call.clone();
+    tokio::spawn(async move {
+        let closed = parts.clone();
+        tokio::select! {
+            _ = offline_stream(&task, begun, &parts) => {}
+            () = closed.closed() => {}
+        }
+    });
+    head(&call, inbox).await
+}
+
+async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result<(), Gone> {
+    match begun {
+        Begun::Local(answer, stored) => local_stream(call, answer, stored, parts).await,
+        Begun::Recorded(body, origin, stored) => {
+            whole_as_stream(call, &body, origin, parts).await?;
+            stored.delivered();
+            Ok(())
+        }
+        Begun::Hold(stored) => {
+            say(parts, Part::Hold).await?;
+            match offline::hold(call, &stored).await {
+                Err(refusal) => fail(call, parts, refusal).await,
+                Ok(None) => fail(call, parts, offline::ticket(&stored)).await,
+                Ok(Some(record)) => match answer::finished(record) {
+                    Finished::Answer(body, origin) => {
+                        whole_as_stream(call, &body, origin, parts).await?;
+                        stored.delivered();
+                        Ok(())
+                    }
+                    Finished::Refused(status, body, origin) => {
+                        let event = error_event(&body);
+                        say(parts, Part::Failed(Box::new(answer::json(status, body, &origin)), event)).await
+                    }
+                    Finished::Ended(refusal) => fail(call, parts, refusal).await,
+                },
+            }
+        }
+    }
+}
+
+async fn whole_as_stream(call: &Call, body: &[u8], origin: Origin, parts: &Parts) -> Result<(), Gone> {
+    let Some(events) = answer::as_events(body, call.head.include_usage) else {
+        return fail(call, parts, Refusal::upstream_timeout()).await;
+    };
+    call.app.answered(call, &origin, "ok");
+    say(parts, Part::From(origin)).await?;
+    for event in events {
+        say(parts, Part::Event(event)).await?;
+    }
+    Ok(())
+}
+
+async fn local_stream(
+    call: &Arc<Call>,
+    answer: local::LocalAnswer,
+    stored: Option<Stored>,
+    parts: &Parts,
+) -> Result<(), Gone> {
+    let origin = offline::local_origin(&answer.model, stored.as_ref());
+    let mut events = match answer.content {
+        local::Content::Stream(events) => events,
+        local::Content::Whole(body) => {
+            whole_as_stream(call, &body, origin, parts).await?;
+            stored.into_iter().for_each(Stored::delivered);
+            return Ok(());
+        }
+    };
+    say(parts, Part::From(origin.clone())).await?;
+    let mut gist = Gist::new(true);
+    while let Some(event) = events.recv().await {
+        match event {
+            Ok(event) => {
+                let data = event.strip_prefix(b"data: ").unwrap_or(&event);
+                gist.see(data.trim_ascii_end());
+                say(parts, Part::Event(event)).await?;
+            }
+            Err(error) => return local_failed(call, &error, parts).await,
+        }
+    }
+    call.app.answered(call, &origin, "ok");
+    if let Some(stored) = stored {
+        let body = gist.to_completion(&call.id, &answer.model, clock::unix_ms() / 1000);
+        offline::record_local(call, &stored, &answer.model, body);
+        stored.delivered();
+    }
+    Ok(())
+}
+
+async fn local_failed(call: &Call, error: &LocalError, parts: &Parts) -> Result<(), Gone> {
+    let message = format!("the local model's answer ended early: {error}");
+    fail(call, parts, Refusal::new(StatusCode::BAD_GATEWAY, "upstream_truncated", message)).await
+}
