@@ -9,6 +9,7 @@
 //!
 //! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
