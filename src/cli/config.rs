@@ -26,10 +26,9 @@ pub enum Command {
 /// Checks or shows.
 pub fn run(command: &Command, global: &Global, out: &Out) -> Done {
     let named = match command {
-        Command::Check { file } => file.as_deref().or(global.config.as_deref()),
-        Command::Show => global.config.as_deref(),
+        Command::Check { file } => file.as_deref().or(global.config()),
+        Command::Show => global.config(),
     };
-    let named = named.filter(|path| !path.as_os_str().is_empty());
     match config::load(named, config::environment()) {
         Err(faults) => refuse(&faults, out),
         Ok(loaded) if matches!(command, Command::Show) => show(&loaded, out),

@@ -15,9 +15,10 @@ pub mod switch;
 pub mod tap;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand};
 
 use client::Client;
@@ -40,10 +41,10 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct Global {
     /// Configuration file; without it /etc/holdfast/holdfast.toml if it exists, else built-in defaults
-    #[arg(short, long, global = true, value_name = "FILE", env = "HOLDFAST_CONFIG")]
+    #[arg(short, long, global = true, value_name = "FILE", env = "HOLDFAST_CONFIG", value_parser = path())]
     pub config: Option<PathBuf>,
     /// The daemon's socket; without it the configuration's
-    #[arg(long, global = true, value_name = "PATH", env = "HOLDFAST_SOCKET")]
+    #[arg(long, global = true, value_name = "PATH", env = "HOLDFAST_SOCKET", value_parser = path())]
     pub socket: Option<PathBuf>,
     /// JSON on standard output, for scripts
     #[arg(long, global = true)]
@@ -57,6 +58,13 @@ pub struct Global {
     /// Colour on a terminal; NO_COLOR in the environment always wins
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub color: ColorChoice,
+}
+
+impl Global {
+    /// The configuration file that was named, if any.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
 }
 
 /// The subcommands.
@@ -136,9 +144,14 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
     }
 }
 
+/// Any path, the empty one too: unit files write `HOLDFAST_SOCKET=` and mean none.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
 fn client(global: &Global) -> Client {
     let named = global.socket.clone().filter(|path| !path.as_os_str().is_empty());
-    let from_configuration = || crate::config::socket(global.config.as_deref(), crate::config::environment());
+    let from_configuration = || crate::config::socket(global.config(), crate::config::environment());
     Client::new(named.unwrap_or_else(from_configuration))
 }
 
