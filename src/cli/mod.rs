@@ -1,3 +1,176 @@
-//! One file per subcommand; a thin client of the socket, never of the database.
+//! The command line: one file per subcommand, a thin client of the daemon's socket.
+//!
+//! Owns arguments, exit codes and what people read. Never opens the database and decides nothing about a request.
 
-pub mod simulate;
+pub mod ask;
+pub mod client;
+pub mod completions;
+pub mod config;
+pub mod exit;
+pub mod health;
+pub mod out;
+pub mod queue;
+pub mod status;
+pub mod switch;
+pub mod tap;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{ArgAction, Args, ColorChoice, Parser, Subcommand};
+
+use client::Client;
+use exit::{Done, Failure};
+use out::Out;
+
+/// Store-and-forward AI gateway: the cloud's answer, the local model's, or a ticket.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, arg_required_else_help = true, after_help = exit::HELP)]
+pub struct Cli {
+    /// What applies to every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What applies to every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Configuration file; without it /etc/holdfast/holdfast.toml if it exists, else built-in defaults
+    #[arg(short, long, global = true, value_name = "FILE", env = "HOLDFAST_CONFIG", value_parser = path())]
+    pub config: Option<PathBuf>,
+    /// The daemon's socket; without it the configuration's
+    #[arg(long, global = true, value_name = "PATH", env = "HOLDFAST_SOCKET", value_parser = path())]
+    pub socket: Option<PathBuf>,
+    /// JSON on standard output, for scripts
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more; may be repeated
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Say only what failed
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Colour on a terminal; NO_COLOR in the environment always wins
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: ColorChoice,
+}
+
+impl Global {
+    /// The configuration file that was named, if any.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon
+    Run,
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Show the whole product in under a minute, on simulators
+    Demo,
+    /// Stand-ins for an uplink, an Ollama or a device
+    Simulate(Rest),
+    /// Show uplinks, local model, backlog and host
+    Status(status::Args),
+    /// Show the status, redrawn each second
+    Top,
+    /// Ask one question
+    Ask(ask::Args),
+    /// Look at and change stored requests
+    #[command(subcommand)]
+    Queue(queue::Command),
+    /// Stop sending stored requests
+    Pause,
+    /// Send stored requests again
+    Resume,
+    /// Send the backlog now
+    Drain,
+    /// Follow events as they happen
+    Tap,
+    /// Answer a monitoring system
+    Health(health::Args),
+    /// Print a completion script
+    Completions(completions::Args),
+}
+
+/// Arguments that another room reads.
+#[derive(Debug, Args)]
+pub struct Rest {
+    /// What follows the command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<OsString>,
+}
+
+/// Does what the command line says.
+pub async fn run(cli: Cli) -> ExitCode {
+    let out = Out::new(&cli.global);
+    match dispatch(cli, &out).await {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                out.fail(&failure.message);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+async fn dispatch(cli: Cli, out: &Out) -> Done {
+    let global = &cli.global;
+    match cli.command {
+        Command::Run => Err(Failure::not_built("run")),
+        Command::Demo => Err(Failure::not_built("demo")),
+        Command::Simulate(_) => Err(Failure::not_built("simulate")),
+        Command::Config(command) => config::run(&command, global, out),
+        Command::Completions(args) => completions::run(&args, out),
+        Command::Status(args) => status::run(args.watch, &client(global), out).await,
+        Command::Top => status::run(true, &client(global), out).await,
+        Command::Ask(args) => ask::run(args, &client(global), out).await,
+        Command::Queue(command) => queue::run(command, &client(global), out).await,
+        Command::Pause => switch::run("pause", &client(global), out).await,
+        Command::Resume => switch::run("resume", &client(global), out).await,
+        Command::Drain => switch::run("drain", &client(global), out).await,
+        Command::Tap => tap::run(&client(global), out).await,
+        Command::Health(args) => health::run(&args, &client(global), out).await,
+    }
+}
+
+/// Any path, the empty one too: unit files write `HOLDFAST_SOCKET=` and mean none.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+fn client(global: &Global) -> Client {
+    let named = global.socket.clone().filter(|path| !path.as_os_str().is_empty());
+    let from_configuration = || crate::config::socket(global.config(), crate::config::environment());
+    Client::new(named.unwrap_or_else(from_configuration))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for words in [["holdfast", "--json", "status"], ["holdfast", "status", "--json"]] {
+            assert!(Cli::try_parse_from(words).unwrap().global.json);
+        }
+        let error = Cli::try_parse_from(["holdfast", "stats"]).unwrap_err();
+        assert_eq!(error.exit_code(), i32::from(exit::USAGE));
+    }
+}

@@ -75,7 +75,7 @@ pub(super) fn merge(under: &mut Fields, over: Fields) {
     for (name, (at, node)) in over {
         match (under.get_mut(&name), node) {
             (Some((_, Node { value: Value::Table(old), .. })), Node { value: Value::Table(new), .. }) => {
-                merge(old, new)
+                merge(old, new);
             }
             (_, node) => {
                 under.insert(name, (at, node));

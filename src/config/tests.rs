@@ -394,3 +394,29 @@ fn the_socket_is_known_even_if_the_rest_is_faulty() {
     std::fs::write(&path, "[http]\nsocket = \"/tmp/x.sock\"\n[queue]\nttl = 1").unwrap();
     assert_eq!(socket(Some(&path), []), Path::new("/tmp/x.sock"));
 }
+
+#[test]
+fn no_value_of_any_key_is_too_strange_to_report() {
+    let odd =
+        ["1", "-1", "1.5", "nan", "true", "\"x\"", "\"\"", "[]", "[[]]", "[{}]", "{}", "2020-01-01", "0xffffffffffff"];
+    for line in FROZEN.trim().lines() {
+        let key = line.split(" = ").next().unwrap();
+        // An array's member is written through an inline array of one table.
+        let key = key.replace("[0].", ".");
+        for value in odd {
+            let text = format!("{key} = {value}");
+            match load_text(&text, &[]) {
+                Ok(_) => {}
+                Err(faults) => assert!(faults.contains("hf.toml:1"), "{text}: {faults}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_read_or_refused() {
+    let whole = "[queue]\nttl = \"1h\"\n[[uplink]]\nname = \"ä\"\nbase_url = 'http://x'\nprobe = { fall = 2 }\n";
+    for (end, _) in whole.char_indices() {
+        let _ = load_text(&whole[..end], &[]);
+    }
+}

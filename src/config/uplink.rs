@@ -220,5 +220,35 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
     if uri.host().is_none_or(str::is_empty) || uri.query().is_some() || text.contains('#') {
         return Err(format!("{} must have a host and neither ? nor #; {hint}", quoted(text)));
     }
+    let with_port = uri.authority().is_some_and(|authority| authority.host().len() < authority.as_str().len());
+    if with_port && uri.port_u16().is_none() {
+        return Err(format!("{} has no port between 0 and 65535 after its host; {hint}", quoted(text)));
+    }
     Ok(text.trim_end_matches('/').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_checked_and_lose_their_last_slash() {
+        for good in ["https://api.holysheep.ai/v1", "http://127.0.0.1:8089", "http://[::1]:80/v1/", "http://box"] {
+            assert_eq!(http_url(good).as_deref(), Ok(good.trim_end_matches('/')));
+        }
+        let bad = [
+            "",
+            "api.example",
+            "ftp://x",
+            "http://",
+            "https:///v1",
+            "http://x:99999",
+            "http://x?a=b",
+            "http://a b",
+            "/v1",
+        ];
+        for text in bad {
+            assert!(http_url(text).is_err(), "{text}");
+        }
+    }
 }

@@ -3,22 +3,22 @@
 //! A table's known keys are exactly those that were asked for, so no list of keys exists beside the code that
 //! reads them. Getters never fail: they push a fault and return the default, so that one pass finds everything.
 
-use std::collections::BTreeMap;
+mod nearest;
+mod shapes;
+
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use nearest::{nearest, unknown_word};
 use serde_json::{Value as Json, json};
 
 use super::fault::{Fault, Origin};
 use super::node::{Fields, Node, Value};
 use super::units;
 use crate::control::types::UnknownWord;
-
-/// How alike a known key must be to be suggested; below this a guess misleads more than it helps.
-const LIKENESS_MIN: f64 = 0.8;
 
 /// One key of the effective configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -248,102 +248,6 @@ impl Table<'_> {
         })
     }
 
-    /// An array of texts that `parse` understands; empty by default. Each bad member is reported by its number.
-    pub(super) fn list<T>(
-        &mut self,
-        name: &'static str,
-        example: &str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Vec<T> {
-        let expected = || format!("expected an array of strings, such as [{example:?}]");
-        let members: Vec<Result<String, String>> = match self.take(name).map(|node| &node.value) {
-            None => Vec::new(),
-            Some(Value::Array(members)) => {
-                members.iter().map(|member| text(&member.value, "a string in quotes").map(str::to_owned)).collect()
-            }
-            Some(Value::Word(words)) => words
-                .split(',')
-                .map(str::trim)
-                .filter(|word| !word.is_empty())
-                .map(|word| Ok(word.to_owned()))
-                .collect(),
-            Some(other) => vec![Err(format!("{}, got {}", expected(), other.kind()))],
-        };
-        self.show(name, members.iter().filter_map(|member| member.as_ref().ok()).cloned().collect());
-        let mut list = Vec::new();
-        for (index, member) in members.into_iter().enumerate() {
-            match member.and_then(|text| parse(&text)) {
-                Ok(value) => list.push(value),
-                Err(message) => {
-                    self.fault(name, message);
-                    if let Some(fault) = self.sink.faults.last_mut() {
-                        fault.key = format!("{}[{index}]", fault.key);
-                    }
-                }
-            }
-        }
-        list
-    }
-
-    /// A table from any text to any text; empty by default.
-    pub(super) fn map(&mut self, name: &'static str) -> BTreeMap<String, String> {
-        self.read(name, (BTreeMap::new(), json!({})), |value| {
-            let Value::Table(fields) = value else {
-                return Err(format!("expected a table such as {{ \"from\" = \"to\" }}, got {}", value.kind()));
-            };
-            let mut map = BTreeMap::new();
-            for (from, (_, to)) in fields {
-                let to = text(&to.value, "a string in quotes").map_err(|message| format!("{from:?}: {message}"))?;
-                map.insert(from.clone(), to.to_owned());
-            }
-            let json = json!(map);
-            Ok((map, json))
-        })
-    }
-
-    /// A section; one that is not there is read as an empty one.
-    pub(super) fn table<T>(&mut self, name: &'static str, f: impl FnOnce(&mut Table<'_>) -> T) -> T {
-        self.asked.push(name);
-        let path = self.key(name);
-        let (origin, fields) = match self.fields.get(name) {
-            None => (self.origin.clone(), &NO_FIELDS),
-            Some((_, Node { origin, value: Value::Table(fields) })) => (origin.clone(), fields),
-            Some((_, node)) => {
-                self.fault(name, format!("expected a table, got {}", node.value.kind()));
-                (node.origin.clone(), &NO_FIELDS)
-            }
-        };
-        visit(self.sink, path, origin, fields, f)
-    }
-
-    /// An array of tables; one that is not there is read as `absent` empty ones.
-    pub(super) fn tables<T>(&mut self, name: &'static str, absent: usize, f: impl Fn(&mut Table<'_>) -> T) -> Vec<T> {
-        self.asked.push(name);
-        let path = self.key(name);
-        let mut members: Vec<(Origin, &Fields)> = Vec::new();
-        match self.fields.get(name) {
-            None => members.resize_with(absent, || (self.origin.clone(), &NO_FIELDS)),
-            Some((_, Node { value: Value::Array(array), .. })) => {
-                for member in array {
-                    match &member.value {
-                        Value::Table(fields) => members.push((member.origin.clone(), fields)),
-                        other => self.fault(name, format!("expected tables in this array, got {}", other.kind())),
-                    }
-                }
-            }
-            Some((_, Node { origin, value: Value::Table(fields) })) => {
-                self.fault(name, format!("there may be several of these; write [[{path}]] with two brackets"));
-                members.push((origin.clone(), fields));
-            }
-            Some((_, node)) => self.fault(name, format!("expected an array of tables, got {}", node.value.kind())),
-        }
-        if members.is_empty() {
-            self.show(name, json!([]));
-        }
-        let read = |(index, (origin, fields))| visit(self.sink, format!("{path}[{index}]"), origin, fields, &f);
-        members.into_iter().enumerate().map(read).collect()
-    }
-
     fn report_unknown(&mut self) {
         let unknown: Vec<_> = self.fields.iter().filter(|(name, _)| !self.asked.contains(&name.as_str())).collect();
         for (name, (origin, _)) in unknown {
@@ -370,24 +274,6 @@ fn text<'v>(value: &'v Value, expected: &str) -> Result<&'v str, String> {
         Value::Text(text) | Value::Word(text) => Ok(text),
         other => Err(format!("expected {expected}, got {}", other.kind())),
     }
-}
-
-fn unknown_word(word: &str, unknown: UnknownWord) -> String {
-    let refusal = format!("{} is none of {}", units::quoted(word), unknown.expected.join(", "));
-    match nearest(word, unknown.expected) {
-        Some(best) => format!("{refusal}; did you mean \"{best}\"?"),
-        None => refusal,
-    }
-}
-
-/// The known word that was probably meant.
-fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let word = word.to_ascii_lowercase();
-    // Short words with one slip score low by likeness alone.
-    let slip = |known: &str| known.len() > 2 && strsim::osa_distance(&word, known) == 1;
-    let likeness = |known: &str| if slip(known) { 1.0 } else { strsim::jaro_winkler(&word, known) };
-    let best = known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
-    (likeness(best) >= LIKENESS_MIN).then_some(*best)
 }
 
 /// A key may hold anything in quotes; a fault is one line of text.

@@ -1,0 +1,79 @@
+//! `holdfast health`: the monitoring plug-ins' one line and exit code (0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN).
+//!
+//! Only the backlog's thresholds judge: a gateway that is offline and stores is doing its work.
+
+use hyper::Method;
+use serde_json::Value;
+
+use super::client::Client;
+use super::exit::{Done, Failure, PERMISSION};
+use super::out::{Out, count_at, number_at, text_at};
+
+/// `health`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// WARNING if more requests than this wait
+    #[arg(long, value_name = "N")]
+    warn: Option<u64>,
+    /// CRITICAL if more requests than this wait
+    #[arg(long, value_name = "N")]
+    crit: Option<u64>,
+}
+
+/// Asks and judges.
+pub async fn run(args: &Args, client: &Client, out: &Out) -> Done {
+    let (code, words) = judge(args, &client.call(Method::GET, "/holdfast/v1/status").await);
+    out.line(&format!("HOLDFAST {words}"))?;
+    Ok(code)
+}
+
+fn judge(args: &Args, status: &Result<Value, Failure>) -> (u8, String) {
+    let status = match status {
+        Ok(status) if status.get("backlog").is_some() => status,
+        Ok(_) => return (3, "UNKNOWN - the daemon's status has no backlog; is it a holdfast?".to_owned()),
+        // Whether it runs cannot be seen from outside the door.
+        Err(failure) if failure.code == PERMISSION => return (3, format!("UNKNOWN - {}", failure.message)),
+        Err(failure) => return (2, format!("CRITICAL - {}", failure.message)),
+    };
+    let count = count_at(status, "/backlog/count");
+    let above = |limit: Option<u64>| limit.is_some_and(|limit| count > limit);
+    let (code, verdict) = match (above(args.warn), above(args.crit)) {
+        (_, true) => (2, "CRITICAL"),
+        (true, false) => (1, "WARNING"),
+        (false, false) => (0, "OK"),
+    };
+    let limit = |limit: Option<u64>| limit.map(|limit| limit.to_string()).unwrap_or_default();
+    let (warn, crit) = (limit(args.warn), limit(args.crit));
+    let bytes = count_at(status, "/backlog/bytes");
+    let oldest = number_at(status, "/backlog/oldest_age_s").unwrap_or(0.0);
+    let state = text_at(status, "/state");
+    let metrics = format!("backlog={count};{warn};{crit};0 backlog_bytes={bytes}B oldest_age={oldest}s");
+    (code, format!("{verdict} - {state}, {count} requests wait | {metrics}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::exit::NO_DAEMON;
+    use serde_json::json;
+
+    #[test]
+    fn thresholds_decide() {
+        let status = Ok(json!({ "state": "offline", "backlog": { "count": 12, "bytes": 99, "oldest_age_s": 7 } }));
+        let judged = |warn, crit| judge(&Args { warn, crit }, &status);
+        let line = "OK - offline, 12 requests wait | backlog=12;;;0 backlog_bytes=99B oldest_age=7s";
+        assert_eq!(judged(None, None), (0, line.to_owned()));
+        assert_eq!(judged(Some(12), Some(20)).0, 0);
+        assert_eq!(judged(Some(11), Some(20)).0, 1);
+        let (code, words) = judged(Some(5), Some(11));
+        assert!(code == 2 && words.contains("backlog=12;5;11;0"), "{words}");
+    }
+
+    #[test]
+    fn no_daemon_is_critical_and_no_permission_is_unknown() {
+        let none = Args { warn: None, crit: None };
+        assert_eq!(judge(&none, &Err(Failure::new(NO_DAEMON, "no"))), (2, "CRITICAL - no".to_owned()));
+        assert_eq!(judge(&none, &Err(Failure::new(PERMISSION, "no"))).0, 3);
+        assert_eq!(judge(&none, &Ok(Value::Null)).0, 3);
+    }
+}

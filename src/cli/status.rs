@@ -1,0 +1,203 @@
+//! `holdfast status` and `top`: uplinks, local model, backlog and host on one screen.
+//!
+//! Fields the daemon does not send are left out or shown as "-".
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use hyper::Method;
+use serde_json::Value;
+
+use super::client::Client;
+use super::exit::Done;
+use super::out::{Mood, Out, age, columns, count_at, number_at, size, text_at};
+
+/// From one picture to the next.
+const REDRAW: Duration = Duration::from_secs(1);
+
+/// `status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Redraw each second
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// Prints the status once, or again and again.
+pub async fn run(watch: bool, client: &Client, out: &Out) -> Done {
+    loop {
+        let status = client.call(Method::GET, "/holdfast/v1/status").await?;
+        if out.json {
+            out.json(&status)?;
+        } else {
+            // Only a terminal can be cleared; a file gets one picture below the other.
+            let clear = if watch && out.terminal { "\x1b[H\x1b[2J" } else { "" };
+            out.raw(&format!("{clear}{}", render(&status, out)))?;
+        }
+        if !watch {
+            return Ok(0);
+        }
+        tokio::time::sleep(REDRAW).await;
+    }
+}
+
+fn render(status: &Value, out: &Out) -> String {
+    let mut text = head(status, out);
+    let rows = uplinks(status);
+    if rows.is_empty() {
+        text.push_str("uplinks  none\n");
+    }
+    for (index, (line, mood)) in rows.iter().enumerate() {
+        let label = if index == 0 { "uplinks " } else { "        " };
+        let line = mood.map_or_else(|| line.clone(), |mood| out.paint(mood, line));
+        let _ = writeln!(text, "{label} {line}");
+    }
+    for (label, line) in [("local   ", local(status)), ("backlog ", backlog(status)), ("host    ", host(status))] {
+        let _ = writeln!(text, "{label} {line}");
+    }
+    text
+}
+
+fn head(status: &Value, out: &Out) -> String {
+    let state = known(status, "/state");
+    let mood = match state.as_str() {
+        "online" => Mood::Good,
+        "degraded" => Mood::Doubtful,
+        _ => Mood::Bad,
+    };
+    let paused = status.pointer("/paused").and_then(Value::as_bool) == Some(true);
+    let paused = if paused { format!(", {}", out.paint(Mood::Doubtful, "paused")) } else { String::new() };
+    let up = number_at(status, "/uptime_s").map(|up| format!(", up {}", age(up))).unwrap_or_default();
+    let (device, version) = (known(status, "/device_id"), text_at(status, "/version"));
+    format!("holdfast {version} on {device}: {}{paused}{up}\n", out.paint(mood, &state))
+}
+
+/// Heading and one line per uplink; a line's colour says how the uplink is.
+fn uplinks(status: &Value) -> Vec<(String, Option<Mood>)> {
+    let uplinks = status.pointer("/uplinks").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if uplinks.is_empty() {
+        return Vec::new();
+    }
+    let heading = ["NAME", "HEALTH", "BREAKER", "LATENCY", "IN FLIGHT", "FAILURES", "NOTE"].map(str::to_owned).to_vec();
+    let row = |uplink: &Value| {
+        let latency = number_at(uplink, "/latency_ms").map_or("-".to_owned(), |ms| format!("{ms:.0} ms"));
+        let counts = ["/in_flight", "/consecutive_failures"].map(|field| count_at(uplink, field).to_string());
+        let [in_flight, failures] = counts;
+        let breaker = known(uplink, "/breaker").replace('_', "-");
+        vec![known(uplink, "/name"), known(uplink, "/health"), breaker, latency, in_flight, failures, note(uplink)]
+    };
+    let rows: Vec<_> = std::iter::once(heading).chain(uplinks.iter().map(row)).collect();
+    let mood = |uplink: &Value| match text_at(uplink, "/health").as_str() {
+        "healthy" => None,
+        "unhealthy" => Some(Mood::Bad),
+        _ => Some(Mood::Doubtful),
+    };
+    let moods = std::iter::once(Some(Mood::Faint)).chain(uplinks.iter().map(mood));
+    columns(&rows).into_iter().zip(moods).collect()
+}
+
+fn note(uplink: &Value) -> String {
+    let reason = text_at(uplink, "/reason");
+    let Some(pause) = uplink.get("paused").filter(|pause| pause.is_object()) else { return reason };
+    let again = number_at(pause, "/retry_in_s").map(|wait| format!(", again in {}", age(wait))).unwrap_or_default();
+    format!("paused: {}{again}", known(pause, "/reason"))
+}
+
+fn local(status: &Value) -> String {
+    let Some(local) = status.get("local").filter(|local| local.is_object()) else { return "-".to_owned() };
+    if local.get("enabled").and_then(Value::as_bool) == Some(false) {
+        return "off".to_owned();
+    }
+    let reachable = match local.get("reachable").and_then(Value::as_bool) {
+        Some(true) => "reachable",
+        Some(false) => "not reachable",
+        None => "not asked yet",
+    };
+    let reason = Some(text_at(local, "/reason")).filter(|reason| !reason.is_empty());
+    format!(
+        "{} ({}): {reachable}{}; {} in flight, {} waiting",
+        known(local, "/model"),
+        known(local, "/api"),
+        reason.map(|reason| format!(", {reason}")).unwrap_or_default(),
+        count_at(local, "/in_flight"),
+        count_at(local, "/waiting"),
+    )
+}
+
+fn backlog(status: &Value) -> String {
+    let Some(backlog) = status.get("backlog").filter(|backlog| backlog.is_object()) else { return "-".to_owned() };
+    let count = |field: &str| count_at(backlog, field);
+    let mut text = format!("{} requests, {}", count("/count"), size(number_at(backlog, "/bytes").unwrap_or(0.0)));
+    if let Some(oldest) = number_at(backlog, "/oldest_age_s") {
+        let _ = write!(text, ", oldest {}", age(oldest));
+    }
+    if let Some(drain) = number_at(backlog, "/seconds_to_drain") {
+        let _ = write!(text, ", about {} to drain", age(drain));
+    }
+    let (queued, sending, unknown, dead) = (count("/queued"), count("/sending"), count("/unknown"), count("/dead"));
+    let _ = write!(
+        text,
+        "; queued {queued}, sending {sending}, unknown {unknown}, dead {dead}; window {}",
+        count("/window")
+    );
+    text
+}
+
+fn host(status: &Value) -> String {
+    let field = |name: &str| number_at(status, &format!("/host/{name}"));
+    let parts = [
+        field("temperature_c").map(|celsius| format!("{celsius:.1} °C")),
+        field("memory_rss_bytes").map(|bytes| format!("{} resident", size(bytes))),
+        field("memory_available_bytes").map(|bytes| format!("{} memory available", size(bytes))),
+        field("disk_free_bytes").map(|bytes| format!("{} disk free", size(bytes))),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
+}
+
+/// A text that a person should see is missing.
+fn known(value: &Value, pointer: &str) -> String {
+    Some(text_at(value, pointer)).filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn everything_is_on_the_screen() {
+        let status = json!({
+            "device_id": "gw1", "version": "0.1.0", "uptime_s": 300, "state": "degraded", "paused": true,
+            "uplinks": [
+                { "name": "holysheep", "health": "healthy", "breaker": "closed", "latency_ms": 212, "in_flight": 2,
+                  "consecutive_failures": 0, "reason": null, "paused": null },
+                { "name": "b", "health": "unhealthy", "breaker": "half_open", "latency_ms": null, "in_flight": 0,
+                  "consecutive_failures": 7, "reason": "no route\u{1b}[2J",
+                  "paused": { "reason": "key refused", "retry_in_s": 60 } },
+            ],
+            "local": { "enabled": true, "api": "ollama", "model": "llama3.2", "reachable": true, "in_flight": 1,
+                       "waiting": 0, "reason": null },
+            "backlog": { "count": 12, "bytes": 2048, "oldest_age_s": 90, "seconds_to_drain": 30, "queued": 10,
+                         "sending": 2, "unknown": 0, "dead": 1, "window": 4 },
+            "host": { "temperature_c": 48.25, "memory_rss_bytes": 1_048_576, "disk_free_bytes": null },
+        });
+        let expected = "\
+holdfast 0.1.0 on gw1: degraded, paused, up 5m
+uplinks  NAME       HEALTH     BREAKER    LATENCY  IN FLIGHT  FAILURES  NOTE
+         holysheep  healthy    closed     212 ms   2          0
+         b          unhealthy  half-open  -        0          7         paused: key refused, again in 60s
+local    llama3.2 (ollama): reachable; 1 in flight, 0 waiting
+backlog  12 requests, 2.0 KiB, oldest 90s, about 30s to drain; queued 10, sending 2, unknown 0, dead 1; window 4
+host     48.2 °C, 1.0 MiB resident
+";
+        assert_eq!(render(&status, &Out::plain()), expected);
+    }
+
+    #[test]
+    fn missing_fields_are_no_error() {
+        let text = render(&json!({ "uplinks": [{}], "local": { "enabled": false } }), &Out::plain());
+        assert!(text.contains("local    off\nbacklog  -\nhost     -\n"), "{text}");
+        assert!(render(&Value::Null, &Out::plain()).contains("uplinks  none"));
+    }
+}

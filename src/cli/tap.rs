@@ -1,0 +1,59 @@
+//! `holdfast tap`: events as they happen, one line each; never a body of a request.
+
+use bytes::Bytes;
+use hyper::Method;
+use serde_json::Value;
+
+use super::client::{Client, refusal};
+use super::exit::{Done, Failure, NO_DAEMON};
+use super::out::{Out, clean};
+
+/// Follows until the daemon ends or somebody interrupts.
+pub async fn run(client: &Client, out: &Out) -> Done {
+    let wish = [("accept", "text/event-stream".to_owned())];
+    let mut stream = client.stream(Method::GET, "/holdfast/v1/events", &wish, Bytes::new()).await?;
+    if stream.status != 200 {
+        let answer = stream.whole().await?;
+        return Err(refusal(answer.status, &answer.body));
+    }
+    let mut kind = String::new();
+    while let Some(line) = stream.line().await? {
+        if let Some(name) = line.strip_prefix("event:") {
+            name.trim().clone_into(&mut kind);
+        } else if let Some(data) = line.strip_prefix("data:").map(str::trim) {
+            out.line(&if out.json { data.to_owned() } else { readable(&kind, data) })?;
+        } else if line.is_empty() {
+            kind.clear();
+        }
+    }
+    Err(Failure::new(NO_DAEMON, "the daemon ended the events; it was stopped or restarted"))
+}
+
+/// `kind key=value key=value`.
+fn readable(kind: &str, data: &str) -> String {
+    let Ok(Value::Object(fields)) = serde_json::from_str(data) else {
+        return format!("{kind} {data}").trim().to_owned();
+    };
+    let field = |(name, value): (&String, &Value)| match value {
+        Value::Null => None,
+        Value::String(text) if !text.is_empty() && !text.contains(char::is_whitespace) => {
+            Some(format!("{name}={text}"))
+        }
+        other => Some(format!("{name}={other}")),
+    };
+    let words =
+        Some(kind.to_owned()).filter(|kind| !kind.is_empty()).into_iter().chain(fields.iter().filter_map(field));
+    clean(&words.collect::<Vec<_>>().join(" ")).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let data = r#"{"id":"req_1","state":"queued","reason":null,"note":"two\nlines","n":3}"#;
+        assert_eq!(readable("request", data), r#"request id=req_1 n=3 note="two\nlines" state=queued"#);
+        assert_eq!(readable("", "plain"), "plain");
+    }
+}
