@@ -75,12 +75,37 @@ async fn the_line_is_bounded() {
         tokio::task::yield_now().await;
     }
     assert_eq!(ask(&local, CHAT, body(false)).await.unwrap_err(), LocalError::Busy);
+    let refused = ask(&local, CHAT, json!({"messages": []})).await.unwrap_err();
+    assert_eq!(refused.kind(), "invalid", "a bad request is to be refused without waiting");
     for waiter in waiters {
         waiter.abort();
         assert!(waiter.await.unwrap_err().is_cancelled());
     }
     assert_eq!(local.load().waiting, 0);
     drop(first);
+}
+
+#[tokio::test]
+async fn waiting_in_line_counts_to_the_total_alone() {
+    let mut server = Server::start(vec![Script::ok(FIRST).hanging(), Script::ok(LAST)]).await;
+    let mut options = options(&server.url, Api::Ollama);
+    // The first request falls silent for longer than the second may wait for its own first token.
+    options.timeouts.first_token = Duration::from_secs(5);
+    let local = Local::new(options).unwrap();
+    let first = ask(&local, CHAT, body(true)).await.unwrap();
+    server.raw_request().await;
+    let Content::Stream(mut receiver) = first.content else { panic!("no stream") };
+    let waiter = tokio::spawn({
+        let local = local.clone();
+        async move { ask(&local, CHAT, body(false)).await.map(whole) }
+    });
+    while local.load().waiting == 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::pause();
+    while receiver.recv().await.unwrap().is_ok() {}
+    tokio::time::resume();
+    assert!(waiter.await.unwrap().is_ok());
 }
 
 #[tokio::test]
