@@ -282,9 +282,10 @@ fn model_names(body: &[u8]) -> Result<Vec<String>, LocalError> {
     }
     #[derive(Deserialize)]
     struct Named {
-        #[serde(alias = "id")]
-        name: String,
+        // Where there are both, `name` is for people.
+        id: Option<String>,
+        name: Option<String>,
     }
     let listing: Listing = serde_json::from_slice(body).map_err(|_| LocalError::Failed { status: 200 })?;
-    Ok(listing.data.or(listing.models).unwrap_or_default().into_iter().map(|m| m.name).collect())
+    Ok(listing.data.or(listing.models).unwrap_or_default().into_iter().filter_map(|m| m.id.or(m.name)).collect())
 }

@@ -97,8 +97,9 @@ struct Choice {
 #[derive(Deserialize)]
 struct Delta {
     content: Option<String>,
-    #[serde(alias = "reasoning")]
     reasoning_content: Option<String>,
+    /// vLLM's name for it; some versions send both.
+    reasoning: Option<String>,
     tool_calls: Option<Vec<IgnoredAny>>,
 }
 
@@ -106,7 +107,7 @@ impl Choice {
     fn has_content(&self) -> bool {
         let full = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
         let delta = self.delta.as_ref();
-        let said = delta.is_some_and(|d| full(&d.content) || full(&d.reasoning_content));
+        let said = delta.is_some_and(|d| full(&d.content) || full(&d.reasoning_content) || full(&d.reasoning));
         let called = delta.and_then(|d| d.tool_calls.as_ref()).is_some_and(|c| !c.is_empty());
         said || called || full(&self.text) || self.finish_reason.is_some()
     }
@@ -164,6 +165,9 @@ impl Stream {
         if data.trim_ascii() == sse::DONE {
             self.finished = true;
             self.ready.push_back(sse::event(sse::DONE));
+            return Ok(());
+        }
+        if data.trim_ascii().is_empty() {
             return Ok(());
         }
         let peek: Peek = serde_json::from_slice(data).map_err(|_| LocalError::Failed { status: 200 })?;

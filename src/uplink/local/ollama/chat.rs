@@ -140,7 +140,9 @@ fn content<'a>(content: Option<&'a Content<'a>>) -> Result<(Cow<'a, str>, Vec<&'
     let (mut texts, mut images) = (Vec::new(), Vec::new());
     for part in parts {
         match part.r#type.as_str() {
-            "text" | "refusal" => texts.push(part.text.as_deref().ok_or_else(no_text)?),
+            "text" | "refusal" => {
+                texts.push(part.text.as_ref().or(part.refusal.as_ref()).ok_or_else(no_text)?.as_str());
+            }
             "image_url" => images.push(picture(part)?),
             "input_audio" => {
                 return Err(LocalError::unsupported("it does not listen; send text instead of `input_audio`"));

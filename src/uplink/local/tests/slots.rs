@@ -18,8 +18,13 @@ async fn dropping_the_receiver_frees_the_server_and_the_slot() {
     let answer = ask(&local, CHAT, body(true)).await.unwrap();
     assert_eq!(local.load().in_flight, 1);
     server.raw_request().await;
-    drop(answer);
-    server.gone().await;
+    let Content::Stream(mut receiver) = answer.content else { panic!("no stream") };
+    for _ in 0..2 {
+        receiver.recv().await.unwrap().unwrap();
+    }
+    // Nothing is left to be sent: only the closed channel can tell that the reader has gone.
+    drop(receiver);
+    tokio::time::timeout(Duration::from_secs(5), server.gone()).await.expect("the server was left working");
     whole(ask(&local, CHAT, body(false)).await.unwrap());
     assert_eq!(local.load().in_flight, 0);
 }
@@ -116,7 +121,7 @@ async fn models_are_listed() {
     assert!(server.raw_request().await.0.starts_with("GET /api/tags "));
     assert_eq!(local.probe().await.unwrap_err(), LocalError::Unreachable);
     let list = r#"{"object":"list","data":[{"id":"tiny","object":"model"}]}"#;
-    let both = r#"{"models":[{"name":"tiny","model":"tiny"}],"object":"list","data":[{"id":"tiny","object":"model"}]}"#;
+    let both = r#"{"models":[{"name":"tiny","model":"tiny"}],"object":"list","data":[{"id":"tiny","name":"Tiny"}]}"#;
     let (mut server, local) = start(Api::OpenAi, vec![Script::ok(list), Script::ok(both)]).await;
     for _ in 0..2 {
         assert_eq!(local.probe().await.unwrap(), ["tiny"]);
