@@ -229,8 +229,10 @@ pub(super) enum Content<'a> {
 #[derive(Deserialize)]
 pub(super) struct Part<'a> {
     pub(super) r#type: String,
-    #[serde(default, alias = "refusal")]
+    #[serde(default)]
     pub(super) text: Option<String>,
+    #[serde(default)]
+    pub(super) refusal: Option<String>,
     #[serde(borrow, default)]
     pub(super) image_url: Option<ImageUrl<'a>>,
 }

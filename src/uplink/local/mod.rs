@@ -31,6 +31,9 @@ use transport::{Limits, Transport, after};
 /// How long [`Local::probe`] waits: a server that lists its models more slowly is of no use for answers.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
+/// From this size on a body is translated on a thread of its own: tens of milliseconds on a small board.
+const BIG_BODY_BYTES: usize = 256 * 1024;
+
 /// What the model server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Api {
@@ -104,13 +107,30 @@ struct Inner {
     slots: Slots,
 }
 
-/// One request on its way: what is asked of whom, and how it is to be answered.
-struct Ask<'a> {
-    endpoint: Endpoint,
-    body: &'a Bytes,
-    model: &'a str,
+/// A request in the model server's own words, ready to be sent.
+struct Prepared {
+    path: &'static str,
+    body: Bytes,
+    /// The local model that it names.
+    model: String,
+    reply: Reply,
+}
+
+/// How the server will answer, and what is to become of it.
+#[derive(Clone, Copy)]
+enum Reply {
+    /// Ollama's lines, to be put together or turned into chunks.
+    Lines { kind: ollama::Kind, stream: bool, include_usage: bool },
+    /// Ollama's vectors.
+    Vectors { base64: bool },
+    /// OpenAI's own shape.
+    Same { stream: bool },
+}
+
+/// Whose request it is, and its place in front of the server.
+struct Turn {
     /// The request's id without its `req_`.
-    id: &'a str,
+    id: String,
     created: u64,
     limits: Limits,
     permit: OwnedSemaphorePermit,
@@ -168,16 +188,21 @@ impl Local {
     ) -> Result<LocalAnswer, LocalError> {
         let inner = self.on()?;
         let endpoint = Endpoint::from_path(endpoint)?;
-        let glance = dialect::Glance::at(endpoint, body)?;
-        let model = inner.model_for(endpoint, &glance)?;
         let total = after(inner.options.timeouts.total);
+        // Before the line: what cannot be served is to be known at once.
+        let prepared = prepare(inner, endpoint, body).await?;
         let permit = inner.slots.take(total).await?;
         let limits = Limits::begin(&inner.options.timeouts, total);
-        let id = id.strip_prefix("req_").unwrap_or(id);
-        let ask = Ask { endpoint, body, model: &model, id, created: created_unix_s, limits, permit };
-        match inner.options.api {
-            Api::Ollama => ollama::answer(&inner.transport, ask).await,
-            Api::OpenAi => openai::answer(&inner.transport, ask, &glance).await,
+        let id = id.strip_prefix("req_").unwrap_or(id).to_owned();
+        let turn = Turn { id, created: created_unix_s, limits, permit };
+        match prepared.reply {
+            Reply::Same { stream } => openai::answer(&inner.transport, prepared, stream, turn).await,
+            Reply::Vectors { base64 } => ollama::vectors(&inner.transport, prepared, base64, turn).await,
+            Reply::Lines { kind, stream, include_usage } => {
+                let heading = ollama::heading(kind, &prepared, &turn);
+                let include_usage = stream.then_some(include_usage);
+                ollama::lines(&inner.transport, prepared, heading, include_usage, turn).await
+            }
         }
     }
 
@@ -206,12 +231,32 @@ impl Local {
         self.inner.as_ref().map_or(Load { in_flight: 0, waiting: 0 }, |inner| inner.slots.load())
     }
 
-    fn on(&self) -> Result<&Inner, LocalError> {
-        self.inner.as_deref().ok_or(LocalError::Off)
+    fn on(&self) -> Result<&Arc<Inner>, LocalError> {
+        self.inner.as_ref().ok_or(LocalError::Off)
     }
 }
 
+/// Prepares a request; a big one (pictures) off the threads that serve everybody else.
+async fn prepare(inner: &Arc<Inner>, endpoint: Endpoint, body: &Bytes) -> Result<Prepared, LocalError> {
+    if body.len() < BIG_BODY_BYTES {
+        return inner.prepare(endpoint, body);
+    }
+    let (inner, body) = (Arc::clone(inner), body.clone());
+    let preparing = tokio::task::spawn_blocking(move || inner.prepare(endpoint, &body));
+    // Only a runtime that is shutting down does not run it.
+    preparing.await.unwrap_or(Err(LocalError::Busy))
+}
+
 impl Inner {
+    fn prepare(&self, endpoint: Endpoint, body: &Bytes) -> Result<Prepared, LocalError> {
+        let glance = dialect::Glance::at(endpoint, body)?;
+        let model = self.model_for(endpoint, &glance)?;
+        match self.options.api {
+            Api::Ollama => ollama::prepare(endpoint, model, body),
+            Api::OpenAi => openai::prepare(endpoint, model, body, &glance),
+        }
+    }
+
     fn model_for(&self, endpoint: Endpoint, glance: &dialect::Glance) -> Result<String, LocalError> {
         let options = &self.options;
         if let Some(mapped) = options.models.get(glance.model()) {
@@ -237,9 +282,10 @@ fn model_names(body: &[u8]) -> Result<Vec<String>, LocalError> {
     }
     #[derive(Deserialize)]
     struct Named {
-        #[serde(alias = "id")]
-        name: String,
+        // Where there are both, `name` is for people.
+        id: Option<String>,
+        name: Option<String>,
     }
     let listing: Listing = serde_json::from_slice(body).map_err(|_| LocalError::Failed { status: 200 })?;
-    Ok(listing.data.or(listing.models).unwrap_or_default().into_iter().map(|m| m.name).collect())
+    Ok(listing.data.or(listing.models).unwrap_or_default().into_iter().filter_map(|m| m.id.or(m.name)).collect())
 }

@@ -14,27 +14,39 @@ use super::error::Fault;
 use super::flow::{Events, Reading, pump, to_content};
 use super::sse;
 use super::transport::Transport;
-use super::{Ask, Content, LocalAnswer, LocalError};
+use super::{Content, Endpoint, LocalAnswer, LocalError, Prepared, Reply, Turn};
 
 /// Events without content that may come before the first one with it; real servers send one.
 const EMPTY_EVENTS_MAX: usize = 64;
 
+/// The request with the model replaced.
+pub(super) fn prepare(
+    endpoint: Endpoint,
+    model: String,
+    body: &Bytes,
+    glance: &Glance<'_>,
+) -> Result<Prepared, LocalError> {
+    let body = with_model(body, glance.raw_model(), &model)?;
+    let reply = Reply::Same { stream: glance.stream == Some(true) };
+    Ok(Prepared { path: endpoint.path(), body, model, reply })
+}
+
 pub(super) async fn answer(
     transport: &Transport,
-    ask: Ask<'_>,
-    glance: &Glance<'_>,
+    request: Prepared,
+    stream: bool,
+    turn: Turn,
 ) -> Result<LocalAnswer, LocalError> {
-    let body = with_model(ask.body, glance.raw_model(), ask.model)?;
-    let path = ask.endpoint.path();
-    if glance.stream == Some(true) {
-        let mut source = transport.post(path, body, ask.model, ask.limits).await?;
-        let mut stream = Stream::new(ask.model);
-        to_content(&mut source, &mut stream).await?;
-        let model = stream.model.clone();
-        return Ok(LocalAnswer { model, content: Content::Stream(pump(source, stream, ask.permit)) });
+    let Prepared { path, body, model, .. } = request;
+    if !stream {
+        let mut source = transport.post(path, body, &model, turn.limits.in_one_piece()).await?;
+        return whole(source.whole().await?, model);
     }
-    let mut source = transport.post(path, body, ask.model, ask.limits.in_one_piece()).await?;
-    whole(source.whole().await?, ask.model)
+    let mut source = transport.post(path, body, &model, turn.limits).await?;
+    let mut stream = Stream::new(model);
+    to_content(&mut source, &mut stream).await?;
+    let model = stream.model.clone();
+    Ok(LocalAnswer { model, content: Content::Stream(pump(source, stream, turn.permit)) })
 }
 
 /// The body with `model` in the place of the client's; an empty name leaves the body alone.
@@ -85,8 +97,9 @@ struct Choice {
 #[derive(Deserialize)]
 struct Delta {
     content: Option<String>,
-    #[serde(alias = "reasoning")]
     reasoning_content: Option<String>,
+    /// vLLM's name for it; some versions send both.
+    reasoning: Option<String>,
     tool_calls: Option<Vec<IgnoredAny>>,
 }
 
@@ -94,21 +107,21 @@ impl Choice {
     fn has_content(&self) -> bool {
         let full = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
         let delta = self.delta.as_ref();
-        let said = delta.is_some_and(|d| full(&d.content) || full(&d.reasoning_content));
+        let said = delta.is_some_and(|d| full(&d.content) || full(&d.reasoning_content) || full(&d.reasoning));
         let called = delta.and_then(|d| d.tool_calls.as_ref()).is_some_and(|c| !c.is_empty());
         said || called || full(&self.text) || self.finish_reason.is_some()
     }
 }
 
-fn whole(body: Bytes, asked: &str) -> Result<LocalAnswer, LocalError> {
+fn whole(body: Bytes, asked: String) -> Result<LocalAnswer, LocalError> {
     let peek: Peek = serde_json::from_slice(&body).map_err(|e| not_json(&e))?;
     if let Some(fault) = peek.error {
-        return Err(fault.midway(asked));
+        return Err(fault.midway(&asked));
     }
     if peek.choices.is_none() && peek.data.is_none() {
         return Err(LocalError::Failed { status: 200 });
     }
-    Ok(LocalAnswer { model: peek.model.unwrap_or_else(|| asked.to_owned()), content: Content::Whole(body) })
+    Ok(LocalAnswer { model: peek.model.unwrap_or(asked), content: Content::Whole(body) })
 }
 
 fn not_json(error: &serde_json::Error) -> LocalError {
@@ -127,11 +140,11 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(model: &str) -> Self {
+    fn new(model: String) -> Self {
         Self {
             reader: sse::Reader::default(),
             ready: VecDeque::new(),
-            model: model.to_owned(),
+            model,
             started: false,
             complete: false,
             finished: false,
@@ -152,6 +165,9 @@ impl Stream {
         if data.trim_ascii() == sse::DONE {
             self.finished = true;
             self.ready.push_back(sse::event(sse::DONE));
+            return Ok(());
+        }
+        if data.trim_ascii().is_empty() {
             return Ok(());
         }
         let peek: Peek = serde_json::from_slice(data).map_err(|_| LocalError::Failed { status: 200 })?;

@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::options::{self, Options};
-use super::{Translated, to_json};
+use super::{Kind, to_json};
 use crate::uplink::local::dialect::{Chat, Content, Message, Part, ResponseFormat, ToolCall, ToolChoice};
-use crate::uplink::local::{Endpoint, LocalError};
+use crate::uplink::local::{Endpoint, LocalError, Reply};
 
 #[derive(Serialize)]
 struct Request<'a> {
@@ -61,7 +61,7 @@ struct CallFunction<'a> {
     arguments: &'a RawValue,
 }
 
-pub(super) fn translate(model: &str, body: &Bytes) -> Result<Translated, LocalError> {
+pub(super) fn translate(model: &str, body: &Bytes) -> Result<(Bytes, Reply), LocalError> {
     let path = Endpoint::Chat.path();
     let chat: Chat<'_> = serde_json::from_slice(body).map_err(|e| LocalError::unreadable(path, &e))?;
     let wanted = options::read(path, body, chat.max_completion_tokens)?;
@@ -77,7 +77,8 @@ pub(super) fn translate(model: &str, body: &Bytes) -> Result<Translated, LocalEr
         think: (chat.reasoning_effort.as_deref() == Some("none")).then_some(false),
         options: wanted.options,
     };
-    Ok(Translated { body: to_json(&request)?, stream: wanted.stream, include_usage: wanted.include_usage })
+    let reply = Reply::Lines { kind: Kind::Chat, stream: wanted.stream, include_usage: wanted.include_usage };
+    Ok((to_json(&request)?, reply))
 }
 
 fn refuse(chat: &Chat<'_>) -> Result<(), LocalError> {
@@ -139,7 +140,9 @@ fn content<'a>(content: Option<&'a Content<'a>>) -> Result<(Cow<'a, str>, Vec<&'
     let (mut texts, mut images) = (Vec::new(), Vec::new());
     for part in parts {
         match part.r#type.as_str() {
-            "text" | "refusal" => texts.push(part.text.as_deref().ok_or_else(no_text)?),
+            "text" | "refusal" => {
+                texts.push(part.text.as_ref().or(part.refusal.as_ref()).ok_or_else(no_text)?.as_str());
+            }
             "image_url" => images.push(picture(part)?),
             "input_audio" => {
                 return Err(LocalError::unsupported("it does not listen; send text instead of `input_audio`"));

@@ -4,13 +4,13 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::to_json;
 use super::wire::or_default;
 use crate::uplink::local::dialect::{Embeddings, Prompt};
-use crate::uplink::local::transport::Transport;
-use crate::uplink::local::{Ask, Content, Endpoint, LocalAnswer, LocalError};
+use crate::uplink::local::{Content, Endpoint, LocalAnswer, LocalError, Reply};
 
 #[derive(Serialize)]
 struct Request<'a> {
@@ -64,15 +64,12 @@ struct Usage {
     total_tokens: u64,
 }
 
-pub(super) async fn answer(transport: &Transport, ask: Ask<'_>) -> Result<LocalAnswer, LocalError> {
-    let asked: Embeddings<'_> =
-        serde_json::from_slice(ask.body).map_err(|e| LocalError::unreadable(Endpoint::Embeddings.path(), &e))?;
+pub(super) fn translate(model: &str, body: &Bytes) -> Result<(Bytes, Reply), LocalError> {
+    let path = Endpoint::Embeddings.path();
+    let asked: Embeddings<'_> = serde_json::from_slice(body).map_err(|e| LocalError::unreadable(path, &e))?;
     let base64 = in_base64(asked.encoding_format.as_deref())?;
-    let request = Request { model: ask.model, input: input(&asked.input)?, dimensions: asked.dimensions };
-    let limits = ask.limits.in_one_piece();
-    let mut source = transport.post("/api/embed", to_json(&request)?, ask.model, limits).await?;
-    let body = source.whole().await?;
-    reshape(&body, ask.model, base64)
+    let request = Request { model, input: input(&asked.input)?, dimensions: asked.dimensions };
+    Ok((to_json(&request)?, Reply::Vectors { base64 }))
 }
 
 fn in_base64(encoding: Option<&str>) -> Result<bool, LocalError> {
@@ -94,9 +91,9 @@ fn input<'a>(input: &'a Prompt<'_>) -> Result<Input<'a>, LocalError> {
     }
 }
 
-fn reshape(body: &[u8], asked: &str, base64: bool) -> Result<LocalAnswer, LocalError> {
+pub(super) fn reshape(body: &[u8], asked: String, base64: bool) -> Result<LocalAnswer, LocalError> {
     let answer: Answer = serde_json::from_slice(body).map_err(|_| LocalError::Failed { status: 200 })?;
-    let model = if answer.model.is_empty() { asked.to_owned() } else { answer.model };
+    let model = if answer.model.is_empty() { asked } else { answer.model };
     let encode = |(index, vector)| Item { object: "embedding", index, embedding: encode(vector, base64) };
     let tokens = answer.prompt_eval_count;
     let list = List {

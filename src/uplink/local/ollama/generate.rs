@@ -6,9 +6,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::options::{self, Options};
-use super::{Translated, to_json};
+use super::{Kind, to_json};
 use crate::uplink::local::dialect::{Completion, Prompt};
-use crate::uplink::local::{Endpoint, LocalError};
+use crate::uplink::local::{Endpoint, LocalError, Reply};
 
 #[derive(Serialize)]
 struct Request<'a> {
@@ -20,7 +20,7 @@ struct Request<'a> {
     options: Options,
 }
 
-pub(super) fn translate(model: &str, body: &Bytes) -> Result<Translated, LocalError> {
+pub(super) fn translate(model: &str, body: &Bytes) -> Result<(Bytes, Reply), LocalError> {
     let path = Endpoint::Completions.path();
     let asked: Completion<'_> = serde_json::from_slice(body).map_err(|e| LocalError::unreadable(path, &e))?;
     let wanted = options::read(path, body, None)?;
@@ -31,7 +31,8 @@ pub(super) fn translate(model: &str, body: &Bytes) -> Result<Translated, LocalEr
         stream: true,
         options: wanted.options,
     };
-    Ok(Translated { body: to_json(&request)?, stream: wanted.stream, include_usage: wanted.include_usage })
+    let reply = Reply::Lines { kind: Kind::Text, stream: wanted.stream, include_usage: wanted.include_usage };
+    Ok((to_json(&request)?, reply))
 }
 
 fn one<'a>(prompt: &'a Prompt<'_>) -> Result<&'a str, LocalError> {

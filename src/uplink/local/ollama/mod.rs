@@ -15,50 +15,59 @@ mod wire;
 use bytes::Bytes;
 use serde::Serialize;
 
-use self::shape::{Heading, Kind};
+use self::shape::Heading;
+pub(super) use self::shape::Kind;
 use super::flow::{pump, to_content, to_end};
 use super::transport::Transport;
-use super::{Ask, Content, Endpoint, LocalAnswer, LocalError};
+use super::{Content, Endpoint, LocalAnswer, LocalError, Prepared, Turn};
 
-pub(super) async fn answer(transport: &Transport, ask: Ask<'_>) -> Result<LocalAnswer, LocalError> {
-    if ask.model.is_empty() {
-        return Err(LocalError::ModelMissing { model: String::new() });
+/// The request in Ollama's words.
+pub(super) fn prepare(endpoint: Endpoint, model: String, body: &Bytes) -> Result<Prepared, LocalError> {
+    if model.is_empty() {
+        return Err(LocalError::ModelMissing { model });
     }
-    match ask.endpoint {
-        Endpoint::Embeddings => embed::answer(transport, ask).await,
-        Endpoint::Chat => talk(transport, "/api/chat", chat::translate(ask.model, ask.body)?, Kind::Chat, ask).await,
-        Endpoint::Completions => {
-            talk(transport, "/api/generate", generate::translate(ask.model, ask.body)?, Kind::Text, ask).await
-        }
-    }
+    let (path, (body, reply)) = match endpoint {
+        Endpoint::Chat => ("/api/chat", chat::translate(&model, body)?),
+        Endpoint::Completions => ("/api/generate", generate::translate(&model, body)?),
+        Endpoint::Embeddings => ("/api/embed", embed::translate(&model, body)?),
+    };
+    Ok(Prepared { path, body, model, reply })
 }
 
-/// A request in Ollama's words, and how its answer is wanted.
-#[derive(Debug)]
-struct Translated {
-    body: Bytes,
-    stream: bool,
-    include_usage: bool,
+pub(super) fn heading(kind: Kind, prepared: &Prepared, turn: &Turn) -> Heading {
+    Heading { kind, id: turn.id.clone(), created: turn.created, model: prepared.model.clone() }
 }
 
-async fn talk(
+/// Asks for text. It is streamed to the client if `include_usage` is given, with or without the usage.
+pub(super) async fn lines(
     transport: &Transport,
-    path: &str,
-    request: Translated,
-    kind: Kind,
-    ask: Ask<'_>,
+    request: Prepared,
+    heading: Heading,
+    include_usage: Option<bool>,
+    turn: Turn,
 ) -> Result<LocalAnswer, LocalError> {
-    let heading = Heading { kind, id: ask.id.to_owned(), created: ask.created, model: ask.model.to_owned() };
-    let mut source = transport.post(path, request.body, ask.model, ask.limits).await?;
-    if !request.stream {
+    let mut source = transport.post(request.path, request.body, &request.model, turn.limits).await?;
+    let Some(include_usage) = include_usage else {
         let mut whole = whole::Whole::new(heading);
         to_end(&mut source, &mut whole).await?;
         return whole.into_answer();
-    }
-    let mut stream = stream::Stream::new(heading, request.include_usage);
+    };
+    let mut stream = stream::Stream::new(heading, include_usage);
     to_content(&mut source, &mut stream).await?;
     let model = stream.model().to_owned();
-    Ok(LocalAnswer { model, content: Content::Stream(pump(source, stream, ask.permit)) })
+    Ok(LocalAnswer { model, content: Content::Stream(pump(source, stream, turn.permit)) })
+}
+
+/// Asks for vectors.
+pub(super) async fn vectors(
+    transport: &Transport,
+    request: Prepared,
+    base64: bool,
+    turn: Turn,
+) -> Result<LocalAnswer, LocalError> {
+    let limits = turn.limits.in_one_piece();
+    let mut source = transport.post(request.path, request.body, &request.model, limits).await?;
+    embed::reshape(&source.whole().await?, request.model, base64)
 }
 
 /// Our own shapes always serialise; an error here would be a fault of this program, not of the request.

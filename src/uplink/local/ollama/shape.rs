@@ -8,7 +8,7 @@ use super::wire::{End, ToolCall};
 
 /// Which endpoint's shape.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::uplink::local) enum Kind {
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
@@ -16,7 +16,7 @@ pub(super) enum Kind {
 }
 
 /// What stands at the top of an answer and of each of its chunks.
-pub(super) struct Heading {
+pub(in crate::uplink::local) struct Heading {
     pub(super) kind: Kind,
     /// The request's id without its `req_`.
     pub(super) id: String,
@@ -125,6 +125,7 @@ impl Call {
 }
 
 #[derive(Serialize, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "they are OpenAI's")]
 pub(super) struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,

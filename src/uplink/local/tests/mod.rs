@@ -143,9 +143,9 @@ fn options(url: &str, api: Api) -> Options {
         max_in_flight: 1,
         timeouts: Timeouts {
             connect: Duration::from_secs(1),
-            first_token: Duration::from_secs(120),
+            first_token: Duration::from_mins(2),
             idle: Duration::from_secs(20),
-            total: Duration::from_secs(300),
+            total: Duration::from_mins(5),
         },
     }
 }

@@ -7,6 +7,7 @@ use super::*;
 const STREAM: &str = concat!(
     ": comment\n\n",
     "id: 1\nevent: message\nretry: 5\ndata: {\"model\":\"tiny\",\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":null},\"finish_reason\":null}]}\n\n",
+    "data:\n\n",
     "data:{\"model\":\"tiny\",\"choices\":[{\"delta\":{\"content\":\"Hi ü\"}}],\"extra\":1.50}\r\n\r\n",
     "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n",
     "data: [DONE]\n\n",

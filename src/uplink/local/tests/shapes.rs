@@ -71,6 +71,14 @@ async fn pictures_go_to_the_vision_model_without_their_prefix() {
 }
 
 #[tokio::test]
+async fn a_big_picture_arrives_whole() {
+    let data = "QUJD".repeat(500_000);
+    let part = json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{data}")}});
+    let sent = sent(json!({"messages": [{"role": "user", "content": [part]}]})).await;
+    assert!(sent["messages"][0]["images"][0] == data.as_str());
+}
+
+#[tokio::test]
 async fn tool_talk_is_translated() {
     let tools =
         json!([{"type": "function", "function": {"name": "temp", "parameters": {"type": "object", "properties": {}}}}]);

@@ -18,8 +18,13 @@ async fn dropping_the_receiver_frees_the_server_and_the_slot() {
     let answer = ask(&local, CHAT, body(true)).await.unwrap();
     assert_eq!(local.load().in_flight, 1);
     server.raw_request().await;
-    drop(answer);
-    server.gone().await;
+    let Content::Stream(mut receiver) = answer.content else { panic!("no stream") };
+    for _ in 0..2 {
+        receiver.recv().await.unwrap().unwrap();
+    }
+    // Nothing is left to be sent: only the closed channel can tell that the reader has gone.
+    drop(receiver);
+    tokio::time::timeout(Duration::from_secs(5), server.gone()).await.expect("the server was left working");
     whole(ask(&local, CHAT, body(false)).await.unwrap());
     assert_eq!(local.load().in_flight, 0);
 }
@@ -75,12 +80,37 @@ async fn the_line_is_bounded() {
         tokio::task::yield_now().await;
     }
     assert_eq!(ask(&local, CHAT, body(false)).await.unwrap_err(), LocalError::Busy);
+    let refused = ask(&local, CHAT, json!({"messages": []})).await.unwrap_err();
+    assert_eq!(refused.kind(), "invalid", "a bad request is to be refused without waiting");
     for waiter in waiters {
         waiter.abort();
         assert!(waiter.await.unwrap_err().is_cancelled());
     }
     assert_eq!(local.load().waiting, 0);
     drop(first);
+}
+
+#[tokio::test]
+async fn waiting_in_line_counts_to_the_total_alone() {
+    let mut server = Server::start(vec![Script::ok(FIRST).hanging(), Script::ok(LAST)]).await;
+    let mut options = options(&server.url, Api::Ollama);
+    // The first request falls silent for longer than the second may wait for its own first token.
+    options.timeouts.first_token = Duration::from_secs(5);
+    let local = Local::new(options).unwrap();
+    let first = ask(&local, CHAT, body(true)).await.unwrap();
+    server.raw_request().await;
+    let Content::Stream(mut receiver) = first.content else { panic!("no stream") };
+    let waiter = tokio::spawn({
+        let local = local.clone();
+        async move { ask(&local, CHAT, body(false)).await.map(whole) }
+    });
+    while local.load().waiting == 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::pause();
+    while receiver.recv().await.unwrap().is_ok() {}
+    tokio::time::resume();
+    assert!(waiter.await.unwrap().is_ok());
 }
 
 #[tokio::test]
@@ -91,7 +121,7 @@ async fn models_are_listed() {
     assert!(server.raw_request().await.0.starts_with("GET /api/tags "));
     assert_eq!(local.probe().await.unwrap_err(), LocalError::Unreachable);
     let list = r#"{"object":"list","data":[{"id":"tiny","object":"model"}]}"#;
-    let both = r#"{"models":[{"name":"tiny","model":"tiny"}],"object":"list","data":[{"id":"tiny","object":"model"}]}"#;
+    let both = r#"{"models":[{"name":"tiny","model":"tiny"}],"object":"list","data":[{"id":"tiny","name":"Tiny"}]}"#;
     let (mut server, local) = start(Api::OpenAi, vec![Script::ok(list), Script::ok(both)]).await;
     for _ in 0..2 {
         assert_eq!(local.probe().await.unwrap(), ["tiny"]);
