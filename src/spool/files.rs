@@ -18,6 +18,8 @@ use crate::clock;
 /// the file's two extra syncs (its own and the folder's) cost more than the doubled bytes.
 pub(super) const INLINE_MAX: usize = 64 * 1024;
 
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
 /// Makes the folders and takes the lock, which lasts as long as the returned file.
 pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
     DirBuilder::new().recursive(true).mode(0o700).create(bodies(data_dir))?;
@@ -92,11 +94,12 @@ impl Drop for Staged {
     }
 }
 
-/// Reads a body file; `None` where it is gone.
+/// Reads a body file; `None` where it is gone or its blocks cannot be read. Other errors (such as too many open
+/// files) say nothing about the body and pass.
 pub(super) fn read(data_dir: &Path, name: &str) -> Result<Option<Bytes>, SpoolError> {
     match std::fs::read(bodies(data_dir).join(name)) {
         Ok(bytes) => Ok(Some(bytes.into())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(EIO) => Ok(None),
         Err(e) => Err(e.into()),
     }
 }

@@ -73,6 +73,14 @@ where
     }
 }
 
+/// What was waiting, sorted by what it needs.
+#[derive(Default)]
+struct Batch {
+    writes: Vec<Box<dyn WriteJob>>,
+    reads: Vec<ReadJob>,
+    close: Option<oneshot::Sender<()>>,
+}
+
 /// The thread's state.
 pub(super) struct Writer {
     pub(super) store: Store,
@@ -90,7 +98,7 @@ impl Writer {
     /// Serves until closed or until the last handle is gone.
     pub(super) fn run(mut self) {
         while let Some(first) = self.commands.blocking_recv() {
-            let (writes, reads, close) = self.gather(first);
+            let Batch { writes, reads, close } = self.gather(first);
             self.mend();
             self.write(writes);
             self.settle_files();
@@ -105,18 +113,22 @@ impl Writer {
         self.finish();
     }
 
-    fn gather(&mut self, first: Command) -> (Vec<Box<dyn WriteJob>>, Vec<ReadJob>, Option<oneshot::Sender<()>>) {
-        let (mut writes, mut reads) = (Vec::new(), Vec::new());
+    fn gather(&mut self, first: Command) -> Batch {
+        let mut batch = Batch::default();
         let mut next = Some(first);
         while let Some(command) = next {
             match command {
-                Command::Write(job) => writes.push(job),
-                Command::Read(job) => reads.push(job),
-                Command::Close(reply) => return (writes, reads, Some(reply)),
+                Command::Write(job) => batch.writes.push(job),
+                Command::Read(job) => batch.reads.push(job),
+                Command::Close(reply) => {
+                    batch.close = Some(reply);
+                    return batch;
+                }
             }
-            next = if writes.len() + reads.len() < BATCH_MAX { self.commands.try_recv().ok() } else { None };
+            let more = batch.writes.len() + batch.reads.len() < BATCH_MAX;
+            next = if more { self.commands.try_recv().ok() } else { None };
         }
-        (writes, reads, None)
+        batch
     }
 
     /// One transaction for all of them.
@@ -149,9 +161,12 @@ impl Writer {
             return Err(SpoolError::Storage("the spool could not be opened again after a failed write".into()));
         }
         self.store.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        // A lease that cannot be given back now is given back by the next start.
-        let _ = self.store.guarded(|store| lease::give_back(store, abandoned));
-        Ok(())
+        let given_back = self.store.guarded(|store| lease::give_back(store, abandoned));
+        match given_back {
+            Err(error) if self.store.conn.is_autocommit() => Err(error),
+            // A lease that cannot be given back now is judged by the next start.
+            _ => Ok(()),
+        }
     }
 
     /// Commits; whatever goes wrong, nobody is told that it went well.

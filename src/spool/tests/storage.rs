@@ -114,3 +114,26 @@ async fn after_a_failed_commit_nobody_was_told_and_the_file_is_opened_anew() {
     assert_eq!(leased(&spool, 1).await, ["b"]);
     assert_counted(&spool).await;
 }
+
+/// Numbers, not a promise: `cargo test --release --lib spool -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn accepts_per_second() {
+    for callers in [1u32, 8, 64] {
+        let (_dir, spool) = fresh();
+        let (start, each) = (crate::clock::now(), 2_000 / callers);
+        let tasks = (0..callers).map(|c| {
+            let spool = spool.clone();
+            tokio::spawn(async move {
+                for n in 0..each {
+                    take(&spool, with_body(&format!("r{c}-{n}"), vec![9; 1_024])).await;
+                }
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        let (rate, commits) = (f64::from(each * callers) / start.elapsed().as_secs_f64(), spool.tally().commits);
+        println!("{callers} callers: {rate:.0} accepts/s, {commits} commits for {}", each * callers);
+    }
+}
