@@ -1,3 +1,4 @@
 //! One file per subcommand; a thin client of the socket, never of the database.
 
+pub mod demo;
 pub mod simulate;
