@@ -2,9 +2,11 @@
 //!
 //! Pets the watchdog only on proof of progress: control has turned and the spool has committed since.
 
+use std::io;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
+use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
 use crate::gateway::Gateway;
@@ -28,11 +30,9 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// The socket that systemd already bound, where it did.
-pub fn inherited_socket() -> Option<UnixListener> {
-    use std::os::fd::FromRawFd as _;
-    let _ = std::marker::PhantomData::<fn() -> UnixListener>;
-    None
+/// The UNIX socket that systemd already bound, where it did.
+pub fn inherited_socket() -> io::Result<Option<UnixListener>> {
+    ListenFd::from_env().take_unix_listener(0)
 }
 
 /// Keeps the status line and the watchdog, for as long as there is progress.
