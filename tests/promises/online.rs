@@ -59,7 +59,7 @@ async fn headers_are_the_gateways_own() {
         .header("x-forwarded-for", "10.0.0.1")
         .header("accept-encoding", "gzip")
         .header("te", "trailers")
-        .header("openai-organization", "org-1");
+        .header("openai-beta", "realtime=v1");
     assert_eq!(bench.daemon.send(ask).await.status, 200);
     let headers = &bench.uplink.latest()["headers"];
     assert_eq!(headers["authorization"], format!("Bearer {KEY}"));
@@ -68,7 +68,7 @@ async fn headers_are_the_gateways_own() {
     }
     assert_ne!(headers["accept-encoding"], "gzip", "{headers}");
     assert_ne!(headers["host"], "hf", "{headers}");
-    assert_eq!(headers["openai-organization"], "org-1");
+    assert_eq!(headers["openai-beta"], "realtime=v1");
 }
 
 fn streamed(user: &str, more: &str) -> Ask {

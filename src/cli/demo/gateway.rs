@@ -113,18 +113,15 @@ impl Drop for Gateway {
 
 fn spawn(dir: &Path) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(dir.join("gateway.log"))?;
-    let program = std::env::current_exe().context("finding this program's own file")?;
-    Command::new(program)
-        .args(["run", "--config"])
-        .arg(dir.join("holdfast.toml"))
-        .env("HOLDFAST_DEMO_KEY", "sk-demo")
-        .env_remove("NOTIFY_SOCKET")
-        .env_remove("LISTEN_FDS")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .context("starting the gateway")
+    let mut command = Command::new(std::env::current_exe().context("finding this program's own file")?);
+    // The demo's configuration is its own: what somebody set for a real gateway must not reach this one.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOLDFAST_")) {
+        command.env_remove(name);
+    }
+    command.args(["run", "--config"]).arg(dir.join("holdfast.toml"));
+    command.env("DEMO_UPLINK_KEY", "sk-demo").env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().context("starting the gateway")
 }
 
 /// Short waits, so that an outage fits into a few seconds.
@@ -141,7 +138,7 @@ socket = "{dir}/holdfast.sock"
 [[uplink]]
 name = "cloud"
 base_url = "{uplink}/v1"
-api_keys = [{{ env = "HOLDFAST_DEMO_KEY" }}]
+api_keys = [{{ env = "DEMO_UPLINK_KEY" }}]
 probe = {{ path = "/models", interval = "200ms", timeout = "500ms", fall = 2, rise = 1 }}
 breaker = {{ failures = 3, open_for = "500ms" }}
 

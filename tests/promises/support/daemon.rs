@@ -152,18 +152,15 @@ impl Daemon {
 
 fn spawn(dir: &Path) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("daemon.log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_holdfast"))
-        .args(["run", "--config"])
-        .arg(dir.join("holdfast.toml"))
-        .env("HOLDFAST_BENCH_KEY", KEY)
-        .env_remove("NOTIFY_SOCKET")
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    // Every HOLDFAST_ variable is configuration to the daemon, also those that are meant for these tests.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOLDFAST_")) {
+        command.env_remove(name);
+    }
+    command.args(["run", "--config"]).arg(dir.join("holdfast.toml"));
+    command.env("BENCH_UPLINK_KEY", KEY).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
+    command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true);
+    command.spawn().unwrap()
 }
 
 fn tail(log: &Path) -> String {

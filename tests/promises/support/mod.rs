@@ -134,7 +134,7 @@ socket = "@DIR@/hf.sock"
 [[uplink]]
 name = "sim"
 base_url = "{uplink}/v1"
-api_keys = [{{ env = "HOLDFAST_BENCH_KEY" }}]
+api_keys = [{{ env = "BENCH_UPLINK_KEY" }}]
 models = {{ "house-model" = "deepseek-v3.2" }}
 probe = {{ path = "/models", interval = "100ms", timeout = "200ms", fall = 2, rise = 1 }}
 breaker = {{ failures = 3, open_for = "500ms" }}
