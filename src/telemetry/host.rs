@@ -21,18 +21,23 @@ pub struct Host {
 
 /// Reads everything; takes some milliseconds, so callers run it beside the event loop.
 pub fn read(data_dir: &Path) -> Host {
-    let memory = MemoryRefreshKind::nothing().with_ram();
-    let mut system = System::new_with_specifics(RefreshKind::nothing().with_memory(memory));
-    let own = sysinfo::get_current_pid().ok();
-    if let Some(pid) = own {
-        let kind = ProcessRefreshKind::nothing().with_memory();
-        system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, kind);
-    }
-    let sensors = Components::new_with_refreshed_list();
+    let (memory_rss_bytes, memory_available_bytes) = memory().unwrap_or_default();
+    let sensors = Components::new_with_refreshed_list().ok();
+    let readings = sensors.iter().flatten().filter_map(|sensor| sensor.temperature());
     Host {
-        temperature_c: sensors.iter().filter_map(sysinfo::Component::temperature).filter(|t| t.is_finite()).reduce(f32::max),
-        memory_rss_bytes: own.and_then(|pid| system.process(pid)).map_or(0, sysinfo::Process::memory),
-        memory_available_bytes: system.available_memory(),
+        temperature_c: readings.filter(|t| t.is_finite()).reduce(f32::max),
+        memory_rss_bytes,
+        memory_available_bytes,
         disk_free_bytes: rustix::fs::statvfs(data_dir).map_or(0, |s| s.f_bavail * s.f_frsize),
     }
+}
+
+/// Resident memory of this process and what is left, in bytes.
+fn memory() -> Option<(u64, u64)> {
+    let ram = MemoryRefreshKind::nothing().with_ram();
+    let mut system = System::new_with_specifics(RefreshKind::nothing().with_memory(ram)).ok()?;
+    let own = sysinfo::get_current_pid().ok()?;
+    let kind = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), false, kind);
+    Some((system.process(own)?.memory(), system.available_memory()))
 }

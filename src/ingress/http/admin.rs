@@ -298,7 +298,7 @@ fn follow(app: &Arc<App>, only: Option<String>) -> Events {
         loop {
             let next = tokio::select! {
                 next = feed.recv() => next,
-                _ = stop.wait_for(|stop| *stop) => return None,
+                () = super::listen::stopped(&mut stop) => return None,
             };
             let event = match next {
                 Ok(event) if only.is_some() && event.id != only => continue,

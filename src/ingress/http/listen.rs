@@ -66,7 +66,7 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, mut stop: watch::Receive
     loop {
         tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stopped(&mut stop) => break,
             accepted = unix.accept() => match accepted {
                 Ok((stream, _)) => server.clone().unix(stream, graceful.watcher()),
                 Err(error) => rest(&error).await,
@@ -80,6 +80,11 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, mut stop: watch::Receive
     drop((unix, tcp));
     // After the grace the process ends and takes what is left with it.
     let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
+}
+
+/// Resolves when the process ends.
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 async fn rest(error: &io::Error) {
