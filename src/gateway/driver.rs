@@ -118,7 +118,9 @@ impl Driver {
         let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
         if self.stop_at.is_some_and(|at| now >= at) && !*self.cut.borrow() {
             let _ = self.cut.send(true);
-            self.abandons.drain().for_each(|(_, abandon)| drop(abandon.send(())));
+            self.abandons.drain().for_each(|(_, abandon)| {
+                let _ = abandon.send(());
+            });
         }
     }
 

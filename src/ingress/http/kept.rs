@@ -29,10 +29,13 @@ pub async fn respond_async(call: Arc<Call>) -> Response {
         Ok(accepted) => accepted,
         Err(error) => return call.app.refused(&call, error.into()),
     };
-    let wait = call.wants.wait.unwrap_or_default();
-    let finished = match call.app.gateway.wait_final(&accepted.id, wait).await {
-        Ok(finished) => finished,
-        Err(error) => return call.app.refused(&call, error.into()),
+    // "At once" is a promise of its own: only a repeated key or a stated wait looks for an answer first.
+    let finished = match call.wants.wait {
+        None if !accepted.existing => None,
+        wait => match call.app.gateway.wait_final(&accepted.id, wait.unwrap_or_default()).await {
+            Ok(finished) => finished,
+            Err(error) => return call.app.refused(&call, error.into()),
+        },
     };
     let mut response = match finished {
         Some(record) => deliver(call, record).await,
