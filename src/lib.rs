@@ -14,6 +14,7 @@ pub mod clock;
 pub mod config;
 pub mod gateway;
 pub mod ingress;
+pub mod network;
 pub mod telemetry;
 pub mod control;
 pub mod spool;
