@@ -18,4 +18,6 @@ pub mod network;
 pub mod telemetry;
 pub mod control;
 pub mod spool;
+pub mod supervisor;
+pub mod systemd;
 pub mod uplink;

@@ -9,12 +9,14 @@ pub mod config;
 pub mod exit;
 pub mod health;
 pub mod out;
+pub mod demo;
 pub mod queue;
+pub mod run;
+pub mod simulate;
 pub mod status;
 pub mod switch;
 pub mod tap;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -78,7 +80,8 @@ pub enum Command {
     /// Show the whole product in under a minute, on simulators
     Demo,
     /// Stand-ins for an uplink, an Ollama or a device
-    Simulate(Rest),
+    #[command(subcommand)]
+    Simulate(simulate::Command),
     /// Show uplinks, local model, backlog and host
     Status(status::Args),
     /// Show the status, redrawn each second
@@ -102,14 +105,6 @@ pub enum Command {
     Completions(completions::Args),
 }
 
-/// Arguments that another room reads.
-#[derive(Debug, Args)]
-pub struct Rest {
-    /// What follows the command
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub words: Vec<OsString>,
-}
-
 /// Does what the command line says.
 pub async fn run(cli: Cli) -> ExitCode {
     let out = Out::new(&cli.global);
@@ -127,9 +122,12 @@ pub async fn run(cli: Cli) -> ExitCode {
 async fn dispatch(cli: Cli, out: &Out) -> Done {
     let global = &cli.global;
     match cli.command {
-        Command::Run => Err(Failure::not_built("run")),
-        Command::Demo => Err(Failure::not_built("demo")),
-        Command::Simulate(_) => Err(Failure::not_built("simulate")),
+        Command::Run => run::run(global).await,
+        Command::Demo => demo(out).await,
+        Command::Simulate(command) => match simulate::run(command).await {
+            Ok(()) => Ok(0),
+            Err(error) => Err(Failure::new(exit::FAILED, format!("{error:#}"))),
+        },
         Command::Config(command) => config::run(&command, global, out),
         Command::Completions(args) => completions::run(&args, out),
         Command::Status(args) => status::run(args.watch, &client(global), out).await,
@@ -141,6 +139,14 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Drain => switch::run("drain", &client(global), out).await,
         Command::Tap => tap::run(&client(global), out).await,
         Command::Health(args) => health::run(&args, &client(global), out).await,
+    }
+}
+
+async fn demo(_out: &Out) -> Done {
+    match demo::run().await {
+        Ok(true) => Ok(0),
+        Ok(false) => Ok(exit::FAILED),
+        Err(error) => Err(Failure::new(exit::FAILED, format!("{error:#}"))),
     }
 }
 

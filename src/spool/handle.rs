@@ -294,6 +294,16 @@ impl Spool {
         self.write(move |store| Ok(store.conn.execute_batch(text)?)).await
     }
 
+    /// Ends the batch's transaction as SQLite itself does when the disk is full.
+    #[cfg(test)]
+    pub(super) async fn give_up(&self) -> Result<(), SpoolError> {
+        self.write(|store| {
+            store.conn.execute_batch("ROLLBACK")?;
+            Err(SpoolError::DiskFull)
+        })
+        .await
+    }
+
     #[cfg(test)]
     pub(super) fn advance(&self, ms: u64) {
         self.inner.powered.advance(ms);

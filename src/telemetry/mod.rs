@@ -4,3 +4,5 @@
 
 pub mod feed;
 pub mod metrics;
+pub mod host;
+pub mod log;

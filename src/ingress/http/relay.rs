@@ -27,7 +27,7 @@ pub enum Seen {
 struct Chunk<'a> {
     #[serde(borrow)]
     error: Option<&'a RawValue>,
-    #[serde(default)]
+    #[serde(default, borrow)]
     choices: Option<Vec<Choice<'a>>>,
     #[serde(borrow)]
     usage: Option<&'a RawValue>,
@@ -35,6 +35,7 @@ struct Chunk<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
+    #[serde(borrow)]
     delta: Option<Delta<'a>>,
     text: Option<String>,
     finish_reason: Option<String>,

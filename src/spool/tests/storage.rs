@@ -137,3 +137,46 @@ async fn accepts_per_second() {
         println!("{callers} callers: {rate:.0} accepts/s, {commits} commits for {}", each * callers);
     }
 }
+
+#[tokio::test]
+async fn a_batch_that_sqlite_gave_up_is_acknowledged_to_nobody() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    // Holds the thread until both writes wait, so that they share a batch.
+    let held = spool.look(move |_| Ok(wait.recv().is_ok()));
+    let release = async {
+        tokio::task::yield_now().await;
+        go.send(()).unwrap();
+    };
+    let (_, lost, given_up, ()) = tokio::join!(held, spool.accept(request("lost")), spool.give_up(), release);
+    assert_eq!((lost, given_up), (Err(SpoolError::DiskFull), Err(SpoolError::DiskFull)));
+    assert!(spool.get("lost".into()).await.unwrap().is_none());
+    assert_counted(&spool).await;
+    assert_eq!(take(&spool, request("b")).await.seq, 2);
+}
+
+#[tokio::test]
+async fn what_a_failed_commit_left_on_disk_is_removed_when_opened_anew() {
+    let (dir, spool) = fresh();
+    take(&spool, request("told")).await;
+    take(&spool, request("handed out")).await;
+    assert_eq!(leased(&spool, 1).await, ["told"]);
+    take(&spool, with_body("never told", vec![5; LARGE])).await;
+    // As if the commits after the second row had reported failure and landed all the same.
+    spool
+        .look(|store| {
+            store.conn.execute_batch("UPDATE request SET state = 1 WHERE seq = 2; UPDATE lane SET ready = 1")?;
+            (store.counts.requests[0], store.counts.requests[1], store.counts.ready) = (1, 2, 1);
+            store.save()?;
+            let good = crate::spool::store::Counts { next_seq: 3, ..store.counts };
+            crate::spool::open::reopen(store, good)
+        })
+        .await
+        .unwrap();
+    spool.commit_probe().await.unwrap();
+    assert_counted(&spool).await;
+    assert!(spool.get("never told".into()).await.unwrap().is_none());
+    assert!(names(dir.path()).is_empty());
+    assert_eq!(leased(&spool, 9).await, ["handed out"], "marked, but handed to nobody");
+}

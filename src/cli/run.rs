@@ -1,0 +1,26 @@
+//! `holdfast run`: configuration to supervisor.
+//!
+//! Owns nothing but the way from the command line to the daemon and its exit code.
+
+use super::Global;
+use super::exit::{self, Done, Failure};
+use crate::config;
+use crate::supervisor::{self, SupervisorError};
+
+/// Runs the daemon until it is told to stop.
+pub async fn run(global: &Global) -> Done {
+    let loaded = config::load(global.config(), config::environment())
+        .map_err(|faults| Failure::new(exit::CONFIG, faults.to_string()))?;
+    match supervisor::run(loaded).await {
+        Ok(()) => Ok(0),
+        Err(error) => Err(Failure::new(code(&error), error.to_string())),
+    }
+}
+
+fn code(error: &SupervisorError) -> u8 {
+    match error {
+        SupervisorError::Configuration(_) => exit::CONFIG,
+        SupervisorError::Permission(_) => exit::PERMISSION,
+        SupervisorError::Io(_) | SupervisorError::Spool(_) => exit::IO,
+    }
+}

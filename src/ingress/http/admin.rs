@@ -1,0 +1,321 @@
+//! `/holdfast/v1/*`: the gateway itself: status, stored requests, live events, switches.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::response::Response;
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use futures_util::{Stream, stream};
+use hyper::StatusCode;
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+use super::App;
+use super::answer::{self, Finished, Origin};
+use super::record_json::record_json;
+use super::refusal::Refusal;
+use crate::clock;
+use crate::control::event::Fault;
+use crate::control::health::Health;
+use crate::control::types::State as RequestState;
+use crate::control::{UplinkView, View};
+use crate::spool::record::{Filter, Record};
+use crate::telemetry::feed;
+use crate::telemetry::host;
+
+/// Records of one page of a listing, unless `limit` says less.
+const PAGE: u32 = 100;
+/// Silence after which an event stream sends a comment.
+const EVENTS_KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Longest long-poll.
+const WAIT_MAX: Duration = Duration::from_secs(280);
+
+type Query1 = Query<HashMap<String, String>>;
+
+fn ok(value: &Value) -> Response {
+    answer::json(StatusCode::OK, value.to_string(), &Origin::default())
+}
+
+/// `GET /holdfast/v1/status`.
+pub async fn status(State(app): State<Arc<App>>) -> Response {
+    let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
+    let data_dir = app.options.data_dir.clone();
+    let host = tokio::task::spawn_blocking(move || host::read(&data_dir)).await.unwrap_or_default();
+    let local_models = if app.gateway.local().is_enabled() { Some(app.gateway.local().probe().await) } else { None };
+    let load = app.gateway.local().load();
+    let now_s = clock::unix_ms() / 1000;
+    ok(&json!({
+        "device_id": app.options.device_id,
+        "version": env!("CARGO_PKG_VERSION"),
+        "started_at": app.started_unix_s,
+        "uptime_s": app.gateway.now_ms() / 1000,
+        "time": now_s,
+        "state": overall(&view),
+        "paused": view.paused,
+        "uplinks": uplinks(&app, &view),
+        "local": {
+            "enabled": local_models.is_some(),
+            "api": app.options.local_api,
+            "model": app.options.local_model,
+            "reachable": local_models.as_ref().map(Result::is_ok),
+            "in_flight": load.in_flight,
+            "waiting": load.waiting,
+            "reason": local_models.and_then(Result::err).map(|e| e.to_string()),
+        },
+        "backlog": backlog(&app, &view),
+        "links": [],
+        "host": {
+            "temperature_c": host.temperature_c,
+            "memory_rss_bytes": host.memory_rss_bytes,
+            "memory_available_bytes": host.memory_available_bytes,
+            "disk_free_bytes": host.disk_free_bytes,
+        },
+    }))
+}
+
+/// `online` while an uplink answers in time, `degraded` while only slow ones do, else `offline`.
+pub fn overall(view: &View) -> &'static str {
+    let available = || view.uplinks.iter().filter(|u| u.available);
+    if available().any(|u| u.health == Health::Healthy) {
+        "online"
+    } else if available().next().is_some() {
+        "degraded"
+    } else {
+        "offline"
+    }
+}
+
+fn uplinks(app: &App, view: &View) -> Vec<Value> {
+    let now_ms = app.gateway.now_ms();
+    let one = |(cloud, u): (&Arc<crate::uplink::cloud::Cloud>, &UplinkView)| {
+        json!({
+            "name": cloud.name(),
+            "health": u.health.as_str(),
+            "available": u.available,
+            "reason": u.fault.map(sentence),
+            "breaker": u.breaker.as_str(),
+            "latency_ms": u.latency_ms,
+            "in_flight": u.in_flight,
+            "consecutive_failures": u.failures,
+            "last_check": u.last_check_ms.map(|at| clock::unix_ms().saturating_sub(now_ms.saturating_sub(at))),
+            "paused": u.paused.map(|(block, until)| json!({
+                "reason": block.as_str(),
+                "retry_in_s": until.saturating_sub(now_ms) / 1000,
+            })),
+        })
+    };
+    app.gateway.uplinks().iter().zip(&view.uplinks).map(one).collect()
+}
+
+/// What a technician can do about it, in one sentence.
+pub fn sentence(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Dns => "the name cannot be resolved: check DNS and the line",
+        Fault::Connect => "no connection: check the line, the firewall and base_url",
+        Fault::Tls => "TLS failed: check the clock, ca_file and whether something inspects the traffic",
+        Fault::Portal => "a web page answers in its place: a log-in page or a proxy stands in the way",
+        Fault::Redirect => "it redirects: check base_url, or a log-in page stands in the way",
+        Fault::NoKey => "the key cannot be read: set the variable, file or credential that api_keys names",
+        Fault::Timeout => "it does not answer in time",
+        Fault::ServerError | Fault::BadGateway => "it answers, but with server errors",
+        _ => "the connection breaks",
+    }
+}
+
+fn backlog(app: &App, view: &View) -> Value {
+    let tally = app.gateway.spool().tally();
+    let age_s = tally.oldest_powered_ms.map(|at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000);
+    json!({
+        "count": tally.backlog(),
+        "bytes": tally.backlog_bytes,
+        "oldest_age_s": age_s,
+        "seconds_to_drain": view.seconds_to_drain,
+        "queued": tally.in_state(RequestState::Queued),
+        "sending": tally.in_state(RequestState::Sending),
+        "unknown": tally.in_state(RequestState::Unknown),
+        "answered": tally.in_state(RequestState::Answered),
+        "dead": tally.in_state(RequestState::Dead),
+        "window": view.window,
+    })
+}
+
+fn filter(query: &HashMap<String, String>) -> Result<Filter, Refusal> {
+    let bad = |name: &str, what: String| Refusal::bad_field("invalid_query", None, format!("{name}: {what}"));
+    let given = |name: &str| query.get(name).filter(|v| !v.is_empty());
+    let number = |name: &str| {
+        given(name).map(|v| v.parse::<u64>().map_err(|_| bad(name, "use a number".to_owned()))).transpose()
+    };
+    let state = given("state").map(|v| v.parse::<RequestState>().map_err(|e| bad("state", e.to_string()))).transpose()?;
+    Ok(Filter {
+        state,
+        source: given("source").cloned(),
+        after: number("after")?.unwrap_or(0),
+        limit: number("limit")?.map_or(PAGE, |n| n.min(1000) as u32),
+    })
+}
+
+/// `GET /holdfast/v1/requests`.
+pub async fn list(State(app): State<Arc<App>>, Query(query): Query1) -> Response {
+    let filter = match filter(&query) {
+        Ok(filter) => filter,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let limit = filter.limit;
+    match app.gateway.spool().list(filter).await {
+        Err(error) => Refusal::from(error).into_response(),
+        Ok(records) => {
+            let has_more = records.len() as u32 == limit && limit > 0;
+            let next = records.last().filter(|_| has_more).map(|r| r.seq.to_string());
+            let data: Vec<Value> = records.iter().map(record_json).collect();
+            ok(&json!({"object": "list", "data": data, "has_more": has_more, "next": next}))
+        }
+    }
+}
+
+/// `DELETE /holdfast/v1/requests?state=dead`.
+pub async fn purge(State(app): State<Arc<App>>, Query(query): Query1) -> Response {
+    let state = match filter(&query).map(|f| f.state) {
+        Ok(Some(state)) if state.is_final() => state,
+        Ok(_) => {
+            let message = "name a final state: answered, expired, cancelled, evicted or dead";
+            return Refusal::bad_field("invalid_query", Some("state"), message).into_response();
+        }
+        Err(refusal) => return refusal.into_response(),
+    };
+    match app.gateway.spool().purge(state).await {
+        Ok(purged) => ok(&json!({"purged": purged})),
+        Err(error) => Refusal::from(error).into_response(),
+    }
+}
+
+async fn find(app: &App, id: &str) -> Result<Record, Refusal> {
+    app.gateway.spool().get(id.to_owned()).await?.ok_or_else(Refusal::no_such_request)
+}
+
+/// `GET /holdfast/v1/requests/{id}`.
+pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    match find(&app, &id).await {
+        Ok(record) => ok(&record_json(&record)),
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// `DELETE /holdfast/v1/requests/{id}`: cancels.
+pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    match app.gateway.cancel(&id).await {
+        Err(error) => Refusal::from(error).into_response(),
+        Ok(None) => Refusal::no_such_request().into_response(),
+        Ok(Some(RequestState::Sending)) => {
+            let message = "it is being sent right now; ask again when the attempt has ended";
+            Refusal::new(StatusCode::CONFLICT, "request_sending", message).retry_after(5).into_response()
+        }
+        Ok(Some(_)) => show(State(app), Path(id)).await,
+    }
+}
+
+/// `POST /holdfast/v1/requests/{id}/retry`.
+pub async fn retry(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    match app.gateway.retry(&id).await {
+        Err(error) => Refusal::from(error).into_response(),
+        Ok(None) => Refusal::no_such_request().into_response(),
+        Ok(Some(RequestState::Queued)) => show(State(app), Path(id)).await,
+        Ok(Some(state)) => {
+            let message = format!("it is {state}; only expired, cancelled, evicted and dead requests can be retried");
+            Refusal::new(StatusCode::CONFLICT, "not_retryable", message).into_response()
+        }
+    }
+}
+
+/// `GET /v1/chat/completions/{id}`: a stored request's answer; `?wait=S` long-polls.
+pub async fn completion(State(app): State<Arc<App>>, Path(id): Path<String>, Query(query): Query1) -> Response {
+    if let Err(refusal) = find(&app, &id).await {
+        return refusal.into_response();
+    }
+    let wait = query.get("wait").and_then(|v| v.parse().ok()).map_or(Duration::ZERO, Duration::from_secs).min(WAIT_MAX);
+    match app.gateway.wait_final(&id, wait).await {
+        Err(error) => Refusal::from(error).into_response(),
+        Ok(Some(record)) => match answer::finished(record) {
+            Finished::Answer(body, origin) => answer::json(StatusCode::OK, body, &origin),
+            Finished::Refused(status, body, origin) => answer::json(status, body, &origin),
+            Finished::Ended(refusal) => refusal.into_response(),
+        },
+        Ok(None) => {
+            let message = "the request waits for an uplink; ask again";
+            Refusal::new(StatusCode::CONFLICT, "request_pending", message)
+                .retry_after(1)
+                .header("x-should-retry", "true")
+                .into_response()
+        }
+    }
+}
+
+/// `DELETE /v1/chat/completions/{id}`: cancels, in OpenAI's shape.
+pub async fn cancel_completion(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    let response = cancel(State(app), Path(id.clone())).await;
+    if !response.status().is_success() {
+        return response;
+    }
+    ok(&json!({"object": "chat.completion.deleted", "id": id, "deleted": true}))
+}
+
+/// `POST /holdfast/v1/drain`.
+pub async fn drain(State(app): State<Arc<App>>) -> Response {
+    app.gateway.drain_now();
+    ok(&json!({"draining": true, "waiting": app.gateway.spool().tally().backlog()}))
+}
+
+/// `POST /holdfast/v1/pause`.
+pub async fn pause(State(app): State<Arc<App>>) -> Response {
+    app.gateway.pause(true);
+    ok(&json!({"paused": true}))
+}
+
+/// `POST /holdfast/v1/resume`.
+pub async fn resume(State(app): State<Arc<App>>) -> Response {
+    app.gateway.pause(false);
+    ok(&json!({"paused": false}))
+}
+
+type Events = Sse<axum::response::sse::KeepAliveStream<std::pin::Pin<Box<dyn Stream<Item = Result<SseEvent, Infallible>> + Send>>>>;
+
+/// `GET /holdfast/v1/events`.
+pub async fn events(State(app): State<Arc<App>>) -> Events {
+    follow(&app, None)
+}
+
+/// `GET /holdfast/v1/requests/{id}/events`.
+pub async fn request_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Events {
+    follow(&app, Some(id))
+}
+
+/// Events until the process ends; a listener that fell behind is told how many it lost.
+fn follow(app: &Arc<App>, only: Option<String>) -> Events {
+    let state = (app.gateway.feed().subscribe(), app.stop.clone(), only);
+    let events = stream::unfold(state, |(mut feed, mut stop, only)| async move {
+        loop {
+            let next = tokio::select! {
+                next = feed.recv() => next,
+                () = super::listen::stopped(&mut stop) => return None,
+            };
+            let event = match next {
+                Ok(event) if only.is_some() && event.id != only => continue,
+                Ok(event) => sse(&event),
+                Err(broadcast::error::RecvError::Lagged(lost)) => {
+                    SseEvent::default().event("lost").data(json!({"event": "lost", "count": lost}).to_string())
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            };
+            return Some((Ok(event), (feed, stop, only)));
+        }
+    });
+    let events: std::pin::Pin<Box<dyn Stream<Item = Result<SseEvent, Infallible>> + Send>> = Box::pin(events);
+    Sse::new(events).keep_alive(KeepAlive::new().interval(EVENTS_KEEP_ALIVE))
+}
+
+fn sse(event: &feed::Event) -> SseEvent {
+    let data = serde_json::to_string(event).unwrap_or_default();
+    SseEvent::default().event(event.event).data(data)
+}

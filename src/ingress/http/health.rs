@@ -1,0 +1,131 @@
+//! Whether the gateway lives, what it counts, and a page for a browser.
+//!
+//! `/health` answers from memory: it must stay true and quick while every uplink and the local model are down.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use hyper::StatusCode;
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use serde_json::{Map, json};
+
+use super::App;
+use super::admin::overall;
+use super::answer::{Origin, json};
+use super::refusal::Refusal;
+use crate::clock;
+use crate::control::breaker::BreakerState;
+use crate::control::types::State as RequestState;
+use crate::telemetry::metrics::Readings;
+
+fn text(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// `GET /health` and `/readyz`.
+pub async fn health(State(app): State<Arc<App>>, request: Request) -> Response {
+    let wants_json = request
+        .headers()
+        .get(ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.contains("application/json"));
+    if wants_json {
+        return providers(State(app)).await;
+    }
+    if app.gateway.is_accepting() {
+        text(StatusCode::OK, "text/plain; charset=utf-8", "healthy\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", "stopping\n")
+    }
+}
+
+/// `GET /livez`: the process answers.
+pub async fn live() -> Response {
+    text(StatusCode::OK, "text/plain; charset=utf-8", "alive\n")
+}
+
+/// `GET /v1/health`.
+pub async fn providers(State(app): State<Arc<App>>) -> Response {
+    let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
+    let now_ms = app.gateway.now_ms();
+    let unix_ms = clock::unix_ms();
+    let mut providers = Map::new();
+    for (cloud, u) in app.gateway.uplinks().iter().zip(&view.uplinks) {
+        let last_check = u.last_check_ms.map(|at| unix_ms.saturating_sub(now_ms.saturating_sub(at)) / 1000);
+        providers.insert(
+            cloud.name().to_owned(),
+            json!({
+                "status": u.health.as_str(),
+                "latency_ms": u.latency_ms,
+                "consecutive_failures": u.failures,
+                "last_check": last_check,
+            }),
+        );
+    }
+    let overall = match overall(&view) {
+        "online" => "healthy",
+        "degraded" => "degraded",
+        _ => "unhealthy",
+    };
+    let status = if app.gateway.is_accepting() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({"timestamp": unix_ms / 1000, "overall_status": overall, "providers": providers});
+    json(status, body.to_string(), &Origin::default())
+}
+
+/// `GET /metrics`.
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    let tally = app.gateway.spool().tally();
+    let mut readings = Readings {
+        states: RequestState::ALL.iter().map(|s| (s.as_str(), tally.in_state(*s))).collect(),
+        backlog_bytes: tally.backlog_bytes,
+        oldest_age_s: tally
+            .oldest_powered_ms
+            .map_or(0, |at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000),
+        commits: tally.commits,
+        ..Readings::default()
+    };
+    if let Some(view) = app.gateway.view().await {
+        readings.seconds_to_drain = view.seconds_to_drain;
+        let uplinks = app.gateway.uplinks().iter().zip(&view.uplinks);
+        readings.uplinks =
+            uplinks.map(|(c, u)| (c.name().to_owned(), u.available, u.breaker != BreakerState::Closed)).collect();
+    }
+    let body = app.gateway.metrics().render(&readings);
+    text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
+}
+
+/// `GET /`: what there is, for a person with a browser.
+pub async fn page(State(app): State<Arc<App>>) -> Response {
+    let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
+    let tally = app.gateway.spool().tally();
+    let rows: String = app
+        .gateway
+        .uplinks()
+        .iter()
+        .zip(&view.uplinks)
+        .map(|(c, u)| format!("<tr><td>{}<td>{}<td>{}", escape(c.name()), u.health, u.breaker))
+        .collect();
+    let page = format!(
+        "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=5><title>holdfast</title>\
+         <style>body{{font:16px sans-serif;margin:2em}}td,th{{padding:.2em 1em;text-align:left}}</style>\
+         <h1>{}: {}</h1><table><tr><th>uplink<th>health<th>breaker{rows}</table>\
+         <p>{} waiting, {} answered, {} dead letters</p>\
+         <p><a href=/holdfast/v1/status>status</a> <a href=/holdfast/v1/requests>requests</a> \
+         <a href=/metrics>metrics</a> <a href=/v1/models>models</a> <a href=/health>health</a></p>",
+        escape(&app.options.device_id),
+        overall(&view),
+        tally.backlog(),
+        tally.in_state(RequestState::Answered),
+        tally.in_state(RequestState::Dead),
+    );
+    text(StatusCode::OK, "text/html; charset=utf-8", page)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,221 @@
+//! HTTP over the UNIX socket, and over TCP where switched on.
+//!
+//! Owns paths, headers and the shapes of answers. Routes nothing to uplinks by itself: control does.
+
+mod admin;
+mod answer;
+mod attach;
+mod call;
+mod health;
+mod listen;
+mod models;
+mod offline;
+mod ollama;
+mod openai;
+mod passthrough;
+mod plain;
+mod kept;
+mod record_json;
+mod refusal;
+mod relay;
+mod stream;
+mod tokens;
+mod wants;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use hyper::StatusCode;
+use hyper::header::{HeaderName, HeaderValue};
+use tokio::sync::{Semaphore, watch};
+use tower_http::decompression::RequestDecompressionLayer;
+
+use crate::clock;
+use crate::control::types::Policy;
+use crate::gateway::Gateway;
+use answer::Origin;
+use attach::Attach;
+use call::{Call, RequestId};
+pub use listen::{Listeners, serve};
+pub use models::Models;
+use refusal::Refusal;
+pub use tokens::Tokens;
+
+/// What the HTTP side is configured with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Shown in the status.
+    pub device_id: String,
+    /// Largest request body, compressed or not.
+    pub max_body: u64,
+    /// Requests served at once.
+    pub max_in_flight: usize,
+    /// The policy of requests that name none.
+    pub offline: Policy,
+    /// Time to live of requests that name none.
+    pub ttl: Duration,
+    /// Whether a request without an answer is never sent again.
+    pub hold_unknown: bool,
+    /// `Origin` values that browsers may send over TCP.
+    pub allowed_origins: Vec<String>,
+    /// The local model's name and dialect, for the status.
+    pub local_model: String,
+    /// `ollama` or `openai`.
+    pub local_api: &'static str,
+    /// Where the spool lives, for its free space.
+    pub data_dir: std::path::PathBuf,
+}
+
+/// Everything a handler needs.
+pub struct App {
+    gateway: Gateway,
+    options: Options,
+    models: Arc<Models>,
+    attach: Attach,
+    slots: Arc<Semaphore>,
+    stop: watch::Receiver<bool>,
+    started_unix_s: u64,
+}
+
+/// Now, for the table of repeats: it must go on while the machine sleeps.
+fn attach_now() -> u64 {
+    clock::since_boot().as_millis() as u64
+}
+
+impl App {
+    /// Puts the parts together; `stop` turns true when the process ends.
+    pub fn new(gateway: Gateway, options: Options, models: Arc<Models>, stop: watch::Receiver<bool>) -> Arc<App> {
+        let slots = Arc::new(Semaphore::new(options.max_in_flight));
+        let started_unix_s = clock::unix_ms() / 1000;
+        Arc::new(App { gateway, options, models, attach: Attach::default(), slots, stop, started_unix_s })
+    }
+
+    /// Recognises repeats of requests that were stored before this start.
+    pub async fn restore_repeats(&self) {
+        let recent = self.gateway.spool().attachable(attach::ATTACH_MS, attach::ATTACH_MAX as u32).await;
+        for (source, hash, id) in recent.unwrap_or_default() {
+            self.attach.restore(source, hash, id, attach_now());
+        }
+    }
+
+    /// Resolves when the process ends.
+    async fn stopping(&self) {
+        let mut stop = self.stop.clone();
+        // The sender lives as long as the process; if it is gone, so is everything else.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// Counts an answer and writes its journal line.
+    fn answered(&self, call: &Call, origin: &Origin, outcome: &'static str) {
+        let latency_ms = call.elapsed_ms();
+        self.gateway.metrics().answered(origin.class(), outcome, latency_ms);
+        tracing::debug!(
+            HOLDFAST_REQUEST_ID = call.id,
+            HOLDFAST_SOURCE = call.source,
+            HOLDFAST_ROUTE = origin.route.as_deref(),
+            HOLDFAST_STATE = origin.state.map(|s| s.as_str()),
+            HOLDFAST_LATENCY_MS = latency_ms,
+            "{} {outcome}",
+            call.endpoint
+        );
+    }
+
+    /// Counts a refusal and writes it.
+    fn refused(&self, call: &Call, refusal: Refusal) -> Response {
+        let latency_ms = call.elapsed_ms();
+        self.gateway.metrics().answered("none", refusal.code(), latency_ms);
+        tracing::info!(
+            HOLDFAST_REQUEST_ID = call.id,
+            HOLDFAST_SOURCE = call.source,
+            HOLDFAST_REASON = refusal.code(),
+            HOLDFAST_LATENCY_MS = latency_ms,
+            "{} refused: {}",
+            call.endpoint,
+            refusal.code()
+        );
+        refusal.into_response()
+    }
+}
+
+/// All paths.
+fn router(app: Arc<App>) -> Router {
+    let limited = Router::new()
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/chat/completions/{id}", get(admin::completion).delete(admin::cancel_completion))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/{*rest}", any(passthrough::any_v1))
+        .route("/api/{*rest}", any(ollama::any_api))
+        .layer(RequestDecompressionLayer::new())
+        .layer(middleware::from_fn_with_state(app.clone(), admit));
+    Router::new()
+        .merge(limited)
+        .route("/", get(health::page))
+        .route("/health", get(health::health))
+        .route("/v1/health", get(health::providers))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::health))
+        .route("/metrics", get(health::metrics))
+        .route("/holdfast/v1/status", get(admin::status))
+        .route("/holdfast/v1/requests", get(admin::list).delete(admin::purge))
+        .route("/holdfast/v1/requests/{id}", get(admin::show).delete(admin::cancel))
+        .route("/holdfast/v1/requests/{id}/retry", post(admin::retry))
+        .route("/holdfast/v1/requests/{id}/events", get(admin::request_events))
+        .route("/holdfast/v1/events", get(admin::events))
+        .route("/holdfast/v1/drain", post(admin::drain))
+        .route("/holdfast/v1/pause", post(admin::pause))
+        .route("/holdfast/v1/resume", post(admin::resume))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(middleware::from_fn(name_request))
+        .with_state(app)
+}
+
+/// Gives every request its id, and says it in the answer.
+async fn name_request(mut request: Request, next: Next) -> Response {
+    let id = clock::request_id();
+    let theirs = request.headers().get("x-request-id").cloned();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert(HeaderName::from_static("x-request-id"), value);
+    }
+    if let Some(theirs) = theirs {
+        headers.insert(HeaderName::from_static("x-client-request-id"), theirs);
+    }
+    response
+}
+
+/// Bounds the requests served at once; refuses while the process ends.
+async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    if !app.gateway.is_accepting() {
+        return Refusal::stopping().into_response();
+    }
+    let Ok(permit) = app.slots.clone().try_acquire_owned() else {
+        let message = format!(
+            "the gateway serves {} requests already; wait a moment, or raise [http] max_in_flight",
+            app.options.max_in_flight
+        );
+        return Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message).retry_after(1).into_response();
+    };
+    let response = next.run(request).await;
+    // A stream is being served until its last byte: the permit travels with its body.
+    response.map(|body| axum::body::Body::new(listen::Held::new(body, permit)))
+}
+
+async fn unknown_path() -> Response {
+    Refusal::new(StatusCode::NOT_FOUND, "unknown_path", "there is nothing at this path; see GET / for what there is")
+        .into_response()
+}
+
+async fn unknown_method() -> Response {
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path takes another method").into_response()
+}

@@ -1,0 +1,48 @@
+//! The OpenAI endpoints that holdfast itself understands: reads the request, then sends it down its path.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+
+use super::call::Call;
+use super::{App, attach_now, kept, plain, stream};
+
+/// `POST /v1/chat/completions`.
+pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Response {
+    serve(app, "/v1/chat/completions", request).await
+}
+
+/// `POST /v1/completions`.
+pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Response {
+    serve(app, "/v1/completions", request).await
+}
+
+/// `POST /v1/embeddings`.
+pub async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
+    serve(app, "/v1/embeddings", request).await
+}
+
+async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Response {
+    let call = match Call::read(app, endpoint, request).await {
+        Ok(call) => Arc::new(call),
+        Err(refusal) => return refusal.into_response(),
+    };
+    if call.wants.respond_async {
+        return kept::respond_async(call).await;
+    }
+    if let Some(key) = call.wants.idempotency_key.clone() {
+        return kept::keyed(call, key).await;
+    }
+    if !call.app.attach.is_empty() {
+        if let Some(handing) = call.app.attach.find(&call.source, call.hash(), attach_now) {
+            return kept::repeated(call, handing).await;
+        }
+    }
+    fresh(call).await
+}
+
+/// A request that repeats none.
+pub async fn fresh(call: Arc<Call>) -> Response {
+    if call.head.stream { stream::answer(call).await } else { plain::answer(call).await }
+}

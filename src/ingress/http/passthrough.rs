@@ -1,0 +1,93 @@
+//! Any other `/v1/*`: to an available uplink, as it is.
+//!
+//! Nothing of it is stored or answered locally; the answer is streamed as it comes.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use futures_util::stream;
+
+use super::answer::{self, Origin, passable};
+use super::call::{forwardable, read_body};
+use super::refusal::Refusal;
+use super::App;
+use crate::control::event::Outcome;
+use crate::gateway::{LiveAttempt, Target};
+use crate::uplink::classify;
+use crate::uplink::cloud::{self, Reply};
+
+/// Passes a request on.
+pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
+    let method = request.method().clone();
+    let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
+    let headers = forwardable(request.headers());
+    let body = match read_body(request, app.options.max_body).await {
+        Ok(body) => body,
+        Err(refusal) => return refusal.into_response(),
+    };
+    let mut live = app.gateway.live();
+    let mut target = live.target().await;
+    loop {
+        target = match target {
+            Target::Uplink(mut attempt) => {
+                let cloud = attempt.cloud();
+                let call = cloud::Call {
+                    method: method.clone(),
+                    path: path.clone(),
+                    headers: headers.clone(),
+                    body: body.clone(),
+                    on_out: None,
+                };
+                let sent = attempt.unless_abandoned(async { cloud.send(call).await.map_err(|e| e.outcome) }).await;
+                match sent.and_then(check) {
+                    Ok(reply) => return pass(reply, attempt),
+                    Err(outcome) => live.next(attempt, outcome).await,
+                }
+            }
+            Target::Offline { reason, .. } => {
+                let why = format!("this path needs one ({reason})");
+                return Refusal::unavailable(&why).into_response();
+            }
+            Target::Unsure | Target::LastAnswer => return Refusal::upstream_timeout().into_response(),
+            Target::Stopping => return Refusal::stopping().into_response(),
+        };
+    }
+}
+
+/// A log-in page or a redirect is nobody's answer; everything else is the uplink's word.
+fn check(reply: Reply) -> Result<Reply, Outcome> {
+    match classify::outcome(reply.status, &reply.headers, b"") {
+        outcome @ Outcome::Unreachable(_) => Err(outcome),
+        _ => Ok(reply),
+    }
+}
+
+fn pass(reply: Reply, attempt: LiveAttempt) -> Response {
+    attempt.answering();
+    let origin = Origin::uplink(attempt.cloud().name());
+    let (status, headers) = (reply.status, passable(&reply.headers));
+    let body = stream::unfold(Some((reply, attempt)), |state| async move {
+        let (mut reply, attempt) = state?;
+        match reply.next().await {
+            Some(Ok(bytes)) => Some((Ok(bytes), Some((reply, attempt)))),
+            Some(Err(error)) => {
+                attempt.end(error.outcome);
+                Some((Err(error), None))
+            }
+            None => {
+                attempt.end(Outcome::Delivered);
+                None
+            }
+        }
+    });
+    let mut response = answer::json(status, Body::from_stream(body), &origin);
+    let ours = std::mem::replace(response.headers_mut(), headers);
+    for (name, value) in &ours {
+        if name != hyper::header::CONTENT_TYPE {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
+}

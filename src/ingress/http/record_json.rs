@@ -1,0 +1,83 @@
+//! A stored request as JSON, as the contract lists its fields.
+
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::spool::record::Record;
+
+/// The whole object; answers are there where the record brought their bytes.
+pub fn record_json(record: &Record) -> Value {
+    let created_s = record.created_unix_ms / 1000;
+    // Shown in wall time, decided in powered-on time: a board without a clock shows nonsense and expires right.
+    let expires = (!record.state.is_final()).then(|| (crate::clock::unix_ms() + record.ttl_left_ms) / 1000);
+    let mut value = json!({
+        "id": record.id,
+        "object": "holdfast.request",
+        "seq": record.seq,
+        "state": record.state.as_str(),
+        "reason": record.reason,
+        "source": record.source,
+        "label": record.label,
+        "endpoint": record.endpoint,
+        "model": record.model,
+        "priority": record.priority.as_str(),
+        "policy": record.policy.as_str(),
+        "created_at": created_s,
+        "expires_at": expires,
+        "attempts": record.attempts,
+        "maybe_billed": record.maybe_billed,
+        "next_attempt_at": Value::Null,
+        "position": if record.state.is_final() { Value::Null } else { json!(record.position) },
+        "local": local(record),
+        "uplink": uplink(record),
+        "last_error": record.last_error.as_ref().map(|e| json!({"kind": e.kind, "message": e.message})),
+    });
+    if record.local.is_some() && record.uplink.is_some() {
+        value["agreement"] = json!("unknown");
+    }
+    value
+}
+
+fn local(record: &Record) -> Value {
+    record.local.as_ref().map_or(Value::Null, |(answer, at)| {
+        json!({
+            "model": answer.model,
+            "at": at / 1000,
+            "latency_ms": answer.latency_ms,
+            "response": response(&answer.body),
+        })
+    })
+}
+
+fn uplink(record: &Record) -> Value {
+    record.uplink.as_ref().map_or(Value::Null, |(answer, at)| {
+        let usage = answer.usage.map(|u| {
+            json!({
+                "prompt_tokens": u.prompt_tokens,
+                "completion_tokens": u.completion_tokens,
+                "total_tokens": u.prompt_tokens + u.completion_tokens,
+            })
+        });
+        json!({
+            "name": answer.uplink,
+            "model": answer.model,
+            "status": answer.status,
+            "at": at / 1000,
+            "latency_ms": answer.latency_ms,
+            "usage": usage,
+            "cost_usd": Value::Null,
+            "response": response(&answer.body),
+        })
+    })
+}
+
+/// JSON as JSON, anything else as text; nothing where the listing left it out.
+fn response(body: &[u8]) -> Value {
+    if body.is_empty() {
+        return Value::Null;
+    }
+    match serde_json::from_slice::<&RawValue>(body) {
+        Ok(raw) => serde_json::from_str(raw.get()).unwrap_or(Value::Null),
+        Err(_) => Value::String(String::from_utf8_lossy(body).into_owned()),
+    }
+}

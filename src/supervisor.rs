@@ -1,0 +1,342 @@
+//! The composition root: builds every part from the configuration, starts them, stops them in order.
+//!
+//! The only place that sees both the configuration and the parts. Contains no behaviour of its own.
+
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, Strategy, WhenFull};
+use crate::control::breaker::BreakerSettings;
+use crate::control::drain::DrainSettings;
+use crate::control::health::ProbeSettings;
+use crate::control::retry::RetrySettings;
+use crate::control::{self, route};
+use crate::gateway::{Gateway, Parts};
+use crate::ingress::http::{self, App, Listeners, Models, Tokens};
+use crate::spool::{self, SpoolError};
+use crate::telemetry::log::{self, Form};
+use crate::uplink::cloud::{self, Cloud, Key};
+use crate::uplink::local::{self, Local};
+use crate::{clock, systemd};
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// The configuration holds by itself, but not on this machine.
+    #[error("{0}")]
+    Configuration(String),
+    /// A file or socket belongs to somebody else.
+    #[error("{0}")]
+    Permission(String),
+    /// A socket cannot be bound.
+    #[error("{0}")]
+    Io(String),
+    /// The spool cannot be opened.
+    #[error("the spool cannot be opened: {0}")]
+    Spool(SpoolError),
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
+    let settings = loaded.settings;
+    log::start(level(settings.log.level), form(settings.log.format));
+    let spool = open_spool(&settings).await?;
+    let listeners = bind(&settings).await?;
+    let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
+    let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
+    let on_models = models.clone();
+    let (gateway, driver) = Gateway::start(Parts {
+        settings: control_settings(&settings),
+        uplinks: uplinks(&settings)?,
+        local: local_client(&settings)?,
+        spool: spool.clone(),
+        network: crate::network::watch(),
+        on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
+    });
+    let (stop, stopped) = watch::channel(false);
+    let app = App::new(gateway.clone(), http_options(&settings), models, stopped.clone());
+    app.restore_repeats().await;
+    let grace = settings.gateway.stop_grace;
+    let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
+    let pulse = tokio::spawn(systemd::keep(gateway.clone()));
+    tracing::info!("holdfast {} serves {}", env!("CARGO_PKG_VERSION"), settings.http.socket.display());
+    systemd::ready();
+    wait_for_stop().await?;
+    systemd::stopping();
+    gateway.stop(grace);
+    let _ = stop.send(true);
+    let ended = async {
+        let _ = server.await;
+        let _ = driver.await;
+        pulse.abort();
+        spool.close().await;
+    };
+    tokio::select! {
+        () = ended => {}
+        _ = wait_for_stop() => tracing::warn!("told twice to stop: stopping at once"),
+    }
+    remove_socket(&settings.http.socket);
+    Ok(())
+}
+
+/// SIGTERM or SIGINT. SIGHUP is taken so that it ends nothing.
+async fn wait_for_stop() -> Result<(), SupervisorError> {
+    let listen = |kind| signal(kind).map_err(|e| SupervisorError::Io(format!("signals: {e}")));
+    let (mut term, mut int, mut hup) =
+        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?);
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            _ = hup.recv() => tracing::warn!("the configuration is read at start only: restart to apply a change"),
+        }
+    }
+}
+
+async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError> {
+    let options = spool::Options {
+        data_dir: settings.gateway.data_dir.clone(),
+        max_bytes: settings.queue.max_bytes,
+        max_requests: settings.queue.max_requests,
+        min_disk_free: settings.queue.min_disk_free,
+        evict_when_full: settings.queue.when_full == WhenFull::Evict,
+        per_source_backlog: settings.limits.per_source_backlog,
+        keep_results_ms: settings.queue.keep_results.as_millis() as u64,
+        keep_results_bytes: settings.queue.keep_results_bytes,
+        hold_unknown: settings.retry.on_unknown == OnUnknown::Hold,
+    };
+    let opened = tokio::task::spawn_blocking(move || spool::open(options)).await;
+    opened.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::Spool)
+}
+
+async fn bind(settings: &Settings) -> Result<Listeners, SupervisorError> {
+    let http = &settings.http;
+    let inherited = systemd::inherited_socket().map_err(|e| SupervisorError::Io(format!("LISTEN_FDS: {e}")))?;
+    let unix = match inherited {
+        Some(listener) => listener,
+        None => bind_unix(&http.socket, http.socket_mode)?,
+    };
+    let failed = |e: io::Error| SupervisorError::Io(format!("{}: {e}", http.socket.display()));
+    unix.set_nonblocking(true).map_err(failed)?;
+    let unix = UnixListener::from_std(unix).map_err(failed)?;
+    let mut tcp = Vec::new();
+    for address in &http.listen {
+        let listener = TcpListener::bind(address).await;
+        tcp.push(listener.map_err(|e| SupervisorError::Io(format!("http.listen {address}: {e}")))?);
+    }
+    let tokens = http.token_file.as_deref().map(Tokens::read).transpose().map_err(SupervisorError::Configuration)?;
+    Ok(Listeners { unix, tcp, tokens, tls: server_tls(http)? })
+}
+
+/// The mode holds from the first instant: the umask is set before the socket exists, never changed after.
+fn bind_unix(path: &Path, mode: u32) -> Result<StdUnixListener, SupervisorError> {
+    let failed = |e: &io::Error| match e.kind() {
+        io::ErrorKind::PermissionDenied => {
+            SupervisorError::Permission(format!("{}: permission denied; run as the service's user or set http.socket", path.display()))
+        }
+        _ => SupervisorError::Io(format!("{}: {e}", path.display())),
+    };
+    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
+    }
+    if UnixStream::connect(path).is_ok() {
+        let what = format!("{}: another daemon answers on this socket; stop it or set another http.socket", path.display());
+        return Err(SupervisorError::Io(what));
+    }
+    remove_socket(path);
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777 & !mode));
+    let bound = StdUnixListener::bind(path);
+    rustix::process::umask(umask);
+    bound.map_err(|e| failed(&e))
+}
+
+/// Removes what a dead daemon left, and nothing that is not a socket.
+fn remove_socket(path: &Path) {
+    if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+fn server_tls(http: &config::Http) -> Result<Option<tokio_rustls::TlsAcceptor>, SupervisorError> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let (Some(cert), Some(key)) = (&http.tls_cert, &http.tls_key) else { return Ok(None) };
+    let fault = |path: &PathBuf, e: String| SupervisorError::Configuration(format!("{}: {e}", path.display()));
+    let certificates = CertificateDer::pem_file_iter(cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|e| fault(cert, e.to_string()))?;
+    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|e| fault(key, e.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|b| b.with_no_client_auth().with_single_cert(certificates, key_der))
+        .map_err(|e| fault(cert, e.to_string()))?;
+    Ok(Some(tokio_rustls::TlsAcceptor::from(Arc::new(server))))
+}
+
+fn uplinks(settings: &Settings) -> Result<Vec<Arc<Cloud>>, SupervisorError> {
+    let build = |u: &config::Uplink| {
+        let options = cloud::Options {
+            name: u.name.clone(),
+            base_url: u.base_url.clone(),
+            key: first_key(&u.name, &u.api_keys),
+            auth: if u.auth == Auth::ApiKey { cloud::Auth::ApiKey } else { cloud::Auth::Bearer },
+            models: u.models.clone(),
+            ca_file: u.ca_file.clone(),
+            probe_path: u.probe.path.clone(),
+            probe_timeout: u.probe.timeout,
+            timeouts: cloud::Timeouts {
+                connect: u.timeouts.connect,
+                first_byte: u.timeouts.first_byte,
+                idle: u.timeouts.idle,
+                total: u.timeouts.total,
+            },
+        };
+        Cloud::new(options).map(Arc::new).map_err(|e| SupervisorError::Configuration(format!("uplink {}: {e}", u.name)))
+    };
+    settings.uplinks.iter().map(build).collect()
+}
+
+/// The first key that can be read. Without one the uplink counts as down and the gateway serves all the same.
+fn first_key(uplink: &str, sources: &[KeySource]) -> Key {
+    let mut faults = Vec::new();
+    for source in sources {
+        match config::read_key(source) {
+            Ok(secret) => return Key::Value(secret.reveal().to_owned()),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() {
+        return Key::None;
+    }
+    tracing::error!(HOLDFAST_UPLINK = uplink, HOLDFAST_REASON = "no_key", "uplink {uplink} has no key: {}", faults.join("; "));
+    Key::Missing
+}
+
+fn local_client(settings: &Settings) -> Result<Local, SupervisorError> {
+    let l = &settings.local;
+    Local::new(local::Options {
+        base_url: l.base_url.clone(),
+        api: if l.api == LocalApi::OpenAi { local::Api::OpenAi } else { local::Api::Ollama },
+        model: l.model.clone(),
+        vision_model: l.vision_model.clone().unwrap_or_default(),
+        models: l.models.clone(),
+        max_in_flight: l.max_in_flight as usize,
+        timeouts: local::Timeouts {
+            connect: l.timeouts.connect,
+            first_token: l.timeouts.first_token,
+            idle: l.timeouts.idle,
+            total: l.timeouts.total,
+        },
+    })
+    .map_err(|e| SupervisorError::Configuration(format!("[local]: {e}")))
+}
+
+fn control_settings(settings: &Settings) -> control::Settings {
+    let ms = |d: std::time::Duration| d.as_millis() as u64;
+    let uplink = |u: &config::Uplink| control::UplinkSettings {
+        priority: u.priority,
+        weight: u.weight,
+        max_in_flight: u.max_in_flight,
+        probe: ProbeSettings {
+            interval_ms: ms(u.probe.interval),
+            timeout_ms: ms(u.probe.timeout),
+            fall: u.probe.fall,
+            rise: u.probe.rise,
+            degraded_above_ms: ms(u.probe.degraded_above),
+        },
+        breaker: BreakerSettings { failures: u.breaker.failures, open_for_ms: ms(u.breaker.open_for) },
+    };
+    let retry = &settings.retry;
+    control::Settings {
+        uplinks: settings.uplinks.iter().map(uplink).collect(),
+        strategy: strategy(settings.routing.strategy),
+        retry: RetrySettings {
+            attempts: retry.attempts,
+            base_ms: ms(retry.base),
+            max_ms: ms(retry.max),
+            budget: retry.budget,
+        },
+        hold_unknown: retry.on_unknown == OnUnknown::Hold,
+        max_attempts: settings.queue.max_attempts,
+        drain: DrainSettings {
+            max_in_flight: settings.drain.max_in_flight,
+            start_delay_ms: start_delay_ms(&settings.gateway.device_id, ms(settings.drain.start_jitter)),
+        },
+        seed: clock::random_u64(),
+    }
+}
+
+/// The same device always waits as long: a fleet spreads evenly, and a technician sees no mystery.
+fn start_delay_ms(device_id: &str, jitter_ms: u64) -> u64 {
+    let digest = Sha256::digest(device_id);
+    let mut first = [0u8; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(first) % (jitter_ms + 1)
+}
+
+fn strategy(strategy: Strategy) -> route::Strategy {
+    match strategy {
+        Strategy::Priority => route::Strategy::Priority,
+        Strategy::RoundRobin => route::Strategy::RoundRobin,
+        Strategy::Weighted => route::Strategy::Weighted,
+        Strategy::LeastLatency => route::Strategy::LeastLatency,
+        Strategy::LeastConnections => route::Strategy::LeastConnections,
+    }
+}
+
+fn http_options(settings: &Settings) -> http::Options {
+    http::Options {
+        device_id: settings.gateway.device_id.clone(),
+        max_body: settings.http.max_body,
+        max_in_flight: settings.http.max_in_flight as usize,
+        offline: settings.routing.offline,
+        ttl: settings.queue.ttl,
+        hold_unknown: settings.retry.on_unknown == OnUnknown::Hold,
+        allowed_origins: settings.http.allowed_origins.clone(),
+        local_model: settings.local.model.clone(),
+        local_api: if settings.local.api == LocalApi::OpenAi { "openai" } else { "ollama" },
+        data_dir: settings.gateway.data_dir.clone(),
+    }
+}
+
+fn level(level: Level) -> tracing::Level {
+    match level {
+        Level::Error => tracing::Level::ERROR,
+        Level::Warn => tracing::Level::WARN,
+        Level::Info => tracing::Level::INFO,
+        Level::Debug => tracing::Level::DEBUG,
+        Level::Trace => tracing::Level::TRACE,
+    }
+}
+
+fn form(format: Format) -> Form {
+    match format {
+        Format::Auto => Form::Auto,
+        Format::Text => Form::Text,
+        Format::Json => Form::Json,
+        Format::Journald => Form::Journal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::start_delay_ms;
+
+    #[test]
+    fn devices_spread_over_the_jitter() {
+        let delays: Vec<u64> = (0..1000).map(|n| start_delay_ms(&format!("gw{n}"), 5000)).collect();
+        assert!(delays.iter().all(|ms| *ms <= 5000));
+        assert!((400..600).contains(&delays.iter().filter(|ms| **ms < 2500).count()));
+        assert_eq!(start_delay_ms("gw1", 5000), delays[1]);
+        assert_eq!(start_delay_ms("gw1", 0), 0);
+    }
+}

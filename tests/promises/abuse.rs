@@ -1,0 +1,187 @@
+//! Bad input: refused in words, bounded in memory and descriptors, and nobody else notices.
+//!
+//! `HOLDFAST_ABUSE_CALLS=10000` for a long run.
+
+use std::path::Path;
+use std::time::Duration;
+
+use holdfast::cli::simulate::Faults;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::support::{Ask, Bench, chat_body, rounds, until, within};
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn malformed_and_wrong_bodies_are_refused_in_words() {
+    let bench = Bench::start().await;
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    for body in ["", "{", "nonsense", "{\"model\":\"gpt-4o\",\"messages\":", "\u{0}\u{1}", &deep] {
+        let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body.to_owned())).await;
+        reply.assert_error(400, "invalid_json");
+    }
+    for body in ["[]", "5", "null", "\"text\"", "{}", "{\"model\":5,\"messages\":7}", "{\"model\":\"gpt-4o\"}"] {
+        let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body)).await;
+        assert!((400..500).contains(&reply.status), "{body}: {} {}", reply.status, reply.text());
+        assert!(reply.json()["error"]["message"].is_string(), "{body}: {}", reply.text());
+    }
+    let wrong_method = bench.daemon.get("/v1/chat/completions").await;
+    assert!((400..500).contains(&wrong_method.status), "{wrong_method:?}");
+    assert_eq!(bench.uplink.log().iter().filter(|entry| entry.status == 200).count(), 0);
+}
+
+#[tokio::test]
+async fn strange_request_headers_are_refused_or_ignored() {
+    let bench = Bench::start().await;
+    for (name, value) in
+        [("x-holdfast-priority", "urgent"), ("x-holdfast-offline", "maybe"), ("x-holdfast-ttl", "soon")]
+    {
+        let reply = bench.daemon.send(Ask::chat("strange").header(name, value)).await;
+        assert!(reply.status == 200 || reply.status == 400, "{name}: {} {}", reply.status, reply.text());
+    }
+    let long = "k".repeat(5_000);
+    let reply = bench.daemon.send(Ask::chat("long key").header("idempotency-key", &long)).await;
+    assert!(reply.status == 200 || (400..500).contains(&reply.status), "{reply:?}");
+}
+
+/// Reads until the answer's head is there or the connection ends.
+async fn head(stream: &mut UnixStream) -> String {
+    let (mut text, mut buffer) = (String::new(), [0u8; 4096]);
+    while !text.contains("\r\n\r\n") {
+        match stream.read(&mut buffer).await {
+            Ok(n) if n > 0 => text.push_str(&String::from_utf8_lossy(&buffer[..n])),
+            _ => break,
+        }
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_before_it_is_read() {
+    let bench = Bench::start().await;
+    let before = bench.daemon.resident_kib();
+    let mut stream = UnixStream::connect(bench.daemon.socket()).await.unwrap();
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        40 * MIB
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(&[b' '; 1024]).await.unwrap();
+    let answer = within("413 without the body", 5, head(&mut stream)).await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let grown = bench.daemon.resident_kib().saturating_sub(before);
+    assert!(grown < 8 * 1024, "{grown} KiB for a body that was never sent");
+}
+
+#[tokio::test]
+async fn an_endless_chunked_body_is_cut_at_the_limit() {
+    let bench = Bench::start().await;
+    let mut stream = UnixStream::connect(bench.daemon.socket()).await.unwrap();
+    let request = "POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-type: application/json\r\n\
+                   transfer-encoding: chunked\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let chunk = [format!("{MIB:x}\r\n").into_bytes(), vec![b' '; MIB], b"\r\n".to_vec()].concat();
+    let writing = async {
+        for sent in 0..64 {
+            if writer.write_all(&chunk).await.is_err() {
+                return sent;
+            }
+        }
+        64
+    };
+    let reading = async {
+        let mut answer = vec![0u8; 12];
+        // A reset instead of an answer is also a refusal: the sender did not listen.
+        reader.read_exact(&mut answer).await.map(|_| String::from_utf8_lossy(&answer).into_owned())
+    };
+    let (sent, answer) = within("cutting an endless body", 20, async { tokio::join!(writing, reading) }).await;
+    assert!(sent < 64 || answer.is_ok(), "64 MiB were read and nothing was said");
+    if let Ok(answer) = answer {
+        assert_eq!(answer, "HTTP/1.1 413");
+    }
+}
+
+#[tokio::test]
+async fn endless_headers_are_cut() {
+    let bench = Bench::start().await;
+    let mut stream = UnixStream::connect(bench.daemon.socket()).await.unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: hf\r\n").await.unwrap();
+    let line = format!("x-more: {}\r\n", "a".repeat(1000));
+    let sent = within("cutting endless headers", 20, async {
+        for sent in 0..4_000 {
+            if stream.write_all(line.as_bytes()).await.is_err() {
+                return sent;
+            }
+        }
+        4_000
+    })
+    .await;
+    assert!(sent < 4_000, "4 MB of headers were taken");
+}
+
+#[tokio::test]
+async fn a_byte_a_second_holds_up_nobody_else() {
+    let bench = Bench::start().await;
+    let socket = bench.daemon.socket();
+    let mut slow = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let socket = socket.clone();
+        slow.spawn(async move {
+            let mut stream = UnixStream::connect(socket).await.unwrap();
+            for byte in b"POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-length: 100\r\n\r\n{}" {
+                if stream.write_all(&[*byte]).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+    for n in 0..20 {
+        let reply = within("others", 2, bench.daemon.send(Ask::chat(&format!("quick {n}")))).await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(within("health", 1, bench.daemon.get("/health")).await.status, 200);
+    }
+    within("closing slow headers", 40, slow.join_all()).await;
+}
+
+/// One rude call, of a kind chosen by its number; how it ends does not matter.
+async fn rude(socket: &Path, n: usize) {
+    let Ok(mut stream) = UnixStream::connect(socket).await else { return };
+    let body = chat_body(&format!("rude {n}")).to_string();
+    let request = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-length: {}\r\n\r\n", body.len());
+    let bytes: Vec<u8> = match n % 6 {
+        0 => Vec::new(),
+        1 => request.into_bytes(),
+        2 => format!("{request}{}", &body[..body.len() / 2]).into_bytes(),
+        3 => format!("{request}{body}").into_bytes(),
+        4 => b"\x00\x01\x02 garbage \r\n\r\n".to_vec(),
+        _ => b"POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-length: 1\r\n\r\n{".to_vec(),
+    };
+    // It may well be cut off while it is rude.
+    let _ = stream.write_all(&bytes).await;
+    if n % 6 >= 4 {
+        let _ = head(&mut stream).await;
+    }
+}
+
+#[tokio::test]
+async fn rude_callers_leave_no_descriptor_and_no_memory_behind() {
+    let bench = Bench::start().await;
+    bench.uplink.set_faults(Faults { delay_ms: 20, ..Faults::default() }).await;
+    let socket = bench.daemon.socket();
+    for n in 0..60 {
+        within("a rude call", 20, rude(&socket, n)).await;
+    }
+    bench.daemon.get("/health").await;
+    let (descriptors, memory) = (bench.daemon.descriptors(), bench.daemon.resident_kib());
+    for n in 0..rounds("HOLDFAST_ABUSE_CALLS", 1_000) {
+        within("a rude call", 20, rude(&socket, n)).await;
+    }
+    until("descriptors to be level", 30, || async { (bench.daemon.descriptors() <= descriptors + 8).then_some(()) })
+        .await;
+    let grown = bench.daemon.resident_kib().saturating_sub(memory);
+    assert!(grown < 30 * 1024, "{grown} KiB more than before");
+    assert_eq!(bench.daemon.send(Ask::chat("still here")).await.status, 200);
+}

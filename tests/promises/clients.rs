@@ -1,0 +1,136 @@
+//! Unmodified clients, and a real model server, in virtual environments under `target/tmp`.
+//!
+//! These tests need `python3` with `venv` and a package index. They fail when those are missing: a client that was
+//! not tried is not a client that works.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use holdfast::cli::simulate::{Faults, Mode};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::support::{Ask, Bench, Settings, within};
+
+const HINT: &str = "this test needs python3 with venv and pip, and a package index that pip can reach \
+                    (Debian: apt-get install python3-venv python3-pip)";
+/// Slow links and two busy cores; the largest set takes three minutes.
+const INSTALL_S: u64 = 900;
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name)
+}
+
+/// The python of a virtual environment with these packages, made at the first use.
+async fn python(name: &str, packages: &[&str]) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("venv-{name}"));
+    let (python, complete) = (folder.join("bin/python"), folder.join("complete"));
+    let wanted = packages.join(" ");
+    if std::fs::read_to_string(&complete).is_ok_and(|installed| installed == wanted) {
+        return python;
+    }
+    let mut venv = Command::new("python3");
+    finish(venv.args(["-m", "venv", "--clear"]).arg(&folder)).await;
+    finish(Command::new(&python).args(["-m", "pip", "install", "-q"]).args(packages)).await;
+    std::fs::write(complete, wanted).unwrap();
+    python
+}
+
+/// Runs a command to its end; fails the test with everything it said.
+async fn finish(command: &mut Command) -> String {
+    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let output = within("a python command", INSTALL_S, running).await;
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}; {HINT}"));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complained = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} failed; {HINT}\n{said}\n{complained}");
+    said
+}
+
+async fn openai(version: u32) {
+    let python = python(&format!("openai{version}"), &[&format!("openai=={version}.*")]).await;
+    let bench = Bench::start().await;
+    let run = async |steps: &[&str]| {
+        let mut command = Command::new(&python);
+        finish(command.arg(script("openai_client.py")).arg(bench.daemon.socket()).args(steps)).await
+    };
+    run(&["plain", "stream", "tools", "json", "embeddings", "models", "error"]).await;
+    bench.outage(Faults::failing(Mode::Refuse)).await;
+    let said = run(&["offline", "ticket"]).await;
+    let id = said.lines().find_map(|line| line.strip_prefix("id ")).expect("the ticket's id").to_owned();
+    assert_eq!(bench.daemon.backlog().await, 3, "two offline answers and one ticket: nothing twice");
+    bench.recover().await;
+    assert_eq!(bench.daemon.record(&id).await["state"], "answered");
+    assert_eq!(bench.answered("python ticket"), 1);
+}
+
+#[tokio::test]
+async fn openai_python_1() {
+    openai(1).await;
+}
+
+#[tokio::test]
+async fn openai_python_2() {
+    openai(2).await;
+}
+
+#[tokio::test]
+async fn openai_python_3() {
+    openai(3).await;
+}
+
+#[tokio::test]
+async fn ollama_python() {
+    let python = python("ollama", &["ollama"]).await;
+    let bench = Bench::start().await;
+    finish(Command::new(&python).arg(script("ollama_client.py")).arg(bench.daemon.socket())).await;
+}
+
+/// Starts llama.cpp's server with a tiny model of random weights.
+async fn real_server(python: &Path, folder: &Path, port: u16) -> Child {
+    let mut command = Command::new(python);
+    command.arg(script("tiny_server.py")).arg(folder.join("tiny.gguf")).arg(port.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    let mut server = command.spawn().unwrap_or_else(|error| panic!("{error}; {HINT}"));
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let ready = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.starts_with("serving ") {
+                return;
+            }
+        }
+        panic!("the model server ended before it served");
+    };
+    within("the model server to start", 60, ready).await;
+    // Whatever else it says must not fill the pipe and stop it.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    server
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn a_real_model_server_behind_an_outage() {
+    let python = python("llama", &["xllamacpp", "gguf", "numpy"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let _server = real_server(&python, folder.path(), port).await;
+    let local = format!("base_url = \"http://127.0.0.1:{port}\"\napi = \"openai\"\nmodel = \"tiny-random\"");
+    let bench = Bench::offline(Settings { local: Some(local), ..Settings::default() }).await;
+    for stream in ["", "\"stream\":true,"] {
+        let body = format!(
+            "{{\"model\":\"gpt-4o\",{stream}\"max_tokens\":16,\"messages\":[{{\"role\":\"user\",\"content\":\"real{}\"}}]}}",
+            stream.len()
+        );
+        let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(reply.header("x-holdfast-route"), "local:tiny-random");
+        assert_eq!(reply.header("x-holdfast-state"), "queued");
+        assert!(reply.text().contains("tiny-random"), "{}", reply.text());
+        assert!(stream.is_empty() || reply.text().trim_end().ends_with("data: [DONE]"), "{}", reply.text());
+    }
+    bench.recover().await;
+    assert_eq!(bench.uplink.requests_total(), 2);
+}

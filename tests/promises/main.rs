@@ -1,0 +1,15 @@
+//! The promises of CONTRACT.md to users, held against the real binary from outside.
+//!
+//! Every test starts `holdfast run` in a folder of its own, with simulators in this process; nothing here looks into
+//! the program. The clients are the official ones or a small HTTP client of our own.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod abuse;
+mod clients;
+mod crash;
+mod online;
+mod outages;
+mod policies;
+mod simulators;
+mod stopping;
+mod support;

@@ -1,0 +1,194 @@
+//! What a caller may choose for the time of an outage, tickets, and what makes two requests one.
+
+use std::time::Duration;
+
+use holdfast::cli::simulate::{Faults, Mode};
+use holdfast::clock;
+use serde_json::json;
+
+use crate::support::{Ask, Bench, Reply, Settings, chat_body, until};
+
+/// A caller that gives up after a second, as it says in the OpenAI SDKs' header.
+fn impatient(user: &str) -> Ask {
+    Ask::chat(user).offline("queue").header("x-stainless-read-timeout", "1")
+}
+
+fn assert_ticket(reply: &Reply) {
+    reply.assert_error(503, "request_queued");
+    reply.assert_retry_after();
+    assert_eq!(reply.header("x-should-retry"), "false");
+    assert!(reply.header("location").contains(&reply.id()), "{reply:?}");
+}
+
+#[tokio::test]
+async fn local_is_answered_and_not_stored() {
+    let bench = Bench::offline(Settings::default()).await;
+    let reply = bench.daemon.send(Ask::chat("only here").offline("local")).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.content(), "local answer to: only here");
+    assert_eq!(reply.header("x-holdfast-state"), "");
+    assert_eq!(bench.daemon.backlog().await, 0);
+}
+
+#[tokio::test]
+async fn fail_is_refused_at_once() {
+    let bench = Bench::offline(Settings::default()).await;
+    let started = clock::now();
+    let reply = bench.daemon.send(Ask::chat("now or never").offline("fail")).await;
+    assert!(started.elapsed() < Duration::from_secs(1));
+    reply.assert_error(503, "uplink_unavailable");
+    reply.assert_retry_after();
+    assert_eq!(bench.daemon.backlog().await, 0);
+}
+
+#[tokio::test]
+async fn queue_gives_a_ticket_that_becomes_the_answer() {
+    let bench = Bench::offline(Settings::default()).await;
+    let started = clock::now();
+    let ticket = bench.daemon.send(impatient("the ticket")).await;
+    assert!(started.elapsed() < Duration::from_secs(1), "0.9 of what the caller waits");
+    assert_ticket(&ticket);
+    assert_eq!(bench.daemon.backlog().await, 1);
+    let again = bench.daemon.send(impatient("the ticket")).await;
+    assert_ticket(&again);
+    assert_eq!(again.id(), ticket.id(), "the same body again is the same request");
+    assert_eq!(bench.daemon.backlog().await, 1);
+    let path = format!("/v1/chat/completions/{}", ticket.id());
+    let pending = bench.daemon.get(&path).await;
+    pending.assert_error(409, "request_pending");
+    assert_eq!((pending.header("x-should-retry"), pending.header("retry-after")), ("true", "1"));
+    bench.uplink.set_faults(Faults::default()).await;
+    let answer = bench.daemon.get(&format!("{path}?wait=20")).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.content(), "uplink answer to: the ticket");
+    let late = bench.daemon.send(impatient("the ticket")).await;
+    assert_eq!((late.status, late.content().as_str()), (200, "uplink answer to: the ticket"));
+    assert_eq!(bench.answered("the ticket"), 1);
+}
+
+#[tokio::test]
+async fn a_held_request_is_answered_when_the_uplink_returns() {
+    let bench = Bench::offline(Settings::default()).await;
+    let held = bench.daemon.send(Ask::chat("held").offline("queue"));
+    let recovery = async {
+        until("the request to be stored", 10, || async { (bench.daemon.backlog().await == 1).then_some(()) }).await;
+        bench.uplink.set_faults(Faults::default()).await;
+    };
+    let (reply, ()) = tokio::join!(held, recovery);
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.content(), "uplink answer to: held");
+    assert_eq!(bench.answered("held"), 1);
+}
+
+#[tokio::test]
+async fn both_without_a_local_model_is_queue() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let ask = Ask::chat("nobody home").header("x-stainless-read-timeout", "1");
+    assert_ticket(&bench.daemon.send(ask).await);
+    let broken = Bench::offline(Settings::default()).await;
+    broken.ollama.set_faults(Faults::failing(Mode::Refuse)).await;
+    let ask = Ask::chat("nobody home").header("x-stainless-read-timeout", "1");
+    assert_ticket(&broken.daemon.send(ask).await);
+    assert_eq!(broken.daemon.backlog().await, 1);
+}
+
+fn assert_accepted(reply: &Reply) {
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    assert_eq!(reply.json()["id"], reply.id());
+    assert_eq!(reply.json()["object"], "holdfast.request");
+    assert!(reply.header("location").contains(&reply.id()), "{reply:?}");
+    assert!(reply.header("preference-applied").contains("respond-async"), "{reply:?}");
+    reply.assert_retry_after();
+}
+
+#[tokio::test]
+async fn respond_async_is_accepted_at_once_online_and_offline() {
+    let bench = Bench::start().await;
+    let online = bench.daemon.send(Ask::chat("later, online").header("prefer", "respond-async")).await;
+    assert_accepted(&online);
+    until("the answer", 20, || async {
+        (bench.daemon.record(&online.id()).await["state"] == "answered").then_some(())
+    })
+    .await;
+    bench.outage(Faults::failing(Mode::Refuse)).await;
+    let offline = bench.daemon.send(Ask::chat("later, offline").header("prefer", "respond-async")).await;
+    assert_accepted(&offline);
+    assert_eq!(offline.json()["state"], "queued");
+    bench.recover().await;
+    assert_eq!((bench.answered("later, online"), bench.answered("later, offline")), (1, 1));
+}
+
+#[tokio::test]
+async fn prefer_wait_bounds_the_wait() {
+    let bench = Bench::start().await;
+    let quick = bench.daemon.send(Ask::chat("quick").header("prefer", "respond-async, wait=10")).await;
+    assert_eq!((quick.status, quick.content().as_str()), (200, "uplink answer to: quick"));
+    bench.outage(Faults::failing(Mode::Refuse)).await;
+    let started = clock::now();
+    let ask = Ask::chat("slow").offline("queue").header("prefer", "respond-async, wait=1");
+    assert_accepted(&bench.daemon.send(ask).await);
+    assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn an_idempotency_key_makes_two_requests_one() {
+    let bench = Bench::start().await;
+    let ask = Ask::chat("only once").header("idempotency-key", "k-1");
+    let first = bench.daemon.send(ask.clone()).await;
+    let second = bench.daemon.send(ask).await;
+    assert_eq!((first.status, second.status), (200, 200), "{} {}", first.text(), second.text());
+    assert_eq!(first.content(), second.content());
+    assert_eq!(second.header("idempotent-replayed"), "true");
+    assert_eq!(bench.answered("only once"), 1);
+    let other = bench.daemon.send(Ask::chat("another body").header("idempotency-key", "k-1")).await;
+    other.assert_error(422, "idempotency_key_reused");
+    assert_eq!(bench.answered("another body"), 0);
+}
+
+#[tokio::test]
+async fn the_same_key_in_flight_is_attached() {
+    let bench = Bench::start().await;
+    bench.uplink.set_faults(Faults { delay_ms: 500, ..Faults::default() }).await;
+    let ask = || bench.daemon.send(Ask::chat("in flight").header("idempotency-key", "k-2"));
+    let (left, right) = tokio::join!(ask(), ask());
+    assert_eq!((left.status, right.status), (200, 200), "{} {}", left.text(), right.text());
+    assert_eq!(left.content(), right.content());
+    assert_eq!(bench.answered("in flight"), 1);
+}
+
+#[tokio::test]
+async fn a_key_used_offline_names_the_stored_request() {
+    let bench = Bench::offline(Settings::default()).await;
+    let ask = Ask::chat("keyed").header("idempotency-key", "k-3").header("prefer", "respond-async");
+    let (first, second) = (bench.daemon.send(ask.clone()).await, bench.daemon.send(ask).await);
+    assert_eq!(first.id(), second.id());
+    assert_eq!(bench.daemon.backlog().await, 1);
+    bench.recover().await;
+    let sent = bench.uplink.log();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(sent[0].idempotency_key.as_deref(), Some("k-3"), "sent with the client's own key");
+}
+
+#[tokio::test]
+async fn a_health_probe_is_never_stored() {
+    let bench = Bench::offline(Settings::default()).await;
+    for policy in ["both", "queue"] {
+        let mut body = chat_body("are you there");
+        body["max_tokens"] = json!(1);
+        let ask = Ask::post("/v1/chat/completions", body.to_string()).offline(policy);
+        let reply = bench.daemon.send(ask.header("x-stainless-read-timeout", "1")).await;
+        assert_ne!(reply.header("x-holdfast-state"), "queued", "{reply:?}");
+        assert_eq!(bench.daemon.backlog().await, 0, "{policy}");
+    }
+}
+
+#[tokio::test]
+async fn a_stored_request_can_be_cancelled() {
+    let bench = Bench::offline(Settings::default()).await;
+    let id = bench.daemon.send(Ask::chat("never mind").header("prefer", "respond-async")).await.id();
+    let cancel = Ask::new(hyper::Method::DELETE, &format!("/holdfast/v1/requests/{id}"));
+    assert!(bench.daemon.send(cancel).await.status < 300);
+    bench.recover().await;
+    assert_eq!(bench.daemon.record(&id).await["state"], "cancelled");
+    assert_eq!(bench.uplink.requests_total(), 0);
+}

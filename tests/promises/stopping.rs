@@ -1,0 +1,77 @@
+//! SIGTERM: running answers end, nothing accepted is lost, exit 0 within the grace.
+
+use std::time::Duration;
+
+use holdfast::cli::simulate::Faults;
+use http_body_util::BodyExt;
+
+use crate::support::{Ask, Bench, Settings, stream_text, until, within};
+
+#[tokio::test]
+async fn a_running_stream_is_finished() {
+    let mut bench = Bench::start().await;
+    bench.uplink.set_faults(Faults { chunk_ms: 150, ..Faults::default() }).await;
+    let body = "{\"model\":\"gpt-4o\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"to the end\"}]}";
+    let ask = Ask::post("/v1/chat/completions", body);
+    let response = within("the head", 10, ask.open(&bench.daemon.socket())).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut stream = response.into_body();
+    let first = within("the first piece", 10, stream.frame()).await.unwrap().unwrap();
+    let mut text = String::from_utf8_lossy(&first.into_data().unwrap_or_default()).into_owned();
+    bench.daemon.signal_stop();
+    let rest = within("the rest", 10, stream.collect()).await.expect("the stream broke").to_bytes();
+    text.push_str(&String::from_utf8_lossy(&rest));
+    assert_eq!(stream_text(&text), "uplink answer to: to the end");
+    assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
+    assert!(bench.daemon.ended().await.success());
+}
+
+#[tokio::test]
+async fn a_drain_goes_on_after_the_restart() {
+    const REQUESTS: usize = 20;
+    let mut bench = Bench::offline(Settings { drain_in_flight: 2, ..Settings::default() }).await;
+    let mut ids = Vec::new();
+    for n in 0..REQUESTS {
+        let reply = bench.daemon.send(Ask::chat(&format!("drained {n}")).header("prefer", "respond-async")).await;
+        ids.push(reply.id());
+    }
+    bench.uplink.set_faults(Faults { delay_ms: 150, ..Faults::default() }).await;
+    until("the drain to begin", 20, || async { (bench.uplink.requests_total() >= 3).then_some(()) }).await;
+    assert!(bench.daemon.stop().await.success());
+    bench.daemon.check_databases();
+    let sent = bench.uplink.requests_total();
+    assert!(sent < REQUESTS as u64, "the drain was over before the stop");
+    bench.daemon.restart().await;
+    bench.recover().await;
+    for id in &ids {
+        assert_eq!(bench.daemon.record(id).await["state"], "answered");
+        let sends = bench.uplink.log().iter().filter(|entry| entry.idempotency_key.as_ref() == Some(id)).count();
+        assert_eq!(sends, 1, "{id}: the attempt under way had time to end");
+    }
+}
+
+#[tokio::test]
+async fn a_held_caller_gets_its_ticket_when_the_daemon_stops() {
+    let mut bench = Bench::offline(Settings::default()).await;
+    let socket = bench.daemon.socket();
+    let held = tokio::spawn(Ask::chat("held at the end").offline("queue").send_to_owned(socket));
+    until("the request to be stored", 10, || async { (bench.daemon.backlog().await == 1).then_some(()) }).await;
+    bench.daemon.signal_stop();
+    let reply = within("the ticket", 12, held).await.unwrap().expect("the connection broke");
+    reply.assert_error(503, "request_queued");
+    assert!(bench.daemon.ended().await.success());
+    bench.daemon.restart().await;
+    bench.recover().await;
+    assert_eq!(bench.daemon.record(&reply.id()).await["state"], "answered");
+}
+
+#[tokio::test]
+async fn an_idle_daemon_stops_quickly_and_starts_again() {
+    let mut bench = Bench::start().await;
+    for _ in 0..3 {
+        let started = holdfast::clock::now();
+        assert!(bench.daemon.stop().await.success());
+        assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+        bench.daemon.restart().await;
+    }
+}

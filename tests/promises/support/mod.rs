@@ -1,0 +1,188 @@
+//! What all promise tests share: a bench with the daemon and both simulators, bounded waiting, checks of records.
+//!
+//! Owns no promise itself.
+
+mod daemon;
+mod http;
+
+use std::future::Future;
+use std::time::Duration;
+
+use holdfast::cli::simulate::{Faults, Mode, OllamaOptions, Simulator, UplinkOptions, serve_ollama, serve_uplink};
+use holdfast::clock;
+use serde_json::Value;
+
+pub use daemon::Daemon;
+pub use http::{Ask, Reply, chat_body, events, stream_text};
+
+/// The uplink's key that the daemon gets through its environment.
+pub const KEY: &str = "sk-bench-key";
+
+/// What a test wants different from the usual bench.
+#[derive(Clone)]
+pub struct Settings {
+    /// The `[local]` section's own lines; `None` for the simulated Ollama.
+    pub local: Option<String>,
+    /// Requests that the drain may have under way; 1 keeps the order visible.
+    pub drain_in_flight: u32,
+    /// Further configuration.
+    pub extra: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { local: None, drain_in_flight: 1, extra: String::new() }
+    }
+}
+
+impl Settings {
+    /// No local model at all.
+    pub fn without_local() -> Settings {
+        Settings { local: Some("base_url = \"\"".to_owned()), ..Settings::default() }
+    }
+}
+
+/// The daemon between two simulators.
+pub struct Bench {
+    pub daemon: Daemon,
+    pub uplink: Simulator,
+    pub ollama: Simulator,
+}
+
+impl Bench {
+    /// Everything healthy.
+    pub async fn start() -> Bench {
+        Bench::with(Settings::default()).await
+    }
+
+    /// Everything healthy, with other settings.
+    pub async fn with(settings: Settings) -> Bench {
+        let key = Some(KEY.to_owned());
+        let uplink = serve_uplink(UplinkOptions { key, ..UplinkOptions::default() }).await.unwrap();
+        let ollama = serve_ollama(OllamaOptions::default()).await.unwrap();
+        let config = config(&settings, &uplink.base_url(), &ollama.base_url());
+        let daemon = Daemon::start(&config).await;
+        let bench = Bench { daemon, uplink, ollama };
+        bench.wait_online().await;
+        bench
+    }
+
+    /// An outage from the start: the uplink refuses connections and the daemon knows.
+    pub async fn offline(settings: Settings) -> Bench {
+        let bench = Bench::with(settings).await;
+        bench.outage(Faults::failing(Mode::Refuse)).await;
+        bench
+    }
+
+    /// Begins an outage; returns once the health check has noticed.
+    pub async fn outage(&self, faults: Faults) {
+        self.uplink.set_faults(faults).await;
+        self.wait_offline().await;
+    }
+
+    /// Ends the outage; returns once the backlog is empty.
+    pub async fn recover(&self) {
+        self.uplink.set_faults(Faults::default()).await;
+        until("the backlog to drain", 60, || async { (self.daemon.backlog().await == 0).then_some(()) }).await;
+    }
+
+    /// Waits until an ordinary probe of the uplink has passed.
+    pub async fn wait_online(&self) {
+        until("the uplink to be seen healthy", 10, || async {
+            let provider = self.provider().await;
+            (provider["status"] == "healthy" && provider["consecutive_failures"] == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until `fall` probes have failed.
+    pub async fn wait_offline(&self) {
+        until("the outage to be seen", 10, || async {
+            let failures = self.provider().await["consecutive_failures"].as_u64().unwrap_or(0);
+            (failures >= 2).then_some(())
+        })
+        .await;
+    }
+
+    async fn provider(&self) -> Value {
+        self.daemon.get("/v1/health").await.json()["providers"]["sim"].clone()
+    }
+
+    /// How often a prompt reached the uplink and was answered.
+    pub fn answered(&self, user: &str) -> usize {
+        self.uplink.log().iter().filter(|entry| entry.user == user && entry.status == 200).count()
+    }
+}
+
+/// A configuration with every wait as short as it can be on a slow machine.
+fn config(settings: &Settings, uplink: &str, ollama: &str) -> String {
+    let local = settings.local.clone().unwrap_or_else(|| {
+        format!(
+            "base_url = \"{ollama}\"\nmodel = \"llama3.2:latest\"\nvision_model = \"llava:latest\"\n\
+             keep_warm = \"never\""
+        )
+    });
+    format!(
+        r#"
+[gateway]
+data_dir = "@DIR@/data"
+device_id = "bench"
+
+[http]
+socket = "@DIR@/hf.sock"
+
+[[uplink]]
+name = "sim"
+base_url = "{uplink}/v1"
+api_keys = [{{ env = "BENCH_UPLINK_KEY" }}]
+models = {{ "house-model" = "deepseek-v3.2" }}
+probe = {{ path = "/models", interval = "100ms", timeout = "200ms", fall = 2, rise = 1 }}
+breaker = {{ failures = 3, open_for = "500ms" }}
+timeouts = {{ connect = "500ms", first_byte = "5s", idle = "5s", total = "20s" }}
+
+[local]
+{local}
+
+[drain]
+max_in_flight = {}
+start_jitter = "0s"
+
+[retry]
+base = "50ms"
+max = "500ms"
+
+[cache]
+ttl = "0s"
+
+[limits]
+rate = 0
+per_source_backlog = 100000
+
+{}
+"#,
+        settings.drain_in_flight, settings.extra
+    )
+}
+
+/// Asks again every 10 ms until there is something; fails the test after `seconds`.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, seconds: u64, mut ask: impl FnMut() -> F) -> T {
+    let started = clock::now();
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(started.elapsed() < Duration::from_secs(seconds), "waited {seconds} s in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Fails the test if `work` takes longer than `seconds`.
+pub async fn within<T>(what: &str, seconds: u64, work: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(seconds);
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| panic!("{what} took longer than {seconds} s"))
+}
+
+/// A number from the environment, for long runs outside CI.
+pub fn rounds(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().map_or(default, |text| text.parse().expect(variable))
+}
