@@ -79,7 +79,8 @@ impl Splitter {
 mod tests {
     use super::*;
 
-    const STREAM: &[u8] = b": hello\r\n\r\nid: 1\nretry: 5\nevent: x\ndata: {\"a\":1}\r\n\r\ndata:b\ndata: c\n\n\n\ndata: [DONE]";
+    const STREAM: &[u8] =
+        b": hello\r\n\r\nid: 1\nretry: 5\nevent: x\ndata: {\"a\":1}\r\n\r\ndata:b\ndata: c\n\n\n\ndata: [DONE]";
 
     fn split_at(cut: usize) -> Vec<Bytes> {
         let mut splitter = Splitter::default();

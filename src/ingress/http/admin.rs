@@ -149,7 +149,8 @@ fn filter(query: &HashMap<String, String>) -> Result<Filter, Refusal> {
     let number = |name: &str| {
         given(name).map(|v| v.parse::<u64>().map_err(|_| bad(name, "use a number".to_owned()))).transpose()
     };
-    let state = given("state").map(|v| v.parse::<RequestState>().map_err(|e| bad("state", e.to_string()))).transpose()?;
+    let state =
+        given("state").map(|v| v.parse::<RequestState>().map_err(|e| bad("state", e.to_string()))).transpose()?;
     Ok(Filter {
         state,
         source: given("source").cloned(),

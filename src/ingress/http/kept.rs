@@ -41,10 +41,9 @@ pub async fn respond_async(call: Arc<Call>) -> Response {
         Some(record) => deliver(call, record).await,
         None => pending(&call, &accepted.id).await,
     };
-    response.headers_mut().insert(
-        HeaderName::from_static("preference-applied"),
-        HeaderValue::from_static("respond-async"),
-    );
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("preference-applied"), HeaderValue::from_static("respond-async"));
     response
 }
 
@@ -82,8 +81,8 @@ async fn deliver(call: Arc<Call>, record: Record) -> Response {
 /// `Idempotency-Key`: the same key, source and body is the same request, in flight or done.
 pub async fn keyed(call: Arc<Call>, key: String) -> Response {
     let online = call.app.gateway.is_online();
-    let stores = matches!(call.wants.policy, Policy::Both | Policy::Queue) && !call.is_health_probe();
-    if !online && !stores {
+    let may_store = matches!(call.wants.policy, Policy::Both | Policy::Queue) && !call.is_health_probe();
+    if !online && !may_store {
         return unkept(call).await;
     }
     let accepted = match call.app.gateway.store(call.to_store(online, false)).await {
@@ -96,9 +95,7 @@ pub async fn keyed(call: Arc<Call>, key: String) -> Response {
     let stored = Stored { id: accepted.id, seq: accepted.seq, handing: None };
     let mut response = attached(call, stored).await;
     if accepted.existing && response.status() != StatusCode::SERVICE_UNAVAILABLE {
-        response
-            .headers_mut()
-            .insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
+        response.headers_mut().insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
     }
     response
 }

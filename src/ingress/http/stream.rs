@@ -186,10 +186,10 @@ async fn pass_refusal(parts: &Parts, whole: Whole, origin: &Origin) -> Result<()
 }
 
 async fn unsure(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
-    if wants_local(call) {
-        if let Ok(local) = offline::ask_local(call).await {
-            return offline_stream(call, Begun::Local(local, None), parts).await;
-        }
+    if wants_local(call)
+        && let Ok(local) = offline::ask_local(call).await
+    {
+        return offline_stream(call, Begun::Local(local, None), parts).await;
     }
     fail(call, parts, Refusal::upstream_timeout()).await
 }
@@ -274,7 +274,9 @@ async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Go
         return Ok(Tried::Failed(failure));
     }
     let (code, message) = match failure {
-        Outcome::Unknown(Fault::Timeout) => ("upstream_timeout", "the uplink stopped sending in the middle of its answer"),
+        Outcome::Unknown(Fault::Timeout) => {
+            ("upstream_timeout", "the uplink stopped sending in the middle of its answer")
+        }
         _ => ("upstream_truncated", "the uplink's answer ended early; what came is not the whole answer"),
     };
     let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, message);
