@@ -299,7 +299,13 @@ impl Driver {
             match end {
                 Some((state, reason, route)) => shared.finished(&leased.id, state, reason, route),
                 None => {
-                    shared.report_request(&leased.id, Some(&leased.source), State::Queued, reason_of(&settlement), None);
+                    shared.report_request(
+                        &leased.id,
+                        Some(&leased.source),
+                        State::Queued,
+                        reason_of(&settlement),
+                        None,
+                    );
                 }
             }
         });

@@ -27,7 +27,7 @@ use crate::control::event::{Fault, Outcome};
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Reply, Whole};
 use crate::uplink::local::{self, LocalError};
-use crate::uplink::sse::Splitter;
+use crate::uplink::sse::{self, Splitter};
 
 /// How long the head is held back, so that a target that fails early is replaced and an error has its status.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
@@ -35,7 +35,6 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// A comment: clients skip it. No blank line follows, because some clients take that for an empty event.
 const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
-const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 /// Parts between the task and the caller; a slow caller slows the uplink down.
 const PARTS: usize = 16;
 /// Events held back before the first content: roles and empty chunks.
@@ -247,12 +246,12 @@ async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Go
         while let Some(data) = splitter.next_event() {
             match gist.see(&data) {
                 Seen::Drop => {}
-                Seen::Keep if !gist.has_content() && held.len() < HELD_MAX => held.push(frame(&data)),
+                Seen::Keep if !gist.has_content() && held.len() < HELD_MAX => held.push(sse::event(&data)),
                 Seen::Keep => {
                     for event in held.drain(..) {
                         say(parts, Part::Event(event)).await?;
                     }
-                    say(parts, Part::Event(frame(&data))).await?;
+                    say(parts, Part::Event(sse::event(&data))).await?;
                 }
                 Seen::Error if !gist.has_content() => return Ok(Tried::Failed(Outcome::Transient(Fault::ServerError))),
                 Seen::Error => {
@@ -288,19 +287,8 @@ async fn finish(parts: &Parts, held: Vec<Bytes>) -> Result<Tried, Gone> {
     for event in held {
         say(parts, Part::Event(event)).await?;
     }
-    say(parts, Part::Event(DONE)).await?;
+    say(parts, Part::Event(sse::event(sse::DONE))).await?;
     Ok(Tried::Done(Outcome::Delivered))
-}
-
-fn frame(data: &[u8]) -> Bytes {
-    let mut event = Vec::with_capacity(data.len() + 8);
-    for line in data.split(|b| *b == b'\n') {
-        event.extend_from_slice(b"data: ");
-        event.extend_from_slice(line);
-        event.push(b'\n');
-    }
-    event.push(b'\n');
-    event.into()
 }
 
 /// The offline steps as a stream.
