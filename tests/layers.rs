@@ -22,7 +22,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
         "supervisor",
         &["clock", "config", "control", "gateway", "ingress", "network", "spool", "systemd", "telemetry", "uplink"],
     ),
-    ("cli", &["clock", "config", "supervisor"]),
+    ("cli", &["clock", "config", "control", "supervisor"]),
 ];
 
 /// Crates that bring I/O, clocks or logging: not in the room of decisions.

@@ -98,7 +98,8 @@ pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, 
 impl Loaded {
     /// Sections that a file sets and this version reads without acting on them.
     pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 6] = [
+        const SECTIONS: [(&str, &[&str]); 7] = [
+            ("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"]),
             ("[cache]", &["cache."]),
             ("[limits] (rate, burst)", &["limits.rate", "limits.burst"]),
             ("[budget]", &["budget."]),
