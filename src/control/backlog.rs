@@ -54,6 +54,11 @@ impl Control {
         }
     }
 
+    /// What they were set aside for is over: all of them are due.
+    pub(super) fn hurry_deferred(&mut self, now_ms: u64) {
+        self.deferred = self.deferred.iter().map(|(at, seq)| ((*at).min(now_ms), *seq)).collect();
+    }
+
     /// Sends what is leased, then leases what fits.
     pub(super) fn drain(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         if self.stopping || !self.is_available() {
@@ -195,6 +200,7 @@ impl Control {
             }
             Outcome::Delivered | Outcome::Permanent(_) | Outcome::NoAnswer | Outcome::RateLimited { .. } => {
                 if self.pauses.open(i, &item.model) {
+                    self.hurry_deferred(now_ms);
                     effects.push(Effect::Notice(Notice::RouteResumed { uplink: i }));
                 }
             }

@@ -217,6 +217,7 @@ impl Control {
             Event::DrainNow => {
                 self.pace.hurry();
                 self.pauses.hurry(now_ms);
+                self.hurry_deferred(now_ms);
             }
             Event::Stopping => self.stopping = true,
             Event::Tick => {}

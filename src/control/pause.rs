@@ -77,6 +77,8 @@ impl Pauses {
             key.1 = None;
         }
         let step = self.routes.get(&key).map_or(0, |old| if old.trial { old.step + 1 } else { old.step });
+        // A trial for the whole uplink may fail over its model, and the other way round: it has ended for both.
+        self.trial_undecided(uplink, model);
         let step = step.min(TRIAL_MINUTES.len() - 1);
         let wait_ms = TRIAL_MINUTES[step] * 60_000;
         self.routes.insert(key, Pause { block, step, until_ms: now_ms + wait_ms, trial: false });
@@ -179,6 +181,19 @@ mod tests {
         pauses.shut(0, "a", Block::Model, 0);
         assert_eq!(pauses.gate(0, "b", 1), Gate::Open);
         assert!(matches!(pauses.gate(0, "a", 1), Gate::Shut { .. }));
+    }
+
+    #[test]
+    fn a_trial_that_fails_for_another_reason_is_over_all_the_same() {
+        let mut pauses = Pauses::default();
+        pauses.shut(0, "a", Block::Key, 0);
+        pauses.begin_trial(0, "a");
+        pauses.shut(0, "a", Block::Model, 60_000);
+        assert_eq!(pauses.gate(0, "b", 60_001), Gate::Trial);
+        pauses.begin_trial(0, "a");
+        pauses.shut(0, "a", Block::Key, 120_000);
+        assert!(pauses.open(0, "b"));
+        assert_eq!(pauses.gate(0, "a", 240_000), Gate::Trial);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod crash;
 mod online;
 mod outages;
 mod policies;
+mod routes;
 mod simulators;
 mod stopping;
 mod support;
