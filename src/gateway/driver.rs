@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::deliver::{Delivery, deliver};
-use super::{Granted, Input, Shared};
-use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Verdict};
+use super::{Input, Shared, Target};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Route, Verdict};
 use crate::control::types::State;
 use crate::control::{Control, View};
 use crate::spool::SpoolError;
@@ -33,7 +33,7 @@ pub(super) struct Driver {
     control: Control,
     inbox: mpsc::UnboundedReceiver<Input>,
     network: mpsc::Receiver<()>,
-    asks: HashMap<AskId, oneshot::Sender<Granted>>,
+    asks: HashMap<AskId, oneshot::Sender<Target>>,
     abandons: HashMap<AttemptId, oneshot::Sender<()>>,
     leased: HashMap<u64, Arc<Leased>>,
     deliveries: HashMap<AttemptId, Box<Delivery>>,
@@ -227,15 +227,13 @@ impl Driver {
 
     fn answer(&mut self, ask: AskId, route: Route) {
         let (abandon, abandoned) = oneshot::channel();
-        let Some(reply) = self.asks.remove(&ask) else { return };
-        let delivered = reply.send(Granted { route, abandoned }).is_ok();
         if let Route::Uplink { attempt, .. } = route {
-            if delivered {
-                self.abandons.insert(attempt, abandon);
-            } else {
-                // The caller is gone; nobody else would ever report this attempt.
-                self.shared.tell(Input::Ended { attempt, outcome: Outcome::GivenUp, latency_ms: 0, next: None });
-            }
+            self.abandons.insert(attempt, abandon);
+        }
+        let target = Target::new(&self.shared, route, abandoned);
+        if let Some(reply) = self.asks.remove(&ask) {
+            // A caller who is gone drops the target, and that reports its attempt.
+            let _ = reply.send(target);
         }
     }
 

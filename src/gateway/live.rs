@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Granted, Input, Shared};
+use super::{Input, Shared};
 use crate::clock;
 use crate::control::event::{AskId, AttemptId, Event, Fault, Outcome, Reason, Route};
 use crate::uplink::cloud::Cloud;
@@ -29,6 +29,30 @@ pub enum Target {
     LastAnswer,
     /// The process is ending.
     Stopping,
+}
+
+impl Target {
+    /// Control's answer. An attempt is complete from here on: wherever it is dropped, even on its way to a caller
+    /// who has gone, its end is reported.
+    pub(super) fn new(shared: &Arc<Shared>, route: Route, abandoned: oneshot::Receiver<()>) -> Target {
+        match route {
+            Route::Uplink { attempt, uplink } => match shared.uplinks.get(uplink) {
+                Some(cloud) => Target::Uplink(LiveAttempt {
+                    shared: shared.clone(),
+                    id: attempt,
+                    cloud: cloud.clone(),
+                    abandoned,
+                    started: clock::now(),
+                    reported: false,
+                }),
+                None => Target::Offline { reason: Reason::NoUplink, maybe_billed: false },
+            },
+            Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
+            Route::Unsure => Target::Unsure,
+            Route::LastAnswer => Target::LastAnswer,
+            Route::Stopping => Target::Stopping,
+        }
+    }
 }
 
 /// One live request.
@@ -58,25 +82,8 @@ impl Live {
         self.await_target(granted).await
     }
 
-    async fn await_target(&mut self, granted: oneshot::Receiver<Granted>) -> Target {
-        let Ok(Granted { route, abandoned }) = granted.await else { return Target::Stopping };
-        match route {
-            Route::Uplink { attempt, uplink } => match self.shared.uplinks.get(uplink) {
-                Some(cloud) => Target::Uplink(LiveAttempt {
-                    shared: self.shared.clone(),
-                    id: attempt,
-                    cloud: cloud.clone(),
-                    abandoned,
-                    started: clock::now(),
-                    reported: false,
-                }),
-                None => Target::Offline { reason: Reason::NoUplink, maybe_billed: false },
-            },
-            Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
-            Route::Unsure => Target::Unsure,
-            Route::LastAnswer => Target::LastAnswer,
-            Route::Stopping => Target::Stopping,
-        }
+    async fn await_target(&mut self, granted: oneshot::Receiver<Target>) -> Target {
+        granted.await.unwrap_or(Target::Stopping)
     }
 }
 
@@ -123,7 +130,7 @@ impl LiveAttempt {
         self.report(outcome, None);
     }
 
-    fn report(&mut self, outcome: Outcome, next: Option<(AskId, oneshot::Sender<Granted>)>) {
+    fn report(&mut self, outcome: Outcome, next: Option<(AskId, oneshot::Sender<Target>)>) {
         self.reported = true;
         let latency_ms = clock::now().duration_since(self.started).as_millis() as u64;
         self.shared.metrics.attempted(self.cloud.name(), outcome.class());
