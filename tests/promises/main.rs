@@ -10,6 +10,7 @@ mod crash;
 mod online;
 mod outages;
 mod policies;
+mod repeats;
 mod routes;
 mod simulators;
 mod stopping;
