@@ -189,6 +189,19 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_that_fails_for_another_reason_is_over_all_the_same() {
+        let mut pauses = Pauses::default();
+        pauses.shut(0, "a", Block::Key, 0);
+        pauses.begin_trial(0, "a");
+        pauses.shut(0, "a", Block::Model, 60_000);
+        assert_eq!(pauses.gate(0, "b", 60_001), Gate::Trial);
+        pauses.begin_trial(0, "a");
+        pauses.shut(0, "a", Block::Key, 120_000);
+        assert!(pauses.open(0, "b"));
+        assert_eq!(pauses.gate(0, "a", 240_000), Gate::Trial);
+    }
+
+    #[test]
     fn the_list_of_models_is_bounded() {
         let mut pauses = Pauses::default();
         for n in 0..1000 {

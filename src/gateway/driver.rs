@@ -163,6 +163,9 @@ impl Driver {
                 let items = leased.iter().map(|l| item(l, false)).collect();
                 self.leased.extend(leased.into_iter().map(|l| (l.seq, Arc::new(l))));
                 self.turn(Event::Leased(items));
+                // A count told while the lease was under way must not be lost behind it.
+                let ready = self.shared.spool.tally().ready;
+                self.turn(Event::Ready(ready));
             }
             Input::Leased(Err(error)) => {
                 tracing::warn!(HOLDFAST_REASON = error.kind(), "the backlog cannot be read: {error}");
@@ -298,7 +301,7 @@ impl Driver {
     fn settle(&mut self, seq: u64, attempt: Option<AttemptId>, verdict: Verdict) {
         let delivery = attempt.and_then(|attempt| self.deliveries.remove(&attempt)).map(|boxed| *boxed);
         let Some(leased) = self.leased.remove(&seq) else { return };
-        let (settlement, end) = settlement(verdict, delivery);
+        let (mut settlement, end) = settlement(verdict, delivery);
         let shared = self.shared.clone();
         let (settled, on_disk) = oneshot::channel::<()>();
         if matches!(verdict, Verdict::Requeue { deferred: true, .. }) {
@@ -318,6 +321,10 @@ impl Driver {
                     return;
                 }
                 tokio::time::sleep(SETTLE_RETRY).await;
+                // Its release may have come meanwhile and found nothing to release; the pause is over anyway.
+                if let Settlement::Requeue { deferred, .. } = &mut settlement {
+                    *deferred = false;
+                }
             }
             match end {
                 Some((state, reason, route)) => shared.finished(&leased.id, state, reason, route),

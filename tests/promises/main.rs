@@ -10,6 +10,8 @@ mod crash;
 mod online;
 mod outages;
 mod policies;
+mod repeats;
+mod routes;
 mod simulators;
 mod stopping;
 mod support;

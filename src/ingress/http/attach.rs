@@ -3,23 +3,23 @@
 //! An entry exists while a caller is being answered, and for ten minutes where that caller never got its
 //! answer: a ticket, or a broken connection. Memory only; filled again from the spool at start.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// How long a repeat is recognised.
 pub const ATTACH_MS: u64 = 600_000;
 /// Entries kept; 100 bytes each. Beyond this the oldest is forgotten, and its repeat would be a new request.
 pub const ATTACH_MAX: usize = 4096;
+/// How often, and how far apart, a repeat looks whether the first caller is gone: 300 ms in all, the time of a
+/// commit on slow flash.
+const LOOKS: u32 = 30;
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-type Key = (String, [u8; 32]);
-type Table = Mutex<HashMap<Key, Entry>>;
-
-#[derive(Debug)]
-struct Entry {
-    id: String,
-    /// `None` while its own caller is still being answered.
-    until_ms: Option<u64>,
-}
+/// Source, body, request: callers with one body may have several requests, and each is found again.
+type Key = (String, [u8; 32], String);
+/// Until when a repeat is recognised; `None` while its own caller is still being answered.
+type Table = Mutex<BTreeMap<Key, Option<u64>>>;
 
 /// All entries.
 #[derive(Debug, Default, Clone)]
@@ -30,7 +30,6 @@ pub struct Attach(Arc<Table>);
 pub struct Handing {
     table: Arc<Table>,
     key: Key,
-    id: String,
     now: fn() -> u64,
     done: bool,
 }
@@ -38,14 +37,14 @@ pub struct Handing {
 impl Attach {
     /// A caller of a request just stored is being answered.
     pub fn begin(&self, source: &str, hash: [u8; 32], id: &str, now: fn() -> u64) -> Handing {
-        let key = (source.to_owned(), hash);
-        self.insert(key.clone(), Entry { id: id.to_owned(), until_ms: None }, now());
-        Handing { table: self.0.clone(), key, id: id.to_owned(), now, done: false }
+        let key = (source.to_owned(), hash, id.to_owned());
+        self.insert(key.clone(), None, now());
+        Handing { table: self.0.clone(), key, now, done: false }
     }
 
     /// A request from before this start whose caller may not have got its answer.
     pub fn restore(&self, source: String, hash: [u8; 32], id: String, now_ms: u64) {
-        self.insert((source, hash), Entry { id, until_ms: Some(now_ms + ATTACH_MS) }, now_ms);
+        self.insert((source, hash, id), Some(now_ms + ATTACH_MS), now_ms);
     }
 
     /// Whether looking is worth a hash of the body.
@@ -53,38 +52,54 @@ impl Attach {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Takes over the request that this body repeats.
-    pub fn find(&self, source: &str, hash: [u8; 32], now: fn() -> u64) -> Option<Handing> {
-        let key = (source.to_owned(), hash);
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = table.get_mut(&key)?;
-        if entry.until_ms.is_none_or(|until| until <= now()) {
-            return None;
+    /// The same, with some patience where the first caller is still being answered: one whose connection just
+    /// broke is noticed a moment later, and its repeat must not come before that.
+    pub async fn find_patiently(&self, source: &str, hash: [u8; 32], now: fn() -> u64) -> Option<Handing> {
+        for _ in 0..LOOKS {
+            match self.find(source, hash, now) {
+                Some(handing) => return Some(handing),
+                None if self.is_handing(source, hash) => tokio::time::sleep(LOOK_EVERY).await,
+                None => return None,
+            }
         }
-        entry.until_ms = None;
-        let id = entry.id.clone();
-        Some(Handing { table: self.0.clone(), key, id, now, done: false })
+        self.find(source, hash, now)
     }
 
-    fn insert(&self, key: Key, entry: Entry, now_ms: u64) {
+    fn is_handing(&self, source: &str, hash: [u8; 32]) -> bool {
+        let from = (source.to_owned(), hash, String::new());
+        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        table.range(from..).take_while(|(key, _)| key.0 == source && key.1 == hash).any(|(_, until)| until.is_none())
+    }
+
+    /// Takes over a request that this body repeats.
+    pub fn find(&self, source: &str, hash: [u8; 32], now: fn() -> u64) -> Option<Handing> {
+        let from = (source.to_owned(), hash, String::new());
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same_body = table.range_mut(from..).take_while(|(key, _)| key.0 == source && key.1 == hash);
+        let (key, until_ms) = same_body.into_iter().find(|(_, until)| until.is_some_and(|until| until > now()))?;
+        *until_ms = None;
+        Some(Handing { table: self.0.clone(), key: key.clone(), now, done: false })
+    }
+
+    fn insert(&self, key: Key, until_ms: Option<u64>, now_ms: u64) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if table.len() >= ATTACH_MAX {
-            table.retain(|_, old| old.until_ms.is_none_or(|until| until > now_ms));
+            table.retain(|_, old| old.is_none_or(|until| until > now_ms));
         }
         if table.len() >= ATTACH_MAX {
-            let oldest = table.iter().filter_map(|(k, old)| old.until_ms.map(|until| (until, k.clone()))).min();
+            let oldest = table.iter().filter_map(|(k, old)| old.map(|until| (until, k.clone()))).min();
             if let Some((_, key)) = oldest {
                 table.remove(&key);
             }
         }
-        table.insert(key, entry);
+        table.insert(key, until_ms);
     }
 }
 
 impl Handing {
     /// The stored request.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.key.2
     }
 
     /// The caller has its answer: the same body is a new request from now on.
@@ -96,11 +111,10 @@ impl Handing {
 impl Drop for Handing {
     fn drop(&mut self) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = table.get_mut(&self.key).filter(|entry| entry.id == self.id) else { return };
         if self.done {
             table.remove(&self.key);
-        } else {
-            entry.until_ms = Some((self.now)() + ATTACH_MS);
+        } else if let Some(until_ms) = table.get_mut(&self.key) {
+            *until_ms = Some((self.now)() + ATTACH_MS);
         }
     }
 }
@@ -129,6 +143,16 @@ mod tests {
         assert!(attach.find("uid:1", [1; 32], early).is_none());
         taken.delivered();
         assert!(attach.is_empty());
+    }
+
+    #[test]
+    fn callers_with_the_same_body_each_find_a_request_again() {
+        let attach = Attach::default();
+        let (a, b) = (attach.begin("uid:1", [1; 32], "req_a", early), attach.begin("uid:1", [1; 32], "req_b", early));
+        drop((a, b));
+        let taken = [attach.find("uid:1", [1; 32], early).unwrap(), attach.find("uid:1", [1; 32], early).unwrap()];
+        assert_ne!(taken[0].id(), taken[1].id());
+        assert!(attach.find("uid:1", [1; 32], early).is_none());
     }
 
     #[test]

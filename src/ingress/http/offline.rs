@@ -71,11 +71,22 @@ pub async fn resume(call: &Call, why: &str, stored: Stored) -> Result<Begun, Ref
     go_on(call, now, why, Some(stored)).await
 }
 
-/// Makes the request durable and remembers its body, so that a repeat is recognised.
+/// Makes the request durable and remembers its body, so that a repeat is recognised. A caller who goes away in
+/// the middle stops neither: the request may be on disk already.
 pub async fn store(call: &Call, maybe_billed: bool) -> Result<Stored, Refusal> {
-    let accepted = call.app.gateway.store(call.to_store(false, maybe_billed)).await?;
-    let handing = call.app.attach.begin(&call.source, call.hash(), &accepted.id, super::attach_now);
-    Ok(Stored { id: accepted.id, seq: accepted.seq, handing: Some(handing) })
+    let (app, new) = (call.app.clone(), call.to_store(false, maybe_billed));
+    let handing = call.app.attach.begin(&call.source, call.hash(), &new.id, super::attach_now);
+    let storing = tokio::spawn(async move {
+        match app.gateway.store(new).await {
+            Ok(accepted) => Ok(Stored { id: accepted.id, seq: accepted.seq, handing: Some(handing) }),
+            Err(error) => {
+                // Nothing is on disk, so there is nothing to attach to.
+                handing.delivered();
+                Err(error.into())
+            }
+        }
+    });
+    storing.await.unwrap_or_else(|_| Err(Refusal::stopping()))
 }
 
 async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Result<Begun, Refusal> {

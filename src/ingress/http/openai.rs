@@ -35,7 +35,7 @@ async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Respo
         return kept::keyed(call, key).await;
     }
     if !call.app.attach.is_empty()
-        && let Some(handing) = call.app.attach.find(&call.source, call.hash(), attach_now)
+        && let Some(handing) = call.app.attach.find_patiently(&call.source, call.hash(), attach_now).await
     {
         return kept::repeated(call, handing).await;
     }
