@@ -12,12 +12,12 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod gateway;
 pub mod ingress;
 pub mod network;
-pub mod telemetry;
-pub mod control;
 pub mod spool;
 pub mod supervisor;
 pub mod systemd;
+pub mod telemetry;
 pub mod uplink;

@@ -139,16 +139,18 @@ async fn bind(settings: &Settings) -> Result<Listeners, SupervisorError> {
 /// The mode holds from the first instant: the umask is set before the socket exists, never changed after.
 fn bind_unix(path: &Path, mode: u32) -> Result<StdUnixListener, SupervisorError> {
     let failed = |e: &io::Error| match e.kind() {
-        io::ErrorKind::PermissionDenied => {
-            SupervisorError::Permission(format!("{}: permission denied; run as the service's user or set http.socket", path.display()))
-        }
+        io::ErrorKind::PermissionDenied => SupervisorError::Permission(format!(
+            "{}: permission denied; run as the service's user or set http.socket",
+            path.display()
+        )),
         _ => SupervisorError::Io(format!("{}: {e}", path.display())),
     };
     if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
     }
     if UnixStream::connect(path).is_ok() {
-        let what = format!("{}: another daemon answers on this socket; stop it or set another http.socket", path.display());
+        let what =
+            format!("{}: another daemon answers on this socket; stop it or set another http.socket", path.display());
         return Err(SupervisorError::Io(what));
     }
     remove_socket(path);
@@ -217,7 +219,12 @@ fn first_key(uplink: &str, sources: &[KeySource]) -> Key {
     if faults.is_empty() {
         return Key::None;
     }
-    tracing::error!(HOLDFAST_UPLINK = uplink, HOLDFAST_REASON = "no_key", "uplink {uplink} has no key: {}", faults.join("; "));
+    tracing::error!(
+        HOLDFAST_UPLINK = uplink,
+        HOLDFAST_REASON = "no_key",
+        "uplink {uplink} has no key: {}",
+        faults.join("; ")
+    );
     Key::Missing
 }
 

@@ -104,8 +104,7 @@ impl Control {
     }
 
     fn pick(&mut self, item: &Item, now_ms: u64) -> Result<UplinkIndex, Blocked> {
-        let gates: Vec<Gate> =
-            (0..self.uplinks.len()).map(|i| self.pauses.gate(i, &item.model, now_ms)).collect();
+        let gates: Vec<Gate> = (0..self.uplinks.len()).map(|i| self.pauses.gate(i, &item.model, now_ms)).collect();
         let room = |u: &Uplink| item.urgent || has_room_beside_live(u);
         let chosen = self.choose(|i, u| gates[i] == Gate::Open && room(u));
         if let Some(uplink) = chosen.or_else(|| self.choose(|i, _| gates[i] == Gate::Trial)) {
@@ -115,7 +114,8 @@ impl Control {
         if up().any(|(_, gate)| !matches!(gate, Gate::Shut { .. })) {
             return Err(Blocked::Full);
         }
-        let until = up().filter_map(|(_, gate)| if let Gate::Shut { until_ms } = gate { Some(*until_ms) } else { None });
+        let until =
+            up().filter_map(|(_, gate)| if let Gate::Shut { until_ms } = gate { Some(*until_ms) } else { None });
         until.min().map_or(Err(Blocked::NoUplink), |ms| Err(Blocked::Shut(ms)))
     }
 
@@ -174,16 +174,16 @@ impl Control {
     pub(super) fn stored_ended(
         &mut self,
         attempt: AttemptId,
-        item: Item,
+        item: &Item,
         uplink: UplinkIndex,
         outcome: Outcome,
         now_ms: u64,
         effects: &mut Vec<Effect>,
     ) {
-        self.learn_route(uplink, &item, outcome, now_ms, effects);
-        let verdict = self.verdict(&item, outcome, now_ms);
-        self.adapt_pace(&item, outcome, now_ms);
-        effects.push(settle(&item, Some(attempt), verdict));
+        self.learn_route(uplink, item, outcome, now_ms, effects);
+        let verdict = self.verdict(item, outcome, now_ms);
+        self.adapt_pace(item, outcome, now_ms);
+        effects.push(settle(item, Some(attempt), verdict));
     }
 
     fn learn_route(&mut self, i: UplinkIndex, item: &Item, outcome: Outcome, now_ms: u64, effects: &mut Vec<Effect>) {
@@ -221,7 +221,9 @@ impl Control {
             Outcome::Delivered => Verdict::Answered,
             Outcome::Permanent(fault) => Verdict::Dead(fault.as_str()),
             Outcome::NoAnswer => Verdict::Dead("no_answer"),
-            Outcome::Unreachable(_) | Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => GIVEN_BACK,
+            Outcome::Unreachable(_) | Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => {
+                GIVEN_BACK
+            }
             Outcome::Transient(_) if last => Verdict::Dead("attempts_exhausted"),
             Outcome::Transient(_) => {
                 let wait = backoff_ms(&self.settings.retry, item.attempts, 1, &mut self.chance);

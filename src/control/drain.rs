@@ -29,13 +29,7 @@ const SPACING_WEIGHT: f64 = 0.1;
 impl Pace {
     /// Starts with a window of one.
     pub fn new(settings: &DrainSettings) -> Self {
-        Self {
-            window: 1,
-            max: settings.max_in_flight.max(1),
-            not_before_ms: 0,
-            last_answer_ms: None,
-            spacing_ms: None,
-        }
+        Self { window: 1, max: settings.max_in_flight.max(1), not_before_ms: 0, last_answer_ms: None, spacing_ms: None }
     }
 
     /// How many may be in flight at once.

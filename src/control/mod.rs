@@ -352,7 +352,7 @@ impl Control {
         match attempt.owner {
             Owner::Live(ask) if next => self.live_failed(ask, index, outcome, now_ms),
             Owner::Live(ask) => self.forget(ask),
-            Owner::Stored(item) => self.stored_ended(id, item, index, outcome, now_ms, effects),
+            Owner::Stored(item) => self.stored_ended(id, &item, index, outcome, now_ms, effects),
         }
     }
 

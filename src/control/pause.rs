@@ -53,7 +53,12 @@ impl Pauses {
     pub fn gate(&self, uplink: UplinkIndex, model: &str, now_ms: u64) -> Gate {
         let whole = self.routes.get(&(uplink, None));
         let part = self.routes.get(&(uplink, Some(model.to_owned())));
-        [whole, part].into_iter().flatten().map(|pause| pause.gate(now_ms)).max_by_key(Gate::severity).unwrap_or(Gate::Open)
+        [whole, part]
+            .into_iter()
+            .flatten()
+            .map(|pause| pause.gate(now_ms))
+            .max_by_key(Gate::severity)
+            .unwrap_or(Gate::Open)
     }
 
     /// A request is now trying this route: nobody else does until it ends.

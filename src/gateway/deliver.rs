@@ -100,9 +100,7 @@ fn answer(cloud: &Cloud, leased: &Leased, whole: &Whole, latency_ms: u64) -> Upl
         status: whole.status.as_u16(),
         content_type: content_type.to_owned(),
         latency_ms,
-        usage: summary
-            .usage
-            .map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens }),
+        usage: summary.usage.map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens }),
         body: whole.body.clone(),
     }
 }
@@ -122,10 +120,10 @@ fn failure(cloud: &Cloud, outcome: Outcome, whole: Option<&Whole>) -> LastError 
     let code = whole.and_then(|w| serde_json::from_slice::<ErrorBody>(&w.body).ok()).and_then(|b| b.error.code);
     let mut message = format!("uplink {}: {}", cloud.name(), sentence(outcome));
     if let Some(whole) = whole {
-        message.push_str(&format!(" (HTTP {})", whole.status.as_u16()));
+        message += &format!(" (HTTP {})", whole.status.as_u16());
     }
     if let Some(code) = code.filter(|c| c.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))) {
-        message.push_str(&format!(", code {code}"));
+        message += &format!(", code {code}");
     }
     message.truncate(WORDS_MAX);
     LastError { kind: outcome.kind().to_owned(), message }
@@ -137,7 +135,9 @@ fn sentence(outcome: Outcome) -> &'static str {
         Outcome::Delivered => "answered",
         Outcome::Unreachable(Fault::Dns) => "its name could not be resolved; nothing was sent",
         Outcome::Unreachable(Fault::Tls) => "TLS failed: check certificate, ca_file and clock; nothing was sent",
-        Outcome::Unreachable(Fault::Portal) => "a web page answered in its place: is this network behind a log-in page?",
+        Outcome::Unreachable(Fault::Portal) => {
+            "a web page answered in its place: is this network behind a log-in page?"
+        }
         Outcome::Unreachable(Fault::NoKey) => "its key could not be read; nothing was sent",
         Outcome::Unreachable(_) => "it could not be reached; nothing was sent",
         Outcome::Transient(_) => "it failed for the moment",

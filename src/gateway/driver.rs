@@ -118,7 +118,9 @@ impl Driver {
         let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
         if self.stop_at.is_some_and(|at| now >= at) && !*self.cut.borrow() {
             let _ = self.cut.send(true);
-            self.abandons.drain().for_each(|(_, abandon)| drop(abandon.send(())));
+            self.abandons.drain().for_each(|(_, abandon)| {
+                let _ = abandon.send(());
+            });
         }
     }
 
@@ -284,7 +286,11 @@ impl Driver {
         self.tasks.spawn(async move {
             while let Err(error) = shared.spool.settle(seq, settlement.clone()).await {
                 // An outcome that cannot be recorded is kept and tried again: it may have been paid for.
-                tracing::error!(HOLDFAST_REQUEST_ID = leased.id, HOLDFAST_REASON = error.kind(), "not recorded: {error}");
+                tracing::error!(
+                    HOLDFAST_REQUEST_ID = leased.id,
+                    HOLDFAST_REASON = error.kind(),
+                    "not recorded: {error}"
+                );
                 if matches!(error, SpoolError::Closed) {
                     return;
                 }
@@ -292,7 +298,15 @@ impl Driver {
             }
             match end {
                 Some((state, reason, route)) => shared.finished(&leased.id, state, reason, route),
-                None => shared.report_request(&leased.id, Some(&leased.source), State::Queued, reason_of(&settlement), None),
+                None => {
+                    shared.report_request(
+                        &leased.id,
+                        Some(&leased.source),
+                        State::Queued,
+                        reason_of(&settlement),
+                        None,
+                    );
+                }
             }
         });
     }
@@ -311,18 +325,31 @@ impl Driver {
         let name = |uplink: usize| self.shared.uplinks.get(uplink).map_or("?", |cloud| cloud.name()).to_owned();
         let event = match notice {
             Notice::Health { uplink, health, fault } => {
-                let (uplink, reason) = (name(*uplink), fault.map(|f| f.as_str()));
-                tracing::warn!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = health.as_str(), HOLDFAST_REASON = reason, "uplink {uplink} is {health}");
+                let (uplink, reason) = (name(*uplink), fault.map(super::super::control::event::Fault::as_str));
+                tracing::warn!(
+                    HOLDFAST_UPLINK = uplink,
+                    HOLDFAST_STATE = health.as_str(),
+                    HOLDFAST_REASON = reason,
+                    "uplink {uplink} is {health}"
+                );
                 change("uplink", &uplink, Some(health.as_str()), reason.map(str::to_owned))
             }
             Notice::Breaker { uplink, state } => {
                 let uplink = name(*uplink);
-                tracing::warn!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = state.as_str(), "circuit breaker of {uplink} is {state}");
+                tracing::warn!(
+                    HOLDFAST_UPLINK = uplink,
+                    HOLDFAST_STATE = state.as_str(),
+                    "circuit breaker of {uplink} is {state}"
+                );
                 change("breaker", &uplink, Some(state.as_str()), None)
             }
             Notice::RoutePaused { uplink, block, retry_in_s } => {
                 let uplink = name(*uplink);
-                tracing::error!(HOLDFAST_UPLINK = uplink, HOLDFAST_REASON = block.as_str(), "backlog to {uplink} paused: {block}; next try in {retry_in_s} s");
+                tracing::error!(
+                    HOLDFAST_UPLINK = uplink,
+                    HOLDFAST_REASON = block.as_str(),
+                    "backlog to {uplink} paused: {block}; next try in {retry_in_s} s"
+                );
                 change("route", &uplink, Some("paused"), Some(block.as_str().to_owned()))
             }
             Notice::RouteResumed { uplink } => {

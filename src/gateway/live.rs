@@ -105,10 +105,7 @@ impl LiveAttempt {
     }
 
     /// Runs a step of the attempt, unless the uplink is found to be down meanwhile.
-    pub async fn unless_abandoned<T>(
-        &mut self,
-        step: impl Future<Output = Result<T, Outcome>>,
-    ) -> Result<T, Outcome> {
+    pub async fn unless_abandoned<T>(&mut self, step: impl Future<Output = Result<T, Outcome>>) -> Result<T, Outcome> {
         tokio::select! {
             biased;
             Ok(()) = &mut self.abandoned => Err(Outcome::Unknown(Fault::Outage)),

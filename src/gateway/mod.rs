@@ -28,6 +28,9 @@ use crate::uplink::local::Local;
 pub use live::{Live, LiveAttempt, Target};
 use waiters::Waiters;
 
+/// Takes an uplink's name and its list of models.
+pub type OnModels = Box<dyn Fn(&str, &[u8]) + Send + Sync>;
+
 /// What the gateway is built from.
 pub struct Parts {
     /// Control's numbers.
@@ -41,7 +44,7 @@ pub struct Parts {
     /// Told when the system says that links or routes changed.
     pub network: mpsc::Receiver<()>,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
-    pub on_models: Box<dyn Fn(&str, &[u8]) + Send + Sync>,
+    pub on_models: OnModels,
 }
 
 /// A handle to the running gateway; cheap to clone.
@@ -65,7 +68,7 @@ struct Shared {
     online: AtomicBool,
     turns: AtomicU64,
     started: Instant,
-    on_models: Box<dyn Fn(&str, &[u8]) + Send + Sync>,
+    on_models: OnModels,
 }
 
 /// What the driver is told.
@@ -245,7 +248,14 @@ impl Shared {
     }
 
     /// One journal line and one live event per change of a stored request.
-    fn report_request(&self, id: &str, source: Option<&str>, state: State, reason: Option<&str>, route: Option<String>) {
+    fn report_request(
+        &self,
+        id: &str,
+        source: Option<&str>,
+        state: State,
+        reason: Option<&str>,
+        route: Option<String>,
+    ) {
         tracing::info!(
             HOLDFAST_REQUEST_ID = id,
             HOLDFAST_SOURCE = source,

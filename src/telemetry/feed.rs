@@ -42,7 +42,16 @@ pub struct Event {
 impl Event {
     /// An event of this kind, now, with nothing else said yet.
     pub fn new(event: &'static str) -> Self {
-        Self { at: clock::unix_ms(), event, id: None, source: None, state: None, reason: None, route: None, latency_ms: None }
+        Self {
+            at: clock::unix_ms(),
+            event,
+            id: None,
+            source: None,
+            state: None,
+            reason: None,
+            route: None,
+            latency_ms: None,
+        }
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Host {
 pub fn read(data_dir: &Path) -> Host {
     let (memory_rss_bytes, memory_available_bytes) = memory().unwrap_or_default();
     let sensors = Components::new_with_refreshed_list().ok();
-    let readings = sensors.iter().flatten().filter_map(|sensor| sensor.temperature());
+    let readings = sensors.iter().flatten().filter_map(sysinfo::Component::temperature);
     Host {
         temperature_c: readings.filter(|t| t.is_finite()).reduce(f32::max),
         memory_rss_bytes,

@@ -137,7 +137,11 @@ impl Metrics {
         r.register("holdfast_settled", "Stored requests that reached a final state", self.settled.clone());
         r.register("holdfast_backlog_bytes", "Body bytes that wait for an uplink", self.backlog_bytes.clone());
         r.register("holdfast_backlog_oldest_seconds", "Age of the oldest waiting request", self.oldest_age.clone());
-        r.register("holdfast_backlog_drain_seconds", "Time until the backlog is sent; -1 unknown", self.seconds_to_drain.clone());
+        r.register(
+            "holdfast_backlog_drain_seconds",
+            "Time until the backlog is sent; -1 unknown",
+            self.seconds_to_drain.clone(),
+        );
         r.register("holdfast_spool_commits", "Commits since start", self.commits.clone());
     }
 

@@ -3,6 +3,6 @@
 //! Owns every event and metric name. No prompt, picture, answer or key passes through here.
 
 pub mod feed;
-pub mod metrics;
 pub mod host;
 pub mod log;
+pub mod metrics;

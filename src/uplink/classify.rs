@@ -83,7 +83,8 @@ struct ErrorWords {
 }
 
 /// Words that services use in a 429 whose cause is money, not speed.
-const QUOTA_WORDS: [&str; 4] = ["insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "quota_exceeded"];
+const QUOTA_WORDS: [&str; 4] =
+    ["insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "quota_exceeded"];
 
 fn is_spent_quota(body: &[u8]) -> bool {
     let Ok(body) = serde_json::from_slice::<ErrorBody>(body) else { return false };
@@ -109,11 +110,7 @@ pub fn stored_answer(body: &[u8]) -> Outcome {
 
 /// What a failed send means, from whether the body had begun to leave.
 pub fn send_failure(error: &(dyn std::error::Error + 'static), is_connect: bool, body_begun: bool) -> Outcome {
-    if is_connect || !body_begun {
-        Outcome::Unreachable(connect_fault(error))
-    } else {
-        Outcome::Unknown(Fault::Reset)
-    }
+    if is_connect || !body_begun { Outcome::Unreachable(connect_fault(error)) } else { Outcome::Unknown(Fault::Reset) }
 }
 
 /// Looks through an error's causes for what kept the connection from coming up.
@@ -124,10 +121,10 @@ fn connect_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
             return Fault::Tls;
         }
         // An io::Error hides a boxed rustls error from `source()`.
-        if let Some(io) = e.downcast_ref::<std::io::Error>() {
-            if io.get_ref().is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some()) {
-                return Fault::Tls;
-            }
+        if let Some(io) = e.downcast_ref::<std::io::Error>()
+            && io.get_ref().is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some())
+        {
+            return Fault::Tls;
         }
         if e.to_string().starts_with("dns error") {
             return Fault::Dns;

@@ -294,7 +294,8 @@ fn new_pool(options: &Options) -> Result<Pool, TlsError> {
     http.set_nodelay(true);
     http.set_connect_timeout(Some(options.timeouts.connect));
     let tls = client_config(options.ca_file.as_deref())?;
-    let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
+    let https =
+        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
     let connector = Deadline { inner: https, limit: options.timeouts.connect };
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())

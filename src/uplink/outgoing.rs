@@ -46,17 +46,14 @@ impl Body for Outgoing {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.progress.0.store(true, Ordering::Release);
         let slice = self.rest.len().min(SLICE_BYTES);
         let part = self.rest.split_to(slice);
-        if self.rest.is_empty() {
-            if let Some(on_out) = self.on_out.take() {
-                let _ = on_out.send(());
-            }
+        if self.rest.is_empty()
+            && let Some(on_out) = self.on_out.take()
+        {
+            let _ = on_out.send(());
         }
         if part.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(Frame::data(part)))) }
     }

@@ -1,4 +1,4 @@
-//! Server-sent events: bytes in any pieces to whole events, comments and bookkeeping fields dropped.
+//! Server-sent events: bytes in any pieces to whole events, and back; comments and bookkeeping fields are dropped.
 //!
 //! Owns framing only (WHATWG HTML, "server-sent events"); what an event says is the caller's business.
 
@@ -6,6 +6,21 @@ use bytes::{Bytes, BytesMut};
 
 /// Longest event that is kept together; a chunk of a stream is far smaller.
 pub const EVENT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// The data that ends a stream.
+pub const DONE: &[u8] = b"[DONE]";
+
+/// One whole event around `data`, which may have several lines.
+pub fn event(data: &[u8]) -> Bytes {
+    let mut event = Vec::with_capacity(data.len() + 8);
+    for line in data.split(|b| *b == b'\n') {
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(line);
+        event.push(b'\n');
+    }
+    event.push(b'\n');
+    event.into()
+}
 
 /// An event grew beyond [`EVENT_BYTES_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +94,8 @@ impl Splitter {
 mod tests {
     use super::*;
 
-    const STREAM: &[u8] = b": hello\r\n\r\nid: 1\nretry: 5\nevent: x\ndata: {\"a\":1}\r\n\r\ndata:b\ndata: c\n\n\n\ndata: [DONE]";
+    const STREAM: &[u8] =
+        b": hello\r\n\r\nid: 1\nretry: 5\nevent: x\ndata: {\"a\":1}\r\n\r\ndata:b\ndata: c\n\n\n\ndata: [DONE]";
 
     fn split_at(cut: usize) -> Vec<Bytes> {
         let mut splitter = Splitter::default();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures_util::{Stream, stream};
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::App;
 use super::answer::{self, Finished, Origin};
@@ -148,7 +149,8 @@ fn filter(query: &HashMap<String, String>) -> Result<Filter, Refusal> {
     let number = |name: &str| {
         given(name).map(|v| v.parse::<u64>().map_err(|_| bad(name, "use a number".to_owned()))).transpose()
     };
-    let state = given("state").map(|v| v.parse::<RequestState>().map_err(|e| bad("state", e.to_string()))).transpose()?;
+    let state =
+        given("state").map(|v| v.parse::<RequestState>().map_err(|e| bad("state", e.to_string()))).transpose()?;
     Ok(Filter {
         state,
         source: given("source").cloned(),
@@ -279,40 +281,73 @@ pub async fn resume(State(app): State<Arc<App>>) -> Response {
     ok(&json!({"paused": false}))
 }
 
-type Events = Sse<axum::response::sse::KeepAliveStream<std::pin::Pin<Box<dyn Stream<Item = Result<SseEvent, Infallible>> + Send>>>>;
+type EventStream = Pin<Box<dyn Stream<Item = Result<SseEvent, Infallible>> + Send>>;
+type Events = Sse<axum::response::sse::KeepAliveStream<EventStream>>;
 
 /// `GET /holdfast/v1/events`.
 pub async fn events(State(app): State<Arc<App>>) -> Events {
-    follow(&app, None)
+    let follow = Follow { feed: app.gateway.feed().subscribe(), stop: app.stop.clone(), only: None, first: None };
+    follow.stream()
 }
 
-/// `GET /holdfast/v1/requests/{id}/events`.
-pub async fn request_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Events {
-    follow(&app, Some(id))
+/// `GET /holdfast/v1/requests/{id}/events`: where it stands, then its changes; ends with its final state.
+pub async fn request_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Events, Response> {
+    // Listening begins before the look, so that no change falls between the two.
+    let feed = app.gateway.feed().subscribe();
+    let record = find(&app, &id).await.map_err(Refusal::into_response)?;
+    let mut now = feed::Event::new("request");
+    now.source = Some(record.source);
+    now.state = Some(record.state.as_str());
+    now.reason = record.reason.or(record.maybe_billed.then(|| "maybe_billed".to_owned()));
+    now.id = Some(id.clone());
+    let follow = Follow { feed, stop: app.stop.clone(), only: Some(id), first: Some(now) };
+    Ok(follow.stream())
 }
 
-/// Events until the process ends; a listener that fell behind is told how many it lost.
-fn follow(app: &Arc<App>, only: Option<String>) -> Events {
-    let state = (app.gateway.feed().subscribe(), app.stop.clone(), only);
-    let events = stream::unfold(state, |(mut feed, mut stop, only)| async move {
+/// A listener to live events; one that fell behind is told how many it lost.
+struct Follow {
+    feed: broadcast::Receiver<Arc<feed::Event>>,
+    stop: watch::Receiver<bool>,
+    only: Option<String>,
+    first: Option<feed::Event>,
+}
+
+impl Follow {
+    fn stream(self) -> Events {
+        let events = stream::unfold(Some(self), |follow| async move {
+            let mut follow = follow?;
+            let (event, ends) = follow.next().await?;
+            Some((Ok(event), (!ends).then_some(follow)))
+        });
+        let events: EventStream = Box::pin(events);
+        Sse::new(events).keep_alive(KeepAlive::new().interval(EVENTS_KEEP_ALIVE))
+    }
+
+    /// The next event, and whether the stream ends with it.
+    async fn next(&mut self) -> Option<(SseEvent, bool)> {
+        if let Some(first) = self.first.take() {
+            return Some((sse(&first), is_final(&first)));
+        }
         loop {
             let next = tokio::select! {
-                next = feed.recv() => next,
-                () = super::listen::stopped(&mut stop) => return None,
+                next = self.feed.recv() => next,
+                () = super::listen::stopped(&mut self.stop) => return None,
             };
-            let event = match next {
-                Ok(event) if only.is_some() && event.id != only => continue,
-                Ok(event) => sse(&event),
+            match next {
+                Ok(event) if self.only.is_some() && event.id != self.only => {}
+                Ok(event) => return Some((sse(&event), self.only.is_some() && is_final(&event))),
                 Err(broadcast::error::RecvError::Lagged(lost)) => {
-                    SseEvent::default().event("lost").data(json!({"event": "lost", "count": lost}).to_string())
+                    let data = json!({"event": "lost", "count": lost}).to_string();
+                    return Some((SseEvent::default().event("lost").data(data), false));
                 }
                 Err(broadcast::error::RecvError::Closed) => return None,
-            };
-            return Some((Ok(event), (feed, stop, only)));
+            }
         }
-    });
-    let events: std::pin::Pin<Box<dyn Stream<Item = Result<SseEvent, Infallible>> + Send>> = Box::pin(events);
-    Sse::new(events).keep_alive(KeepAlive::new().interval(EVENTS_KEEP_ALIVE))
+    }
+}
+
+fn is_final(event: &feed::Event) -> bool {
+    event.state.and_then(|s| s.parse().ok()).is_some_and(RequestState::is_final)
 }
 
 fn sse(event: &feed::Event) -> SseEvent {

@@ -185,8 +185,7 @@ pub fn as_events(body: &[u8], include_usage: bool) -> Option<Vec<Bytes>> {
     let is_text = whole.choices.iter().any(|c| c.text.is_some());
     let object = if is_text { "text_completion" } else { "chat.completion.chunk" };
     let frame = |choices: serde_json::Value, usage: Option<&RawValue>| {
-        let mut chunk =
-            json!({"id": whole.id, "object": object, "created": whole.created, "model": whole.model, "choices": choices});
+        let mut chunk = json!({"id": whole.id, "object": object, "created": whole.created, "model": whole.model, "choices": choices});
         if let Some(usage) = usage {
             chunk["usage"] = serde_json::from_str(usage.get()).unwrap_or_default();
         }
@@ -227,10 +226,11 @@ mod tests {
 
     #[test]
     fn cookies_and_hops_stay_behind_and_the_request_id_is_renamed() {
-        let headers: HeaderMap = [("set-cookie", "a=1"), ("x-request-id", "u1"), ("x-ratelimit-limit", "5"), ("connection", "x")]
-            .iter()
-            .map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v)))
-            .collect();
+        let headers: HeaderMap =
+            [("set-cookie", "a=1"), ("x-request-id", "u1"), ("x-ratelimit-limit", "5"), ("connection", "x")]
+                .iter()
+                .map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v)))
+                .collect();
         let passed = passable(&headers);
         assert_eq!(passed.len(), 2);
         assert_eq!(passed["x-upstream-request-id"], "u1");

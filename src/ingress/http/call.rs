@@ -9,8 +9,8 @@ use axum::body::Body;
 use axum::extract::Request;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use hyper::StatusCode;
+use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 use tokio::time::{sleep_until, timeout};
 
@@ -122,7 +122,10 @@ fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(kind) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let kind = kind.to_str().unwrap_or_default().trim_start().to_ascii_lowercase();
     // `curl -d` says form-urlencoded unless told otherwise; its users mean JSON.
-    if kind.starts_with("application/json") || kind.starts_with("application/x-www-form-urlencoded") || kind.starts_with("text/") {
+    if kind.starts_with("application/json")
+        || kind.starts_with("application/x-www-form-urlencoded")
+        || kind.starts_with("text/")
+    {
         return Ok(());
     }
     let message = "this path takes application/json";
@@ -157,7 +160,8 @@ const KEPT_BACK: [&str; 20] = [
 pub fn forwardable(headers: &HeaderMap) -> HeaderMap {
     let stays = |name: &HeaderName| {
         let name = name.as_str();
-        KEPT_BACK.contains(&name) || ["x-forwarded-", "x-holdfast-", "x-real-ip", "x-edge-"].iter().any(|p| name.starts_with(p))
+        KEPT_BACK.contains(&name)
+            || ["x-forwarded-", "x-holdfast-", "x-real-ip", "x-edge-"].iter().any(|p| name.starts_with(p))
     };
     headers.iter().filter(|(name, _)| !stays(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }

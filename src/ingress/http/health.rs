@@ -29,11 +29,8 @@ fn text(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Respon
 
 /// `GET /health` and `/readyz`.
 pub async fn health(State(app): State<Arc<App>>, request: Request) -> Response {
-    let wants_json = request
-        .headers()
-        .get(ACCEPT)
-        .and_then(|v| v.to_str().ok())
-        .is_some_and(|v| v.contains("application/json"));
+    let wants_json =
+        request.headers().get(ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("application/json"));
     if wants_json {
         return providers(State(app)).await;
     }
@@ -103,13 +100,10 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
 pub async fn page(State(app): State<Arc<App>>) -> Response {
     let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
     let tally = app.gateway.spool().tally();
-    let rows: String = app
-        .gateway
-        .uplinks()
-        .iter()
-        .zip(&view.uplinks)
-        .map(|(c, u)| format!("<tr><td>{}<td>{}<td>{}", escape(c.name()), u.health, u.breaker))
-        .collect();
+    let mut rows = String::new();
+    for (cloud, u) in app.gateway.uplinks().iter().zip(&view.uplinks) {
+        rows += &format!("<tr><td>{}<td>{}<td>{}", escape(cloud.name()), u.health, u.breaker);
+    }
     let page = format!(
         "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=5><title>holdfast</title>\
          <style>body{{font:16px sans-serif;margin:2em}}td,th{{padding:.2em 1em;text-align:left}}</style>\

@@ -29,19 +29,21 @@ pub async fn respond_async(call: Arc<Call>) -> Response {
         Ok(accepted) => accepted,
         Err(error) => return call.app.refused(&call, error.into()),
     };
-    let wait = call.wants.wait.unwrap_or_default();
-    let finished = match call.app.gateway.wait_final(&accepted.id, wait).await {
-        Ok(finished) => finished,
-        Err(error) => return call.app.refused(&call, error.into()),
+    // "At once" is a promise of its own: only a repeated key or a stated wait looks for an answer first.
+    let finished = match call.wants.wait {
+        None if !accepted.existing => None,
+        wait => match call.app.gateway.wait_final(&accepted.id, wait.unwrap_or_default()).await {
+            Ok(finished) => finished,
+            Err(error) => return call.app.refused(&call, error.into()),
+        },
     };
     let mut response = match finished {
         Some(record) => deliver(call, record).await,
         None => pending(&call, &accepted.id).await,
     };
-    response.headers_mut().insert(
-        HeaderName::from_static("preference-applied"),
-        HeaderValue::from_static("respond-async"),
-    );
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("preference-applied"), HeaderValue::from_static("respond-async"));
     response
 }
 
@@ -79,8 +81,8 @@ async fn deliver(call: Arc<Call>, record: Record) -> Response {
 /// `Idempotency-Key`: the same key, source and body is the same request, in flight or done.
 pub async fn keyed(call: Arc<Call>, key: String) -> Response {
     let online = call.app.gateway.is_online();
-    let stores = matches!(call.wants.policy, Policy::Both | Policy::Queue) && !call.is_health_probe();
-    if !online && !stores {
+    let may_store = matches!(call.wants.policy, Policy::Both | Policy::Queue) && !call.is_health_probe();
+    if !online && !may_store {
         return unkept(call).await;
     }
     let accepted = match call.app.gateway.store(call.to_store(online, false)).await {
@@ -93,9 +95,7 @@ pub async fn keyed(call: Arc<Call>, key: String) -> Response {
     let stored = Stored { id: accepted.id, seq: accepted.seq, handing: None };
     let mut response = attached(call, stored).await;
     if accepted.existing && response.status() != StatusCode::SERVICE_UNAVAILABLE {
-        response
-            .headers_mut()
-            .insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
+        response.headers_mut().insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
     }
     response
 }

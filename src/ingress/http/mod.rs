@@ -7,6 +7,7 @@ mod answer;
 mod attach;
 mod call;
 mod health;
+mod kept;
 mod listen;
 mod models;
 mod offline;
@@ -14,7 +15,6 @@ mod ollama;
 mod openai;
 mod passthrough;
 mod plain;
-mod kept;
 mod record_json;
 mod refusal;
 mod relay;
@@ -118,7 +118,7 @@ impl App {
             HOLDFAST_REQUEST_ID = call.id,
             HOLDFAST_SOURCE = call.source,
             HOLDFAST_ROUTE = origin.route.as_deref(),
-            HOLDFAST_STATE = origin.state.map(|s| s.as_str()),
+            HOLDFAST_STATE = origin.state.map(super::super::control::types::State::as_str),
             HOLDFAST_LATENCY_MS = latency_ms,
             "{} {outcome}",
             call.endpoint
@@ -204,7 +204,9 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             "the gateway serves {} requests already; wait a moment, or raise [http] max_in_flight",
             app.options.max_in_flight
         );
-        return Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message).retry_after(1).into_response();
+        return Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message)
+            .retry_after(1)
+            .into_response();
     };
     let response = next.run(request).await;
     // A stream is being served until its last byte: the permit travels with its body.

@@ -108,11 +108,10 @@ pub async fn list(State(app): State<Arc<App>>) -> Response {
 /// `GET /v1/models/{id}`.
 pub async fn one(State(app): State<Arc<App>>, UrlPath(id): UrlPath<String>) -> Response {
     let found = collect(&app).await.into_iter().find(|model| model["id"] == id.as_str());
-    match found {
-        Some(model) => json(StatusCode::OK, model.to_string(), &Origin::default()),
-        None => {
-            let message = "no uplink and no local model has this name; see GET /v1/models";
-            Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).into_response()
-        }
+    if let Some(model) = found {
+        json(StatusCode::OK, model.to_string(), &Origin::default())
+    } else {
+        let message = "no uplink and no local model has this name; see GET /v1/models";
+        Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message).into_response()
     }
 }

@@ -62,11 +62,11 @@ pub async fn begin(call: &Call, why: &str, maybe_billed: bool) -> Result<Begun, 
 pub async fn resume(call: &Call, why: &str, stored: Stored) -> Result<Begun, Refusal> {
     let plan = offline(call.wants.policy, false);
     let now = if plan.store { plan.now } else { Now::LocalThenTicket };
-    if let Some(record) = call.app.gateway.spool().get(stored.id.clone()).await? {
-        if let Some((answer, _)) = record.local {
-            let origin = local_origin(&answer.model, Some(&stored));
-            return Ok(Begun::Recorded(answer.body, origin, stored));
-        }
+    if let Some(record) = call.app.gateway.spool().get(stored.id.clone()).await?
+        && let Some((answer, _)) = record.local
+    {
+        let origin = local_origin(&answer.model, Some(&stored));
+        return Ok(Begun::Recorded(answer.body, origin, stored));
     }
     go_on(call, now, why, Some(stored)).await
 }
@@ -88,7 +88,11 @@ async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Resu
             Ok(answer) => Ok(Begun::Local(answer, stored)),
             Err(error) => match stored {
                 Some(stored) => {
-                    tracing::info!(HOLDFAST_REQUEST_ID = stored.id, HOLDFAST_REASON = error.kind(), "no local answer: {error}");
+                    tracing::info!(
+                        HOLDFAST_REQUEST_ID = stored.id,
+                        HOLDFAST_REASON = error.kind(),
+                        "no local answer: {error}"
+                    );
                     Ok(Begun::Hold(stored))
                 }
                 None => Err(error.into()),

@@ -34,10 +34,10 @@ async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Respo
     if let Some(key) = call.wants.idempotency_key.clone() {
         return kept::keyed(call, key).await;
     }
-    if !call.app.attach.is_empty() {
-        if let Some(handing) = call.app.attach.find(&call.source, call.hash(), attach_now) {
-            return kept::repeated(call, handing).await;
-        }
+    if !call.app.attach.is_empty()
+        && let Some(handing) = call.app.attach.find(&call.source, call.hash(), attach_now)
+    {
+        return kept::repeated(call, handing).await;
     }
     fresh(call).await
 }

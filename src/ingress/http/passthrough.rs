@@ -9,10 +9,10 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use futures_util::stream;
 
+use super::App;
 use super::answer::{self, Origin, passable};
 use super::call::{forwardable, read_body};
 use super::refusal::Refusal;
-use super::App;
 use crate::control::event::Outcome;
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::classify;

@@ -30,7 +30,10 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 let origin = Origin::uplink(attempt.cloud().name());
                 let (outcome, whole) = try_uplink(&call, &mut attempt).await;
                 match (outcome, whole) {
-                    (Outcome::Delivered | Outcome::Permanent(_) | Outcome::Blocked(_) | Outcome::NoAnswer, Some(whole)) => {
+                    (
+                        Outcome::Delivered | Outcome::Permanent(_) | Outcome::Blocked(_) | Outcome::NoAnswer,
+                        Some(whole),
+                    ) => {
                         attempt.end(outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);
@@ -102,10 +105,10 @@ pub fn uplink_call(call: &Call, cloud: &Cloud) -> cloud::Call {
 
 /// Sent and not answered while the uplink is there: the local model costs nothing, a second send might.
 async fn unsure(call: Arc<Call>) -> Response {
-    if wants_local(&call) {
-        if let Ok(local) = offline::ask_local(&call).await {
-            return offline::answer_plain(call, offline::Begun::Local(local, None)).await;
-        }
+    if wants_local(&call)
+        && let Ok(local) = offline::ask_local(&call).await
+    {
+        return offline::answer_plain(call, offline::Begun::Local(local, None)).await;
     }
     call.app.refused(&call, Refusal::upstream_timeout())
 }

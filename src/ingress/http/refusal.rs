@@ -102,8 +102,7 @@ impl Refusal {
 
     /// The error as JSON.
     pub fn json(&self) -> Bytes {
-        let words =
-            Words { message: &self.message, r#type: self.kind(), param: self.param, code: self.code };
+        let words = Words { message: &self.message, r#type: self.kind(), param: self.param, code: self.code };
         // A struct of strings always serialises.
         serde_json::to_vec(&Envelope { error: words }).unwrap_or_default().into()
     }
@@ -145,10 +144,10 @@ impl From<HeadError> for Refusal {
 
 impl From<SpoolError> for Refusal {
     fn from(error: SpoolError) -> Self {
-        let full = |code, message: String| Refusal::new(StatusCode::INSUFFICIENT_STORAGE, code, message).retry_after(30);
+        let full =
+            |code, message: String| Refusal::new(StatusCode::INSUFFICIENT_STORAGE, code, message).retry_after(30);
         match error {
-            SpoolError::QueueFull => full("queue_full", error.to_string()),
-            SpoolError::SourceFull => full("queue_full", error.to_string()),
+            SpoolError::QueueFull | SpoolError::SourceFull => full("queue_full", error.to_string()),
             SpoolError::DiskFull => full("disk_full", error.to_string()),
             SpoolError::KeyReused => Refusal::new(
                 StatusCode::UNPROCESSABLE_ENTITY,

@@ -115,7 +115,8 @@ impl Gist {
         let thought = [&delta.reasoning_content, &delta.reasoning, &delta.refusal];
         self.content |= thought.iter().any(|t| t.as_ref().is_some_and(|t| !t.is_empty()));
         self.content |= delta.function_call.is_some();
-        if let Some(calls) = delta.tool_calls.and_then(|c| serde_json::from_str::<Vec<serde_json::Value>>(c.get()).ok()) {
+        if let Some(calls) = delta.tool_calls.and_then(|c| serde_json::from_str::<Vec<serde_json::Value>>(c.get()).ok())
+        {
             self.content |= !calls.is_empty();
             self.tool_calls.extend(calls);
         }

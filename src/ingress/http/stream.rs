@@ -27,7 +27,7 @@ use crate::control::event::{Fault, Outcome};
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Reply, Whole};
 use crate::uplink::local::{self, LocalError};
-use crate::uplink::sse::Splitter;
+use crate::uplink::sse::{self, Splitter};
 
 /// How long the head is held back, so that a target that fails early is replaced and an error has its status.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
@@ -35,7 +35,6 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// A comment: clients skip it. No blank line follows, because some clients take that for an empty event.
 const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
-const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 /// Parts between the task and the caller; a slow caller slows the uplink down.
 const PARTS: usize = 16;
 /// Events held back before the first content: roles and empty chunks.
@@ -186,10 +185,10 @@ async fn pass_refusal(parts: &Parts, whole: Whole, origin: &Origin) -> Result<()
 }
 
 async fn unsure(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
-    if wants_local(call) {
-        if let Ok(local) = offline::ask_local(call).await {
-            return offline_stream(call, Begun::Local(local, None), parts).await;
-        }
+    if wants_local(call)
+        && let Ok(local) = offline::ask_local(call).await
+    {
+        return offline_stream(call, Begun::Local(local, None), parts).await;
     }
     fail(call, parts, Refusal::upstream_timeout()).await
 }
@@ -247,12 +246,12 @@ async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Go
         while let Some(data) = splitter.next_event() {
             match gist.see(&data) {
                 Seen::Drop => {}
-                Seen::Keep if !gist.has_content() && held.len() < HELD_MAX => held.push(frame(&data)),
+                Seen::Keep if !gist.has_content() && held.len() < HELD_MAX => held.push(sse::event(&data)),
                 Seen::Keep => {
                     for event in held.drain(..) {
                         say(parts, Part::Event(event)).await?;
                     }
-                    say(parts, Part::Event(frame(&data))).await?;
+                    say(parts, Part::Event(sse::event(&data))).await?;
                 }
                 Seen::Error if !gist.has_content() => return Ok(Tried::Failed(Outcome::Transient(Fault::ServerError))),
                 Seen::Error => {
@@ -274,7 +273,9 @@ async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Go
         return Ok(Tried::Failed(failure));
     }
     let (code, message) = match failure {
-        Outcome::Unknown(Fault::Timeout) => ("upstream_timeout", "the uplink stopped sending in the middle of its answer"),
+        Outcome::Unknown(Fault::Timeout) => {
+            ("upstream_timeout", "the uplink stopped sending in the middle of its answer")
+        }
         _ => ("upstream_truncated", "the uplink's answer ended early; what came is not the whole answer"),
     };
     let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, message);
@@ -286,19 +287,8 @@ async fn finish(parts: &Parts, held: Vec<Bytes>) -> Result<Tried, Gone> {
     for event in held {
         say(parts, Part::Event(event)).await?;
     }
-    say(parts, Part::Event(DONE)).await?;
+    say(parts, Part::Event(sse::event(sse::DONE))).await?;
     Ok(Tried::Done(Outcome::Delivered))
-}
-
-fn frame(data: &[u8]) -> Bytes {
-    let mut event = Vec::with_capacity(data.len() + 8);
-    for line in data.split(|b| *b == b'\n') {
-        event.extend_from_slice(b"data: ");
-        event.extend_from_slice(line);
-        event.push(b'\n');
-    }
-    event.push(b'\n');
-    event.into()
 }
 
 /// The offline steps as a stream.

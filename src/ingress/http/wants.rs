@@ -20,7 +20,7 @@ const HOLD_SHARE: f64 = 0.9;
 /// Longest idempotency key and label that are taken.
 const WORD_BYTES_MAX: usize = 255;
 /// Longest time to live a request may ask for: 30 days.
-const TTL_MAX: Duration = Duration::from_secs(30 * 86_400);
+const TTL_MAX: Duration = Duration::from_hours(720);
 
 /// What the headers ask for.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,7 +151,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((wants.policy, wants.priority), (Policy::Queue, Priority::Critical));
-        assert_eq!(wants.ttl, Some(Duration::from_secs(7200)));
+        assert_eq!(wants.ttl, Some(Duration::from_hours(2)));
         assert_eq!((wants.respond_async, wants.wait), (true, Some(Duration::from_secs(3))));
         assert_eq!(wants.label.as_deref(), Some("cam-7"));
     }

@@ -130,7 +130,7 @@ fn not_json(error: &serde_json::Error) -> LocalError {
 
 /// A streamed answer, event by event.
 struct Stream {
-    reader: sse::Reader,
+    splitter: sse::Splitter,
     ready: VecDeque<Bytes>,
     model: String,
     started: bool,
@@ -142,7 +142,7 @@ struct Stream {
 impl Stream {
     fn new(model: String) -> Self {
         Self {
-            reader: sse::Reader::default(),
+            splitter: sse::Splitter::default(),
             ready: VecDeque::new(),
             model,
             started: false,
@@ -151,8 +151,8 @@ impl Stream {
         }
     }
 
-    fn add(&mut self, all: VecDeque<Vec<u8>>) -> Result<(), LocalError> {
-        for data in all {
+    fn take_events(&mut self) -> Result<(), LocalError> {
+        while let Some(data) = self.splitter.next_event() {
             if self.finished {
                 break;
             }
@@ -187,19 +187,18 @@ impl Stream {
 
 impl Reading for Stream {
     fn feed(&mut self, bytes: &[u8]) -> Result<(), LocalError> {
-        let mut all = VecDeque::new();
-        let fed = self.reader.feed(bytes, &mut all);
-        self.add(all)?;
-        fed
+        let pushed = self.splitter.push(bytes).map_err(|_| LocalError::Failed { status: 200 });
+        self.take_events()?;
+        pushed
     }
 
     fn close(&mut self) -> Result<(), LocalError> {
-        let mut all = VecDeque::new();
-        self.reader.close(&mut all)?;
-        match self.add(all) {
-            // Half an event is what a cut connection leaves.
-            Err(LocalError::Failed { status: 200 }) => {}
-            other => other?,
+        if let Some(data) = self.splitter.finish().filter(|_| !self.finished) {
+            match self.event(&data) {
+                // Half an event is what a cut connection leaves.
+                Err(LocalError::Failed { status: 200 }) => {}
+                other => other?,
+            }
         }
         if !self.finished && !self.complete {
             return Err(LocalError::Truncated);
