@@ -2,7 +2,7 @@
 //!
 //! Owns the folders it works in and removes them with itself.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -119,15 +119,29 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = PathBuf::from(format!("/proc/{}/status", self.child.id()));
-        field(&status, "VmRSS:")
+        self.status("VmRSS:").parse().unwrap()
     }
 
     /// Ends it as the system would.
-    pub(crate) fn stop(mut self) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).unwrap();
-        assert!(self.child.wait().unwrap().success(), "the daemon ended badly");
+    pub(crate) async fn stop(mut self) {
+        // It may answer an instant before it listens to signals, and would then die of this one.
+        while !self.catches(Signal::TERM) {
+            tokio::time::sleep(LOOK).await;
+        }
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "the daemon ended badly: {status}");
+    }
+
+    fn catches(&self, signal: Signal) -> bool {
+        let caught = u64::from_str_radix(&self.status("SigCgt:"), 16).unwrap();
+        caught & (1 << (signal.as_raw() - 1)) != 0
+    }
+
+    fn status(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.split_whitespace().next().unwrap().to_owned()
     }
 
     /// Ends it as a crash would.
@@ -141,10 +155,4 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn field(status: &Path, name: &str) -> u64 {
-    let text = std::fs::read_to_string(status).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
 }

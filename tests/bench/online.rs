@@ -49,7 +49,7 @@ pub(crate) async fn measure(plan: &Plan) {
         }
     }
     println!("\nResident after this load: {} KiB.", daemon.resident_kib());
-    daemon.stop();
+    daemon.stop().await;
 }
 
 fn chat(n: u64) -> Request<Full<Bytes>> {

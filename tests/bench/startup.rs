@@ -29,7 +29,7 @@ impl Starts {
         let (daemon, took) = place.start().await;
         self.ms.push(took.as_secs_f64() * 1e3);
         self.kib.push(daemon.resident_kib() as f64);
-        if crash { daemon.kill() } else { daemon.stop() }
+        if crash { daemon.kill() } else { daemon.stop().await }
     }
 }
 
@@ -40,7 +40,7 @@ pub(crate) async fn measure(plan: &Plan) {
     let mut starts: [Starts; 3] = Default::default();
     // The first start of each makes or reads files that the later ones find in memory.
     for place in [&empty, &full] {
-        place.start().await.0.stop();
+        place.start().await.0.stop().await;
     }
     for _ in 0..plan.rounds {
         starts[0].once(&empty, false).await;

@@ -36,7 +36,7 @@ pub(crate) async fn measure(plan: &Plan) {
     println!("{}", stats::row(MANY, "appends in groups, fdatasync per group", &cells[2], None));
     println!("{}", stats::row(MANY, "holdfast", &cells[3], Some(&cells[2])));
     println!("\nResident after this load: {} KiB.", daemon.resident_kib());
-    daemon.stop();
+    daemon.stop().await;
 }
 
 /// A chat request of exactly [`BODY_BYTES`]; a different one for each number.
