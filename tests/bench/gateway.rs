@@ -28,7 +28,7 @@ pub(crate) struct Plan {
     pub(crate) waiting: u64,
 }
 
-const FULL: Plan = Plan { rounds: 5, cell: Duration::from_secs(2), waiting: 100_000 };
+const FULL: Plan = Plan { rounds: 5, cell: Duration::from_secs(1), waiting: 100_000 };
 const QUICK: Plan = Plan { rounds: 3, cell: Duration::from_millis(300), waiting: 5_000 };
 
 fn main() {
