@@ -7,8 +7,14 @@ use super::pause::Gate;
 use super::retry::backoff_ms;
 use super::{Control, DEFERRED_MAX, Owner, Uplink};
 
-/// After the spool failed to hand out work, ask again no sooner than this.
+/// After the spool failed to hand out work, or twice had none, ask again no sooner than this.
 const LEASE_RETRY_MS: u64 = 1_000;
+
+/// Nothing is set aside for less: that it is set aside has to reach the disk before its release does.
+const DEFER_MIN_MS: u64 = 100;
+
+/// How long after a breaker's trial a request that failed with it comes back: the next one goes first.
+const BEHIND_THE_NEXT_MS: u64 = 1_000;
 
 const GIVEN_BACK: Verdict = Verdict::Requeue { counted: false, deferred: false, maybe_billed: false };
 
@@ -23,13 +29,29 @@ enum Blocked {
 }
 
 impl Control {
-    pub(super) fn take_leased(&mut self, items: Vec<Item>) {
+    pub(super) fn told_ready(&mut self, count: u64) {
+        self.ready = count;
+        self.ready_is_news = true;
+    }
+
+    pub(super) fn take_leased(&mut self, items: Vec<Item>, now_ms: u64) {
         self.leasing = false;
-        if items.is_empty() {
-            // The count was stale; the spool's next commit tells a new one.
-            self.ready = 0;
+        if !self.ready_is_news {
+            // The spool's next commit tells a new count.
+            self.ready = if items.is_empty() { 0 } else { self.ready.saturating_sub(items.len() as u64) };
+        }
+        self.empty_leases = if items.is_empty() { self.empty_leases.saturating_add(1) } else { 0 };
+        if self.empty_leases > 1 {
+            // A count that promises what is not there must not become a loop through the disk.
+            self.lease_after_ms = now_ms + LEASE_RETRY_MS;
         }
         self.leased.extend(items);
+    }
+
+    /// Before the backlog, behind the callers that came earlier.
+    pub(super) fn adopt(&mut self, item: Item) {
+        let place = self.leased.iter().take_while(|leased| leased.urgent).count();
+        self.leased.insert(place, item);
     }
 
     pub(super) fn lease_failed(&mut self, now_ms: u64) {
@@ -52,6 +74,12 @@ impl Control {
         if !due.is_empty() {
             effects.push(Effect::Release(due));
         }
+    }
+
+    /// What kept requests aside is mended: they need not wait for their own instants.
+    pub(super) fn hurry_deferred(&mut self, now_ms: u64) {
+        let soon_ms = now_ms + DEFER_MIN_MS;
+        self.deferred = self.deferred.iter().map(|(at, seq)| ((*at).min(soon_ms), *seq)).collect();
     }
 
     /// Sends what is leased, then leases what fits.
@@ -129,13 +157,15 @@ impl Control {
 
     fn lease_more(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let busy = self.paused || self.leasing || !self.leased.is_empty() || self.deferred.len() >= DEFERRED_MAX;
-        if busy || self.ready == 0 || now_ms < self.pace.not_before_ms() {
+        let not_before_ms = self.pace.not_before_ms().max(self.lease_after_ms);
+        if busy || self.ready == 0 || now_ms < not_before_ms {
             return;
         }
         let free = self.pace.window().saturating_sub(self.stored_in_flight());
         let free = free.min(self.open_slots(now_ms));
         if free > 0 {
             self.leasing = true;
+            self.ready_is_news = false;
             effects.push(Effect::Lease(free));
         }
     }
@@ -151,11 +181,11 @@ impl Control {
         slots.max().unwrap_or(0)
     }
 
-    pub(super) fn drain_deadline_ms(&self) -> Option<u64> {
+    /// Instants at which the drain may go on, past ones among them.
+    pub(super) fn drain_deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let waiting = (self.ready > 0 || !self.leased.is_empty()) && self.is_available();
-        let not_before = (waiting && self.pace.not_before_ms() > 0).then(|| self.pace.not_before_ms());
-        let trial = waiting.then(|| self.pauses.deadline_ms()).flatten();
-        not_before.into_iter().chain(trial).min()
+        let paces = [self.pace.not_before_ms(), self.lease_after_ms].into_iter();
+        paces.chain(self.pauses.trials_ms()).filter(move |_| waiting)
     }
 
     fn give_back(&mut self, effects: &mut Vec<Effect>) {
@@ -181,20 +211,26 @@ impl Control {
         effects: &mut Vec<Effect>,
     ) {
         self.learn_route(uplink, item, outcome, now_ms, effects);
-        let verdict = self.verdict(item, outcome, now_ms);
-        self.adapt_pace(item, outcome, now_ms);
+        let verdict = self.verdict(item, uplink, outcome, now_ms);
+        self.adapt_pace(outcome, now_ms);
         effects.push(settle(item, Some(attempt), verdict));
     }
 
     fn learn_route(&mut self, i: UplinkIndex, item: &Item, outcome: Outcome, now_ms: u64, effects: &mut Vec<Effect>) {
         match outcome {
             Outcome::Blocked(block) => {
+                // Requests that were in flight together find out one after the other: one alarm is enough.
+                let known = self.pauses.is_known(i, &item.model, block);
                 let wait_ms = self.pauses.shut(i, &item.model, block, now_ms);
+                if known {
+                    return;
+                }
                 let notice = Notice::RoutePaused { uplink: i, block, retry_in_s: wait_ms / 1000 };
                 effects.push(Effect::Notice(notice));
             }
             Outcome::Delivered | Outcome::Permanent(_) | Outcome::NoAnswer | Outcome::RateLimited { .. } => {
                 if self.pauses.open(i, &item.model) {
+                    self.hurry_deferred(now_ms);
                     effects.push(Effect::Notice(Notice::RouteResumed { uplink: i }));
                 }
             }
@@ -202,12 +238,12 @@ impl Control {
         }
     }
 
-    fn adapt_pace(&mut self, item: &Item, outcome: Outcome, now_ms: u64) {
+    fn adapt_pace(&mut self, outcome: Outcome, now_ms: u64) {
         match outcome {
             Outcome::Delivered => self.pace.success(now_ms),
             Outcome::RateLimited { retry_after_ms } => {
                 let floor = retry_after_ms.unwrap_or(0);
-                let wait = backoff_ms(&self.settings.retry, item.attempts, floor, &mut self.chance);
+                let wait = backoff_ms(&self.settings.retry, self.pace.limited(), floor, &mut self.chance);
                 self.pace.slower(now_ms + wait.max(self.settings.retry.base_ms));
             }
             Outcome::Transient(_) | Outcome::Unknown(_) => self.pace.slower(now_ms),
@@ -215,8 +251,23 @@ impl Control {
         }
     }
 
-    fn verdict(&mut self, item: &Item, outcome: Outcome, now_ms: u64) -> Verdict {
-        let last = item.attempts + 1 >= self.settings.max_attempts;
+    /// An uplink that fails everybody (its breaker is open) says nothing about this request: it costs no
+    /// attempt, or an hour of 503 would kill what stands first. It waits until just after the next request
+    /// was tried in its place, so that one request that always fails cannot hold the breaker open either.
+    fn transient_verdict(&mut self, item: &Item, uplink: UplinkIndex, now_ms: u64) -> Verdict {
+        let open_until_ms = self.uplinks[uplink].breaker.deadline_ms();
+        if open_until_ms.is_none() && item.attempts + 1 >= self.settings.max_attempts {
+            return Verdict::Dead("attempts_exhausted");
+        }
+        let wait = backoff_ms(&self.settings.retry, item.attempts, DEFER_MIN_MS, &mut self.chance);
+        let due_ms = open_until_ms.map_or(now_ms + wait, |until| {
+            until + self.settings.drain.start_delay_ms + BEHIND_THE_NEXT_MS + self.chance.up_to(BEHIND_THE_NEXT_MS)
+        });
+        self.deferred.insert((due_ms, item.seq));
+        Verdict::Requeue { counted: open_until_ms.is_none(), deferred: true, maybe_billed: false }
+    }
+
+    fn verdict(&mut self, item: &Item, uplink: UplinkIndex, outcome: Outcome, now_ms: u64) -> Verdict {
         match outcome {
             Outcome::Delivered => Verdict::Answered,
             Outcome::Permanent(fault) => Verdict::Dead(fault.as_str()),
@@ -224,12 +275,7 @@ impl Control {
             Outcome::Unreachable(_) | Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => {
                 GIVEN_BACK
             }
-            Outcome::Transient(_) if last => Verdict::Dead("attempts_exhausted"),
-            Outcome::Transient(_) => {
-                let wait = backoff_ms(&self.settings.retry, item.attempts, 1, &mut self.chance);
-                self.deferred.insert((now_ms + wait, item.seq));
-                Verdict::Requeue { counted: true, deferred: true, maybe_billed: false }
-            }
+            Outcome::Transient(_) => self.transient_verdict(item, uplink, now_ms),
             // Sent once more at most, and the record says so first.
             Outcome::Unknown(_) if item.maybe_billed || self.settings.hold_unknown => Verdict::Dead("unknown"),
             Outcome::Unknown(_) => Verdict::Requeue { counted: true, deferred: false, maybe_billed: true },

@@ -18,6 +18,8 @@ pub struct Pace {
     max: u32,
     /// Nothing is sent before this: start jitter, or an uplink's `Retry-After`.
     not_before_ms: u64,
+    /// Rate limits since the last answer.
+    limits: u32,
     /// When the last backlog request was answered, and the average time between answers.
     last_answer_ms: Option<u64>,
     spacing_ms: Option<f64>,
@@ -29,7 +31,14 @@ const SPACING_WEIGHT: f64 = 0.1;
 impl Pace {
     /// Starts with a window of one.
     pub fn new(settings: &DrainSettings) -> Self {
-        Self { window: 1, max: settings.max_in_flight.max(1), not_before_ms: 0, last_answer_ms: None, spacing_ms: None }
+        Self {
+            window: 1,
+            max: settings.max_in_flight.max(1),
+            not_before_ms: 0,
+            limits: 0,
+            last_answer_ms: None,
+            spacing_ms: None,
+        }
     }
 
     /// How many may be in flight at once.
@@ -42,10 +51,10 @@ impl Pace {
         self.not_before_ms
     }
 
-    /// An uplink came back: start small, and not before the jitter is over.
+    /// An uplink came back: start small, and not before the jitter and any `Retry-After` are over.
     pub fn restart(&mut self, at_ms: u64) {
         self.window = 1;
-        self.not_before_ms = at_ms;
+        self.not_before_ms = self.not_before_ms.max(at_ms);
         self.last_answer_ms = None;
     }
 
@@ -54,8 +63,15 @@ impl Pace {
         self.not_before_ms = 0;
     }
 
+    /// A request met a rate limit; returns how many did before it since the last answer.
+    pub fn limited(&mut self) -> u32 {
+        self.limits = self.limits.saturating_add(1);
+        self.limits - 1
+    }
+
     /// A request was answered.
     pub fn success(&mut self, now_ms: u64) {
+        self.limits = 0;
         self.window = (self.window + 1).min(self.max);
         if let Some(last) = self.last_answer_ms {
             let gap = now_ms.saturating_sub(last) as f64;

@@ -125,7 +125,8 @@ impl HealthCheck {
     /// Live traffic failed, or the network changed: check now, and let that one check decide.
     pub fn doubt(&mut self, now_ms: u64) {
         if self.health == Health::Unhealthy {
-            self.due_ms = self.due_ms.min(now_ms);
+            // Nothing new, however many attempts end in it.
+            self.hasten(now_ms);
             return;
         }
         self.suspect = true;

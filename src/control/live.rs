@@ -104,7 +104,8 @@ impl Control {
         if let Some(uplink) = ask.unsure_of {
             return self.route_unsure(uplink);
         }
-        if ask.retry_at_ms.is_some_and(|at| now_ms < at) {
+        // There is nothing to wait for once no uplink is left.
+        if ask.retry_at_ms.is_some_and(|at| now_ms < at) && self.is_available() {
             return None;
         }
         let done_with = ask.done_with.clone();

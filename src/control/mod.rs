@@ -113,6 +113,11 @@ pub struct Control {
     leased: VecDeque<Item>,
     leasing: bool,
     ready: u64,
+    /// The count was told after the lease under way was asked for.
+    ready_is_news: bool,
+    /// Leases in a row that brought nothing.
+    empty_leases: u32,
+    lease_after_ms: u64,
     /// Set aside until an instant; at most [`DEFERRED_MAX`].
     deferred: BTreeSet<(u64, u64)>,
     /// The stored request whose body is still leaving: the next one waits, so that order holds on the wire.
@@ -120,6 +125,8 @@ pub struct Control {
     was_available: bool,
     paused: bool,
     stopping: bool,
+    /// The instant of the last event: what was due by then is done.
+    handled_ms: u64,
 }
 
 /// Stored requests set aside at once; beyond this the drain waits for the first of them. 16 bytes each.
@@ -184,11 +191,15 @@ impl Control {
             leased: VecDeque::new(),
             leasing: false,
             ready: 0,
+            ready_is_news: false,
+            empty_leases: 0,
+            lease_after_ms: 0,
             deferred: BTreeSet::new(),
             leaving: None,
             was_available: false,
             paused: false,
             stopping: false,
+            handled_ms: now_ms,
             settings,
         }
     }
@@ -209,19 +220,21 @@ impl Control {
             }
             Event::Probed(uplink, check) => self.probed(uplink, check, now_ms, effects),
             Event::NetworkChanged => self.uplinks.iter_mut().for_each(|u| u.health.doubt(now_ms)),
-            Event::Ready(count) => self.ready = count,
-            Event::Leased(items) => self.take_leased(items),
-            Event::Adopted(item) => self.leased.push_front(item),
+            Event::Ready(count) => self.told_ready(count),
+            Event::Leased(items) => self.take_leased(items, now_ms),
+            Event::Adopted(item) => self.adopt(item),
             Event::LeaseFailed => self.lease_failed(now_ms),
             Event::Paused(paused) => self.paused = paused,
             Event::DrainNow => {
                 self.pace.hurry();
                 self.pauses.hurry(now_ms);
+                self.hurry_deferred(now_ms);
             }
             Event::Stopping => self.stopping = true,
             Event::Tick => {}
         }
         self.settle_down(now_ms, effects);
+        self.handled_ms = now_ms;
     }
 
     /// Restores what must always hold, whatever the event was.
@@ -233,13 +246,15 @@ impl Control {
         self.drain(now_ms, effects);
     }
 
-    /// The next instant at which [`Event::Tick`] is wanted.
+    /// The next instant at which [`Event::Tick`] is wanted. Never one that has been handled: whatever was due
+    /// by then and could not be done waits for an event, and waking up for it again and again would not help.
     pub fn deadline_ms(&self) -> Option<u64> {
         let checks = self.uplinks.iter().map(|u| u.health.deadline_ms());
         let trials = self.uplinks.iter().filter_map(|u| u.breaker.deadline_ms());
         let retries = self.waiting.iter().filter_map(|ask| self.asks.get(ask)).filter_map(|ask| ask.retry_at_ms);
         let deferred = self.deferred.first().map(|(due, _)| *due);
-        checks.chain(trials).chain(retries).chain(deferred).chain(self.drain_deadline_ms()).min()
+        let all = checks.chain(trials).chain(retries).chain(deferred).chain(self.drain_deadlines_ms());
+        all.filter(|due| *due > self.handled_ms).min()
     }
 
     /// Whether any uplink takes requests now.
@@ -327,7 +342,11 @@ impl Control {
             Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::Permanent(_) | Outcome::NoAnswer => false,
         };
         if !failed {
+            let was_closed = uplink.breaker.is_closed();
             uplink.breaker.success();
+            if !was_closed {
+                effects.push(Effect::Notice(Notice::Breaker { uplink: index, state: BreakerState::Closed }));
+            }
         } else if uplink.breaker.failure(now_ms) {
             effects.push(Effect::Notice(Notice::Breaker { uplink: index, state: BreakerState::Open }));
         }
@@ -357,6 +376,7 @@ impl Control {
     }
 
     /// When the first uplink comes back, the drain starts small, after this device's share of the jitter.
+    /// Doubt that one check dispels was no outage.
     fn notice_recovery(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let available = self.is_available();
         if available && !self.was_available {
@@ -364,7 +384,8 @@ impl Control {
             self.pace.restart(now_ms + delay_ms);
             effects.push(Effect::Notice(Notice::DrainScheduled { delay_ms }));
         }
-        self.was_available = available;
+        let doubted = self.uplinks.iter().any(|u| u.health.is_undecided() && u.breaker.is_closed());
+        self.was_available = available || (self.was_available && doubted);
     }
 
     fn candidate(&self, index: UplinkIndex) -> Candidate {

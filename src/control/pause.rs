@@ -70,6 +70,11 @@ impl Pauses {
         }
     }
 
+    /// Whether this pause is on record already, with no trial under way.
+    pub fn is_known(&self, uplink: UplinkIndex, model: &str, block: Block) -> bool {
+        self.routes.get(&key(uplink, block, model)).is_some_and(|pause| !pause.trial)
+    }
+
     /// The uplink refused the route. Returns milliseconds to the next trial.
     pub fn shut(&mut self, uplink: UplinkIndex, model: &str, block: Block, now_ms: u64) -> u64 {
         let mut key = key(uplink, block, model);
@@ -78,6 +83,8 @@ impl Pauses {
         }
         let step = self.routes.get(&key).map_or(0, |old| if old.trial { old.step + 1 } else { old.step });
         let step = step.min(TRIAL_MINUTES.len() - 1);
+        // A trial of a shut key may end with an unknown model, and the other way round: both are over.
+        self.trial_undecided(uplink, model);
         let wait_ms = TRIAL_MINUTES[step] * 60_000;
         self.routes.insert(key, Pause { block, step, until_ms: now_ms + wait_ms, trial: false });
         wait_ms
@@ -113,9 +120,9 @@ impl Pauses {
         whole.or_else(any).map(|pause| (pause.block, pause.until_ms))
     }
 
-    /// The next trial that nobody has begun.
-    pub fn deadline_ms(&self) -> Option<u64> {
-        self.routes.values().filter(|pause| !pause.trial).map(|pause| pause.until_ms).min()
+    /// When the trials are due that nobody has begun.
+    pub fn trials_ms(&self) -> impl Iterator<Item = u64> {
+        self.routes.values().filter(|pause| !pause.trial).map(|pause| pause.until_ms)
     }
 }
 

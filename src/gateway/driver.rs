@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::deliver::{Delivery, deliver};
-use super::{Granted, Input, Shared};
+use super::{Input, LiveAttempt, Shared, Target};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Verdict};
 use crate::control::types::State;
 use crate::control::{Control, View};
@@ -33,9 +33,11 @@ pub(super) struct Driver {
     control: Control,
     inbox: mpsc::UnboundedReceiver<Input>,
     network: mpsc::Receiver<()>,
-    asks: HashMap<AskId, oneshot::Sender<Granted>>,
+    asks: HashMap<AskId, oneshot::Sender<Target>>,
     abandons: HashMap<AttemptId, oneshot::Sender<()>>,
     leased: HashMap<u64, Arc<Leased>>,
+    /// Settlements under way of requests that are set aside; control bounds their number.
+    settling: HashMap<u64, oneshot::Receiver<()>>,
     deliveries: HashMap<AttemptId, Box<Delivery>>,
     tasks: JoinSet<()>,
     cut: watch::Sender<bool>,
@@ -58,6 +60,7 @@ impl Driver {
             asks: HashMap::new(),
             abandons: HashMap::new(),
             leased: HashMap::new(),
+            settling: HashMap::new(),
             deliveries: HashMap::new(),
             tasks: JoinSet::new(),
             cut: watch::channel(false).0,
@@ -215,7 +218,12 @@ impl Driver {
             Effect::Settle { seq, attempt, verdict } => self.settle(seq, attempt, verdict),
             Effect::Release(seqs) => {
                 let shared = self.shared.clone();
+                let settling: Vec<_> = seqs.iter().filter_map(|seq| self.settling.remove(seq)).collect();
                 self.tasks.spawn(async move {
+                    // Released before it is set aside on disk, a request would stay aside until the next start.
+                    for settled in settling {
+                        let _ = settled.await;
+                    }
                     if let Err(error) = shared.spool.release(seqs).await {
                         tracing::warn!(HOLDFAST_REASON = error.kind(), "requests stay set aside: {error}");
                     }
@@ -226,17 +234,24 @@ impl Driver {
     }
 
     fn answer(&mut self, ask: AskId, route: Route) {
-        let (abandon, abandoned) = oneshot::channel();
-        let Some(reply) = self.asks.remove(&ask) else { return };
-        let delivered = reply.send(Granted { route, abandoned }).is_ok();
-        if let Route::Uplink { attempt, .. } = route {
-            if delivered {
-                self.abandons.insert(attempt, abandon);
-            } else {
-                // The caller is gone; nobody else would ever report this attempt.
-                self.shared.tell(Input::Ended { attempt, outcome: Outcome::GivenUp, latency_ms: 0, next: None });
-            }
+        let target = match route {
+            Route::Uplink { attempt, uplink } => self.begin(attempt, uplink),
+            Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
+            Route::Unsure => Target::Unsure,
+            Route::LastAnswer => Target::LastAnswer,
+            Route::Stopping => Target::Stopping,
+        };
+        // A caller that is gone drops its target, and an attempt reports itself when it is dropped.
+        if let Some(reply) = self.asks.remove(&ask) {
+            let _ = reply.send(target);
         }
+    }
+
+    fn begin(&mut self, attempt: AttemptId, uplink: usize) -> Target {
+        let (abandon, abandoned) = oneshot::channel();
+        self.abandons.insert(attempt, abandon);
+        let cloud = self.shared.uplinks[uplink].clone();
+        Target::Uplink(LiveAttempt::new(self.shared.clone(), attempt, cloud, abandoned))
     }
 
     fn probe(&mut self, uplink: usize) {
@@ -254,6 +269,8 @@ impl Driver {
     fn send(&mut self, attempt: AttemptId, seq: u64, uplink: usize) {
         let (Some(leased), Some(cloud)) = (self.leased.get(&seq).cloned(), self.shared.uplinks.get(uplink).cloned())
         else {
+            // Cannot be; but an attempt that nobody makes must not count as in flight for ever.
+            self.shared.tell(Input::Ended { attempt, outcome: Outcome::GivenUp, latency_ms: 0, next: None });
             return;
         };
         let (on_out, out) = oneshot::channel();
@@ -283,7 +300,13 @@ impl Driver {
         let Some(leased) = self.leased.remove(&seq) else { return };
         let (settlement, end) = settlement(verdict, delivery);
         let shared = self.shared.clone();
+        let (settled, on_disk) = oneshot::channel::<()>();
+        if matches!(verdict, Verdict::Requeue { deferred: true, .. }) {
+            self.settling.insert(seq, on_disk);
+        }
         self.tasks.spawn(async move {
+            // Dropped when this task ends, whatever way it does.
+            let _settled = settled;
             while let Err(error) = shared.spool.settle(seq, settlement.clone()).await {
                 // An outcome that cannot be recorded is kept and tried again: it may have been paid for.
                 tracing::error!(

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Granted, Input, Shared};
+use super::{Input, Shared};
 use crate::clock;
-use crate::control::event::{AskId, AttemptId, Event, Fault, Outcome, Reason, Route};
+use crate::control::event::{AskId, AttemptId, Event, Fault, Outcome, Reason};
 use crate::uplink::cloud::Cloud;
 
 /// Where a live request goes now.
@@ -58,25 +58,8 @@ impl Live {
         self.await_target(granted).await
     }
 
-    async fn await_target(&mut self, granted: oneshot::Receiver<Granted>) -> Target {
-        let Ok(Granted { route, abandoned }) = granted.await else { return Target::Stopping };
-        match route {
-            Route::Uplink { attempt, uplink } => match self.shared.uplinks.get(uplink) {
-                Some(cloud) => Target::Uplink(LiveAttempt {
-                    shared: self.shared.clone(),
-                    id: attempt,
-                    cloud: cloud.clone(),
-                    abandoned,
-                    started: clock::now(),
-                    reported: false,
-                }),
-                None => Target::Offline { reason: Reason::NoUplink, maybe_billed: false },
-            },
-            Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
-            Route::Unsure => Target::Unsure,
-            Route::LastAnswer => Target::LastAnswer,
-            Route::Stopping => Target::Stopping,
-        }
+    async fn await_target(&mut self, granted: oneshot::Receiver<Target>) -> Target {
+        granted.await.unwrap_or(Target::Stopping)
     }
 }
 
@@ -99,6 +82,11 @@ pub struct LiveAttempt {
 }
 
 impl LiveAttempt {
+    /// Made by the driver and sent to the caller as it is: if the caller is gone by then, dropping it reports it.
+    pub(super) fn new(shared: Arc<Shared>, id: AttemptId, cloud: Arc<Cloud>, abandoned: oneshot::Receiver<()>) -> Self {
+        Self { shared, id, cloud, abandoned, started: clock::now(), reported: false }
+    }
+
     /// The uplink to send to.
     pub fn cloud(&self) -> Arc<Cloud> {
         self.cloud.clone()
@@ -123,7 +111,7 @@ impl LiveAttempt {
         self.report(outcome, None);
     }
 
-    fn report(&mut self, outcome: Outcome, next: Option<(AskId, oneshot::Sender<Granted>)>) {
+    fn report(&mut self, outcome: Outcome, next: Option<(AskId, oneshot::Sender<Target>)>) {
         self.reported = true;
         let latency_ms = clock::now().duration_since(self.started).as_millis() as u64;
         self.shared.metrics.attempted(self.cloud.name(), outcome.class());

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::clock;
-use crate::control::event::{AskId, AttemptId, Event, Outcome, Route};
+use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
 use crate::spool::record::{Accepted, Leased, NewRequest, Record};
@@ -74,19 +74,13 @@ struct Shared {
 /// What the driver is told.
 enum Input {
     Event(Event),
-    Ask(AskId, oneshot::Sender<Granted>),
-    Ended { attempt: AttemptId, outcome: Outcome, latency_ms: u64, next: Option<(AskId, oneshot::Sender<Granted>)> },
+    Ask(AskId, oneshot::Sender<Target>),
+    Ended { attempt: AttemptId, outcome: Outcome, latency_ms: u64, next: Option<(AskId, oneshot::Sender<Target>)> },
     Leased(Result<Vec<Leased>, SpoolError>),
     Adopt(Leased),
     Delivered(AttemptId, Box<deliver::Delivery>),
     View(oneshot::Sender<View>),
     Stop(Duration),
-}
-
-/// Control's answer to a live request.
-struct Granted {
-    route: Route,
-    abandoned: oneshot::Receiver<()>,
 }
 
 impl Gateway {

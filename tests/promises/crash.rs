@@ -119,15 +119,24 @@ async fn balance(bench: &Bench, ledger: &BTreeMap<String, String>) {
         // By prompt, which is unique: that also counts a send that was tried before the request was stored.
         *sends.entry(entry.user).or_default() += 1;
     }
+    let mut unsure = 0;
     for (id, user) in ledger {
         let record = bench.daemon.record(id).await;
-        assert_eq!(record["state"], "answered", "{user}: {record}");
+        // Two kills in the middle of both permitted sends end as a dead letter that says so; nothing else may.
+        if record["state"] == "dead" && record["reason"] == "unknown" {
+            unsure += 1;
+        } else {
+            assert_eq!(record["state"], "answered", "{user}: {record}");
+        }
         match sends.get(user).copied().unwrap_or(0) {
+            0 if record["state"] == "dead" => {}
             1 => {}
             2 => assert_labelled(&bench.daemon.history(id).await),
             n => panic!("{user} was sent {n} times: {record}"),
         }
     }
+    println!("{unsure} dead letters whose two sends were both cut off");
+    assert!(unsure * 50 <= ledger.len(), "{unsure} of {} ended unsure", ledger.len());
     let prompts: BTreeSet<&String> = ledger.values().collect();
     assert_eq!(prompts.len(), ledger.len(), "one prompt was acknowledged under two ids");
 }

@@ -1,0 +1,218 @@
+//! The backlog: when it starts, in which order it leaves, how fast, and what each end makes of a request.
+
+use super::super::event::{Block, Notice};
+use super::*;
+
+const GIVEN_BACK: Verdict = Verdict::Requeue { counted: false, deferred: false, maybe_billed: false };
+const COUNTED: Verdict = Verdict::Requeue { counted: true, deferred: true, maybe_billed: false };
+
+/// Sends one request and reports its end.
+fn one(bench: &mut Bench, item: Item, outcome: Outcome) -> Verdict {
+    let seq = item.seq;
+    let effects = bench.lease(vec![item]);
+    let sent = sends(&effects);
+    assert_eq!(sent.len(), 1, "{effects:?}");
+    let effects = bench.end(sent[0].0, outcome, false);
+    let found = verdicts(&effects);
+    assert_eq!((found.len(), found[0].0), (1, seq));
+    found[0].1
+}
+
+#[test]
+fn it_starts_after_the_jitter_and_never_before() {
+    let mut bench = Bench::new(settings(1));
+    bench.probes.fill(Probes::Are(PASSED));
+    let effects = bench.tell(Event::Ready(5));
+    assert_eq!(count(&effects, |e| *e == Effect::Notice(Notice::DrainScheduled { delay_ms: JITTER_MS })), 1);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 0);
+    let effects = bench.advance(JITTER_MS - 1);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 0);
+    let effects = bench.advance(1);
+    assert_eq!(count(&effects, |e| *e == Effect::Lease(1)), 1);
+}
+
+#[test]
+fn drain_now_waits_for_no_jitter() {
+    let mut bench = Bench::new(settings(1));
+    bench.probes.fill(Probes::Are(PASSED));
+    bench.tell(Event::Ready(5));
+    assert_eq!(count(&bench.tell(Event::DrainNow), |e| *e == Effect::Lease(1)), 1);
+}
+
+#[test]
+fn the_next_one_leaves_when_the_body_before_it_is_out() {
+    let mut bench = Bench::up(settings(1));
+    for seq in 1..=3 {
+        one(&mut bench, item(seq), Outcome::Delivered);
+    }
+    let first = sends(&bench.lease(vec![item(4), item(5), item(6)]));
+    assert_eq!(first.len(), 1);
+    assert_eq!(sends(&bench.tell(Event::BodyOut(99))), []);
+    let second = sends(&bench.tell(Event::BodyOut(first[0].0)));
+    assert_eq!((second.len(), second[0].1), (1, 5));
+    let third = sends(&bench.end(second[0].0, Outcome::GivenUp, false));
+    assert_eq!((third.len(), third[0].1), (1, 6), "an end without BodyOut opens the way too");
+}
+
+#[test]
+fn the_window_grows_with_success_and_halves_when_pushed_back() {
+    let mut bench = Bench::up(settings(1));
+    for (seq, window) in [(1, 2), (2, 3), (3, 4), (4, 4)] {
+        one(&mut bench, item(seq), Outcome::Delivered);
+        assert_eq!(bench.control.view().window, window);
+    }
+    one(&mut bench, item(5), Outcome::Transient(Fault::ServerError));
+    assert_eq!(bench.control.view().window, 2);
+    assert_eq!(count(&bench.tell(Event::Ready(9)), |e| *e == Effect::Lease(2)), 1);
+}
+
+#[test]
+fn retry_after_is_a_floor_even_over_a_short_outage() {
+    let mut bench = Bench::up(settings(1));
+    let limited = Outcome::RateLimited { retry_after_ms: Some(120_000) };
+    assert_eq!(one(&mut bench, item(1), limited), GIVEN_BACK);
+    bench.probes[0] = Probes::Are(NO_CONNECTION);
+    bench.tell(Event::NetworkChanged);
+    bench.probes[0] = Probes::Are(PASSED);
+    bench.tell(Event::Ready(1));
+    let effects = bench.advance(119_999);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 0);
+    let effects = bench.advance(1);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 1);
+}
+
+#[test]
+fn rate_limits_without_retry_after_are_met_ever_more_slowly() {
+    let mut bench = Bench::up(settings(1));
+    let end_ms = bench.now_ms + 3_600_000;
+    let mut sent = 0;
+    let mut effects = bench.tell(Event::Ready(1));
+    while bench.now_ms < end_ms {
+        if effects.iter().any(|e| matches!(e, Effect::Lease(_))) {
+            let (attempt, ..) = sends(&bench.tell(Event::Leased(vec![item(1)])))[0];
+            sent += 1;
+            bench.end(attempt, Outcome::RateLimited { retry_after_ms: None }, false);
+            bench.tell(Event::Ready(1));
+        }
+        effects = bench.advance(1_000);
+    }
+    assert!((30..300).contains(&sent), "{sent} sends in an hour");
+}
+
+#[test]
+fn every_end_has_its_verdict() {
+    let dead = |word| Verdict::Dead(word);
+    for (outcome, wanted) in [
+        (Outcome::Delivered, Verdict::Answered),
+        (Outcome::Unreachable(Fault::Dns), GIVEN_BACK),
+        (Outcome::Unreachable(Fault::Tls), GIVEN_BACK),
+        (Outcome::Unreachable(Fault::Portal), GIVEN_BACK),
+        (Outcome::Transient(Fault::Write), COUNTED),
+        (Outcome::Transient(Fault::TryAgain), COUNTED),
+        (Outcome::RateLimited { retry_after_ms: None }, GIVEN_BACK),
+        (Outcome::Blocked(Block::Key), GIVEN_BACK),
+        (Outcome::Blocked(Block::Quota), GIVEN_BACK),
+        (Outcome::Blocked(Block::Forbidden), GIVEN_BACK),
+        (Outcome::Blocked(Block::Model), GIVEN_BACK),
+        (Outcome::Permanent(Fault::Refused), dead("refused")),
+        (Outcome::Permanent(Fault::TooLarge), dead("too_large")),
+        (Outcome::NoAnswer, dead("no_answer")),
+        (Outcome::GivenUp, GIVEN_BACK),
+        (Outcome::Unknown(Fault::Reset), Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }),
+    ] {
+        assert_eq!(one(&mut Bench::up(settings(1)), item(1), outcome), wanted, "{outcome:?}");
+    }
+}
+
+#[test]
+fn unknown_is_sent_once_more_at_most() {
+    let again = Item { maybe_billed: true, attempts: 1, ..item(1) };
+    let unknown = Outcome::Unknown(Fault::Timeout);
+    assert_eq!(one(&mut Bench::up(settings(1)), again.clone(), unknown), Verdict::Dead("unknown"));
+    assert_eq!(one(&mut Bench::up(settings(1)), again, Outcome::Delivered), Verdict::Answered);
+    let hold = Settings { hold_unknown: true, ..settings(1) };
+    assert_eq!(one(&mut Bench::up(hold), item(1), unknown), Verdict::Dead("unknown"));
+}
+
+#[test]
+fn the_last_attempt_ends_in_a_dead_letter_and_blocks_nothing() {
+    let mut bench = Bench::up(settings(1));
+    let last = Item { attempts: 7, ..item(1) };
+    let effects = bench.lease(vec![last, item(2)]);
+    let (attempt, ..) = sends(&effects)[0];
+    let effects = bench.end(attempt, Outcome::Transient(Fault::ServerError), false);
+    assert_eq!(verdicts(&effects), [(1, Verdict::Dead("attempts_exhausted"))]);
+    assert_eq!(sends(&effects)[0].1, 2);
+}
+
+#[test]
+fn a_request_set_aside_is_released_in_time() {
+    let mut bench = Bench::up(settings(1));
+    one(&mut bench, item(1), Outcome::Transient(Fault::ServerError));
+    let effects = bench.advance(500);
+    assert_eq!(count(&effects, |e| *e == Effect::Release(vec![1])), 1);
+    assert_eq!(count(&bench.advance(60_000), |e| matches!(e, Effect::Release(_))), 0);
+}
+
+#[test]
+fn an_operators_pause_keeps_the_backlog_and_lets_waiting_callers_through() {
+    let mut bench = Bench::up(settings(1));
+    one(&mut bench, item(1), Outcome::Delivered);
+    bench.lease(vec![item(2), item(3)]);
+    let effects = bench.tell(Event::Paused(true));
+    assert_eq!(verdicts(&effects), [(3, GIVEN_BACK)]);
+    let effects = bench.tell(Event::Adopted(Item { urgent: true, ..item(4) }));
+    assert_eq!(sends(&effects)[0].1, 4);
+    bench.tell(Event::Ready(2));
+    assert_eq!(count(&bench.advance(600_000), |e| matches!(e, Effect::Lease(_))), 0);
+    assert_eq!(count(&bench.tell(Event::Paused(false)), |e| matches!(e, Effect::Lease(_))), 1);
+}
+
+#[test]
+fn waiting_callers_keep_their_order() {
+    let mut numbers = settings(1);
+    numbers.uplinks[0].max_in_flight = 1;
+    let mut bench = Bench::up(numbers);
+    let mut running = bench.ask_for(1, 0);
+    for seq in [1, 2, 3] {
+        bench.tell(Event::Adopted(Item { urgent: true, ..item(seq) }));
+    }
+    for seq in [1, 2, 3] {
+        let sent = sends(&bench.end(running, Outcome::Delivered, false));
+        assert_eq!(sent[0].1, seq);
+        running = sent[0].0;
+    }
+}
+
+#[test]
+fn leases_go_back_when_the_uplink_goes_away() {
+    let mut bench = Bench::up(settings(1));
+    bench.lease(vec![item(1), item(2)]);
+    bench.probes[0] = Probes::Are(NO_CONNECTION);
+    assert_eq!(verdicts(&bench.tell(Event::NetworkChanged)), [(2, GIVEN_BACK)]);
+    assert_eq!(verdicts(&bench.tell(Event::Leased(vec![item(3)]))), [(3, GIVEN_BACK)]);
+}
+
+#[test]
+fn one_slot_stays_free_for_live_requests() {
+    let mut numbers = settings(1);
+    numbers.uplinks[0].max_in_flight = 2;
+    let mut bench = Bench::up(numbers);
+    one(&mut bench, item(1), Outcome::Delivered);
+    let (attempt, ..) = sends(&bench.lease(vec![item(2), item(3)]))[0];
+    assert_eq!(sends(&bench.tell(Event::BodyOut(attempt))), []);
+    bench.ask_for(1, 0);
+    assert_eq!(sends(&bench.end(attempt, Outcome::Delivered, false)), [], "the live request has the other slot");
+}
+
+#[test]
+fn doubt_alone_does_not_start_the_drain_afresh() {
+    let mut bench = Bench::up(settings(1));
+    for seq in 1..=3 {
+        one(&mut bench, item(seq), Outcome::Delivered);
+    }
+    let effects = bench.tell(Event::NetworkChanged);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Notice(Notice::DrainScheduled { .. }))), 0);
+    assert_eq!(bench.control.view().window, 4);
+    assert_eq!(count(&bench.tell(Event::Ready(5)), |e| *e == Effect::Lease(4)), 1);
+}

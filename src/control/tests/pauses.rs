@@ -1,0 +1,137 @@
+//! Shut routes: a bad key, a spent quota, an unknown model, and how they are left.
+
+use super::super::event::{Block, Notice};
+use super::world::{Mode, World};
+use super::*;
+
+const DAY_MS: u64 = 24 * 3_600_000;
+const MINUTE_MS: u64 = 60_000;
+
+/// Sends one request of this model, which must leave at once, and reports its end.
+fn one(bench: &mut Bench, seq: u64, model: &str, outcome: Outcome) -> Vec<Effect> {
+    let effects = bench.lease(vec![of_model(seq, model)]);
+    let sent = sends(&effects);
+    assert_eq!(sent.len(), 1, "{effects:?}");
+    bench.end(sent[0].0, outcome, false)
+}
+
+fn of_model(seq: u64, model: &str) -> Item {
+    Item { model: model.to_owned(), ..item(seq) }
+}
+
+fn paused(effects: &[Effect]) -> usize {
+    count(effects, |e| matches!(e, Effect::Notice(Notice::RoutePaused { .. })))
+}
+
+#[test]
+fn ten_thousand_requests_survive_a_day_of_a_bad_key() {
+    let mut world = World::new(settings(1), 1).faultless();
+    for _ in 0..10_000 {
+        world.store("m");
+    }
+    world.set_mode(0, Mode::BadKey);
+    world.run_until(DAY_MS);
+    let (sent, dead) = (world.sends(), world.dead());
+    assert_eq!((dead, world.waiting()), (0, 10_000));
+    assert!((10..=60).contains(&sent), "{sent} sends");
+
+    world.set_mode(0, Mode::Good);
+    world.run_until(DAY_MS + 31 * MINUTE_MS + 2 * 3_600_000);
+    assert_eq!((world.dead(), world.waiting()), (0, 0));
+    assert_eq!(world.sends(), sent + 10_000);
+}
+
+#[test]
+fn an_unknown_model_leaves_the_others_flowing() {
+    let mut world = World::new(settings(1), 2).faultless();
+    world.set_mode(0, Mode::BadModel("old"));
+    for _ in 0..500 {
+        world.store("old");
+        world.store("new");
+    }
+    world.run_until(600_000);
+    assert_eq!((world.dead(), world.waiting()), (0, 500));
+    world.set_mode(0, Mode::Good);
+    world.run_until(600_000 + 31 * MINUTE_MS);
+    assert_eq!((world.dead(), world.waiting()), (0, 0));
+}
+
+#[test]
+fn one_alarm_for_many_requests_in_flight() {
+    let mut bench = Bench::up(settings(1));
+    for seq in 1..=3 {
+        one(&mut bench, seq, "m", Outcome::Delivered);
+    }
+    let mut running = vec![sends(&bench.lease((4..8).map(item).collect()))[0].0];
+    for _ in 0..3 {
+        let sent = sends(&bench.tell(Event::BodyOut(running[running.len() - 1])));
+        running.push(sent[0].0);
+    }
+    let alarms: usize =
+        running.into_iter().map(|attempt| paused(&bench.end(attempt, Outcome::Blocked(Block::Key), false))).sum();
+    assert_eq!(alarms, 1);
+}
+
+/// The trial of a shut key may end with "no such model": the key's pause must not wait for that trial for ever.
+#[test]
+fn a_trial_that_shuts_another_route_is_over_for_the_first() {
+    for (first, second) in [(Block::Key, Block::Model), (Block::Model, Block::Key)] {
+        let mut bench = Bench::up(settings(1));
+        one(&mut bench, 1, "a", Outcome::Blocked(first));
+        bench.advance(MINUTE_MS);
+        one(&mut bench, 1, "a", Outcome::Blocked(second));
+        bench.advance(MINUTE_MS);
+        let model = if second == Block::Model { "b" } else { "a" };
+        one(&mut bench, 2, model, Outcome::Delivered);
+        bench.advance(30 * MINUTE_MS);
+        let effects = one(&mut bench, 1, "a", Outcome::Delivered);
+        assert_eq!(verdicts(&effects), [(1, Verdict::Answered)], "{first:?} then {second:?}");
+        assert_eq!(bench.control.view().uplinks[0].paused, None);
+    }
+}
+
+#[test]
+fn a_trial_that_decides_nothing_is_made_again() {
+    let mut bench = Bench::up(settings(1));
+    one(&mut bench, 1, "m", Outcome::Blocked(Block::Quota));
+    assert_eq!(bench.tell(Event::Ready(1)), []);
+    bench.tell(Event::Ready(0));
+    bench.advance(MINUTE_MS);
+    one(&mut bench, 1, "m", Outcome::GivenUp);
+    one(&mut bench, 1, "m", Outcome::Delivered);
+}
+
+#[test]
+fn a_mended_route_or_drain_now_frees_what_was_set_aside() {
+    for now in [true, false] {
+        let mut bench = Bench::up(settings(1));
+        one(&mut bench, 1, "old", Outcome::Blocked(Block::Model));
+        let effects = bench.lease(vec![of_model(2, "old")]);
+        assert_eq!(sends(&effects), []);
+        assert_eq!(verdicts(&effects).len(), 1);
+        let effects = if now {
+            bench.tell(Event::DrainNow);
+            bench.advance(1_000)
+        } else {
+            bench.advance(MINUTE_MS - 1);
+            bench.tell(Event::DrainNow);
+            let effects = bench.lease(vec![of_model(3, "old"), of_model(4, "old")]);
+            let (attempt, ..) = sends(&effects)[0];
+            bench.tell(Event::BodyOut(attempt));
+            bench.end(attempt, Outcome::Delivered, false);
+            bench.advance(1_000)
+        };
+        assert!(effects.iter().any(|e| matches!(e, Effect::Release(seqs) if !seqs.is_empty())), "{effects:?}");
+    }
+}
+
+#[test]
+fn an_open_uplink_is_used_before_a_shut_one_is_tried() {
+    let mut bench = Bench::up(settings(2));
+    one(&mut bench, 1, "m", Outcome::Blocked(Block::Key));
+    for seq in 2..5 {
+        let (attempt, _, uplink) = sends(&bench.lease(vec![item(seq)]))[0];
+        assert_eq!(uplink, 1);
+        bench.end(attempt, Outcome::Delivered, false);
+    }
+}
