@@ -167,6 +167,38 @@ async fn listings_ascend_and_filter() {
 }
 
 #[tokio::test]
+async fn a_position_is_the_number_of_those_that_stand_before() {
+    let (_dir, spool) = fresh();
+    // More than are counted from behind, so that both ways of counting are taken.
+    for n in 0..600 {
+        let priority = [Priority::Normal, Priority::High, Priority::Normal, Priority::Low][n % 4];
+        let source = ["x", "y", "z"][n % 3].to_owned();
+        take(&spool, NewRequest { source, ..urgent(priority, &format!("r{n}")) }).await;
+    }
+    // Leased ones stand no longer in the queue, deferred ones do not stand before anybody.
+    for (n, leased) in spool.lease(40).await.unwrap().into_iter().enumerate() {
+        if n % 4 == 0 {
+            spool.settle(leased.seq, requeue(true, true, false)).await.unwrap();
+        }
+    }
+    spool.cancel("r597".into()).await.unwrap();
+    let rows = "SELECT r.id, (SELECT count(*) FROM request b WHERE b.state = 0 AND b.deferred = 0
+        AND (b.priority, b.seq) < (r.priority, r.seq)) FROM request r WHERE r.state = 0";
+    let real: Vec<(String, i64)> = spool
+        .look(|store| {
+            let mut statement = store.conn.prepare(rows)?;
+            let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+        .unwrap();
+    assert!(real.len() > 500);
+    for (id, before) in real {
+        assert_eq!(spool.get(id.clone()).await.unwrap().unwrap().position, before as u64, "{id}");
+    }
+}
+
+#[tokio::test]
 async fn a_lease_nobody_received_is_given_back() {
     let (_dir, spool) = fresh();
     take(&spool, request("a")).await;

@@ -137,6 +137,7 @@ fn no_question_reads_the_whole_backlog() {
         sweep::STALE_DEFERRED,
         sweep::NAMED,
         read::BEFORE,
+        read::BEHIND,
         read::OLDEST_IN_STATE,
         read::NEWEST,
     ]

@@ -1,0 +1,158 @@
+//! The real daemon as a child process: its configuration, its start, its memory, its end.
+//!
+//! Owns the folders it works in and removes them with itself.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast::clock;
+use http_body_util::Full;
+use hyper::Request;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::load::{Caller, Target};
+
+/// Nothing here takes this long; beyond it the daemon is not coming.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Between two looks whether it answers: the resolution of the start-up times.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Limits out of the way, no local model: what is measured is the path, not a refusal.
+const ROOM: &str = r#"
+[http]
+socket = "SOCKET"
+max_in_flight = 1024
+[gateway]
+data_dir = "DATA"
+[local]
+base_url = ""
+[queue]
+max_bytes = "64GiB"
+max_requests = 100000000
+min_disk_free = "0B"
+[limits]
+rate = 0
+per_source_backlog = 100000000
+"#;
+
+/// Where daemons keep their files, one after the other.
+pub(crate) struct Place {
+    /// On the disk the checkout is on: a temporary folder is often no disk at all.
+    pub(crate) data: TempDir,
+    /// A short path: a socket's name has 107 bytes.
+    pub(crate) sockets: TempDir,
+    config: PathBuf,
+}
+
+impl Place {
+    /// `uplinks` is what the configuration says about them.
+    pub(crate) fn new(uplinks: &str) -> Place {
+        let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let sockets = tempfile::tempdir().unwrap();
+        let config = sockets.path().join("holdfast.toml");
+        let place = Place { data, sockets, config };
+        place.configure(uplinks);
+        place
+    }
+
+    /// Writes the configuration anew, for the next start.
+    pub(crate) fn configure(&self, uplinks: &str) {
+        let room = ROOM.replace("SOCKET", &self.socket().to_string_lossy());
+        let room = room.replace("DATA", &self.spool().to_string_lossy());
+        // A key of the whole file must stand before the first table, a table may follow.
+        let text = if uplinks.starts_with('[') { room + uplinks } else { uplinks.to_owned() + &room };
+        std::fs::write(&self.config, text).unwrap();
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.sockets.path().join("holdfast.sock")
+    }
+
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.data.path().join("data")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.sockets.path().join("log")
+    }
+
+    /// Starts a daemon and waits until `/health` answers; says how long that took from exec.
+    pub(crate) async fn start(&self) -> (Daemon, Duration) {
+        let log = std::fs::File::create(self.log()).unwrap();
+        let started = clock::now();
+        let child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+            .args(["run", "--config"])
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut daemon = Daemon { child };
+        let target = Target::Unix(self.socket());
+        while !answers(&target).await {
+            let ended = daemon.child.try_wait().unwrap();
+            if ended.is_some() || started.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+                panic!("the daemon does not answer ({ended:?}): {log}");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        (daemon, started.elapsed())
+    }
+}
+
+async fn answers(target: &Target) -> bool {
+    let request = Request::get("/health").header("host", "hf").body(Full::new(Bytes::new())).unwrap();
+    let Ok(mut caller) = Caller::connect(target).await else { return false };
+    caller.call(request).await.is_ok_and(|(answer, _)| answer.status() == 200)
+}
+
+/// A running daemon; killed when dropped.
+pub(crate) struct Daemon {
+    child: Child,
+}
+
+impl Daemon {
+    /// Resident memory in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        self.status("VmRSS:").parse().unwrap()
+    }
+
+    /// Ends it as the system would.
+    pub(crate) async fn stop(mut self) {
+        // It may answer an instant before it listens to signals, and would then die of this one.
+        while !self.catches(Signal::TERM) {
+            tokio::time::sleep(LOOK).await;
+        }
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "the daemon ended badly: {status}");
+    }
+
+    fn catches(&self, signal: Signal) -> bool {
+        let caught = u64::from_str_radix(&self.status("SigCgt:"), 16).unwrap();
+        caught & (1 << (signal.as_raw() - 1)) != 0
+    }
+
+    fn status(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.split_whitespace().next().unwrap().to_owned()
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,57 @@
+//! How fast the real daemon is, beside the plainest way to do the same in the same run:
+//! `cargo bench --bench gateway [-- --quick]`.
+//!
+//! Owns the order of the measurements and what is printed. Asserts that answers are right, and never a time:
+//! on a shared machine only ratios between interleaved rounds mean anything.
+
+// A benchmark that cannot go on stops with the place where it could not.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod append;
+mod daemon;
+mod load;
+mod mock;
+mod online;
+mod startup;
+mod stats;
+mod stored;
+
+use std::time::Duration;
+
+/// How long and how often.
+pub(crate) struct Plan {
+    /// Interleaved rounds; a ratio is taken within each.
+    pub(crate) rounds: usize,
+    /// Time given to one cell of one round.
+    pub(crate) cell: Duration,
+    /// Requests that wait when the start of a full gateway is measured.
+    pub(crate) waiting: u64,
+}
+
+const FULL: Plan = Plan { rounds: 5, cell: Duration::from_secs(1), waiting: 100_000 };
+const QUICK: Plan = Plan { rounds: 3, cell: Duration::from_millis(300), waiting: 5_000 };
+
+fn main() {
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let has = |word: &str| given.iter().any(|argument| argument == word);
+    if !has("--bench") {
+        // `cargo test --all-targets` builds and starts benches too; it wants to know that they build.
+        println!("not measured; run: cargo bench --bench gateway");
+        return;
+    }
+    let plan = if has("--quick") { QUICK } else { FULL };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    println!("{} rounds of {:?}; medians over the rounds, ratios as min / median / max.", plan.rounds, plan.cell);
+    for section in [("online", 0), ("stored", 1), ("startup", 2)] {
+        // A section may be named to run alone; other words are cargo's.
+        let named = ["online", "stored", "startup"].iter().any(|name| has(name));
+        if named && !has(section.0) {
+            continue;
+        }
+        match section.1 {
+            0 => runtime.block_on(online::measure(&plan)),
+            1 => runtime.block_on(stored::measure(&plan)),
+            _ => runtime.block_on(startup::measure(&plan)),
+        }
+    }
+}
