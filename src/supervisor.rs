@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, Strategy, WhenFull};
@@ -47,6 +47,8 @@ pub enum SupervisorError {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let settings = loaded.settings;
+    // From here on a signal is remembered, however early it comes.
+    let mut signals = Signals::listen()?;
     log::start(level(settings.log.level), form(settings.log.format));
     let spool = open_spool(&settings).await?;
     let listeners = bind(&settings).await?;
@@ -69,7 +71,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let pulse = tokio::spawn(systemd::keep(gateway.clone()));
     tracing::info!("holdfast {} serves {}", env!("CARGO_PKG_VERSION"), settings.http.socket.display());
     systemd::ready();
-    wait_for_stop().await?;
+    signals.stop().await;
     systemd::stopping();
     gateway.stop(grace);
     let _ = stop.send(true);
@@ -81,22 +83,37 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     };
     tokio::select! {
         () = ended => {}
-        _ = wait_for_stop() => tracing::warn!("told twice to stop: stopping at once"),
+        () = signals.stop() => tracing::warn!("told twice to stop: stopping at once"),
     }
     remove_socket(&settings.http.socket);
     Ok(())
 }
 
-/// SIGTERM or SIGINT. SIGHUP is taken so that it ends nothing.
-async fn wait_for_stop() -> Result<(), SupervisorError> {
-    let listen = |kind| signal(kind).map_err(|e| SupervisorError::Io(format!("signals: {e}")));
-    let (mut term, mut int, mut hup) =
-        (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?, listen(SignalKind::hangup())?);
-    loop {
-        tokio::select! {
-            _ = term.recv() => return Ok(()),
-            _ = int.recv() => return Ok(()),
-            _ = hup.recv() => tracing::warn!("the configuration is read at start only: restart to apply a change"),
+/// The signals that the daemon takes. SIGHUP is taken so that it ends nothing.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals, SupervisorError> {
+        let listen = |kind| signal(kind).map_err(|e| SupervisorError::Io(format!("signals: {e}")));
+        Ok(Signals {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+            hup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// Resolves at the next SIGTERM or SIGINT.
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.hup.recv() => tracing::warn!("the configuration is read at start only: restart to apply a change"),
+            }
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Reads the sources as text. A new room must be given its place here before it builds.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test: a source that cannot be read is a failed test")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

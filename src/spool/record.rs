@@ -37,6 +37,34 @@ pub struct NewRequest {
     pub maybe_billed: bool,
 }
 
+impl NewRequest {
+    /// The record as it stands right after it was accepted.
+    pub fn into_record(self, accepted: &Accepted, created_unix_ms: u64, position: u64) -> Record {
+        Record {
+            seq: accepted.seq,
+            id: accepted.id.clone(),
+            state: if self.leased { State::Sending } else { State::Queued },
+            reason: None,
+            source: self.source,
+            label: self.label,
+            endpoint: self.endpoint,
+            model: self.model,
+            priority: self.priority,
+            policy: self.policy,
+            created_unix_ms,
+            ttl_left_ms: self.ttl_ms,
+            attempts: 0,
+            maybe_billed: self.maybe_billed,
+            body_bytes: self.body.len() as u64,
+            body_hash: self.body_hash,
+            position,
+            last_error: None,
+            local: None,
+            uplink: None,
+        }
+    }
+}
+
 /// Proof that a request is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {

@@ -49,7 +49,6 @@ async fn a_repeat_right_after_a_broken_connection_makes_no_second_request() {
 
 #[tokio::test]
 async fn callers_who_leave_at_any_moment_hold_no_place_at_the_uplink() {
-
     let bench = Bench::start().await;
     for n in 0..600 {
         break_off(&bench, &format!("leaving {n}"), n % 3).await;

@@ -39,7 +39,7 @@ pub async fn respond_async(call: Arc<Call>) -> Response {
     };
     let mut response = match finished {
         Some(record) => deliver(call, record).await,
-        None => pending(&call, &accepted.id).await,
+        None => pending(&call, &accepted).await,
     };
     response
         .headers_mut()
@@ -47,17 +47,24 @@ pub async fn respond_async(call: Arc<Call>) -> Response {
     response
 }
 
-async fn pending(call: &Call, id: &str) -> Response {
-    let record = match call.app.gateway.spool().get(id.to_owned()).await {
-        Ok(Some(record)) => record,
-        Ok(None) => return call.app.refused(call, Refusal::no_such_request()),
-        Err(error) => return call.app.refused(call, error.into()),
+/// The ticket of a request that waits. One just stored is known without asking the spool's thread again, which
+/// has better things to do in an outage.
+async fn pending(call: &Call, accepted: &Accepted) -> Response {
+    let spool = call.app.gateway.spool();
+    let record = if accepted.existing {
+        match spool.get(accepted.id.clone()).await {
+            Ok(Some(record)) => record,
+            Ok(None) => return call.app.refused(call, Refusal::no_such_request()),
+            Err(error) => return call.app.refused(call, error.into()),
+        }
+    } else {
+        call.to_store(false, false).into_record(accepted, clock::unix_ms(), spool.tally().ready.saturating_sub(1))
     };
     let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state) };
     call.app.answered(call, &origin, "accepted");
     let mut response = answer::json(StatusCode::ACCEPTED, record_json(&record).to_string(), &origin);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
-    if let Ok(location) = HeaderValue::from_str(&offline::location(id)) {
+    if let Ok(location) = HeaderValue::from_str(&offline::location(&record.id)) {
         response.headers_mut().insert(hyper::header::LOCATION, location);
     }
     response
