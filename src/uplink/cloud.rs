@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tower::Service;
 
 use super::classify;
-use super::outgoing::Outgoing;
+use super::outgoing::{Outgoing, Progress};
 use super::tls::{TlsError, client_config};
 use crate::clock;
 use crate::control::event::{Check, Fault, Outcome};
@@ -65,9 +65,9 @@ pub enum Key {
 pub struct Timeouts {
     /// Name, TCP and TLS.
     pub connect: Duration,
-    /// From the connection to the answer's head.
+    /// From the body's end to the answer's head.
     pub first_byte: Duration,
-    /// Between two pieces of an answer.
+    /// Between two pieces of an answer, and of a body on its way out.
     pub idle: Duration,
     /// The whole of one attempt.
     pub total: Duration,
@@ -215,16 +215,15 @@ impl Cloud {
         self.sign(request.headers_mut());
         let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let times = self.options.timeouts;
-        let sent = timeout(times.connect + times.first_byte, pool.request(request)).await;
-        let outcome = match sent {
+        let outcome = match in_time(pool.request(request), &progress, times, started).await {
             Ok(Ok(response)) => {
                 let (head, body) = response.into_parts();
                 let until = started + times.total;
                 return Ok(Reply { status: head.status, headers: head.headers, body, idle: times.idle, until });
             }
             Ok(Err(error)) => classify::send_failure(&error, error.is_connect(), progress.has_begun()),
-            Err(_) if progress.has_begun() => Outcome::Unknown(Fault::Timeout),
-            Err(_) => Outcome::Unreachable(Fault::Connect),
+            Err(Late) if progress.has_begun() => Outcome::Unknown(Fault::Timeout),
+            Err(Late) => Outcome::Unreachable(Fault::Connect),
         };
         Err(SendError { outcome })
     }
@@ -266,6 +265,36 @@ impl Cloud {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some((name, value)) = &self.credential {
             headers.insert(name, value.clone());
+        }
+    }
+}
+
+/// A time-out ran out.
+struct Late;
+
+/// Waits for an answer's head. A body may take its time as long as it moves: a picture over a slow line takes
+/// minutes, and cutting it would bill it twice and never deliver it.
+async fn in_time<T>(
+    answer: impl Future<Output = T>,
+    progress: &Progress,
+    times: Timeouts,
+    started: Instant,
+) -> Result<T, Late> {
+    let mut answer = std::pin::pin!(answer);
+    let mut wait = times.connect + times.first_byte;
+    loop {
+        let left = (started + times.total).saturating_duration_since(clock::now());
+        let step = async {
+            tokio::select! {
+                biased;
+                answer = &mut answer => Some(answer),
+                () = progress.moved() => None,
+            }
+        };
+        match timeout(wait.min(left), step).await {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => wait = if progress.is_out() { times.first_byte } else { times.idle },
+            Err(_) => return Err(Late),
         }
     }
 }
@@ -378,5 +407,30 @@ where
                 Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_body_is_waited_for_and_a_silent_uplink_is_not() {
+        let second = Duration::from_secs;
+        let times = Timeouts { connect: second(2), first_byte: second(30), idle: second(30), total: second(3600) };
+        let (mut body, progress) = Outgoing::new(Bytes::from(vec![0; 320 * 1024]), None);
+        let slow_line = async {
+            for _ in 0..5 {
+                tokio::time::sleep(second(25)).await;
+                body.frame().await;
+            }
+            pending::<()>().await;
+        };
+        tokio::select! {
+            answer = in_time(pending::<()>(), &progress, times, clock::now()) => assert!(answer.is_err()),
+            () = slow_line => {}
+        }
+        assert!(progress.is_out(), "it was given up while it still moved");
     }
 }
