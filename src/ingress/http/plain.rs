@@ -23,7 +23,7 @@ use crate::uplink::cloud::{self, ANSWER_BYTES_MAX, Cloud, Whole};
 pub async fn answer(call: Arc<Call>) -> Response {
     let mut live = call.app.gateway.live();
     let mut target = live.target().await;
-    let mut last: Option<Response> = None;
+    let mut last: Option<(Whole, Origin)> = None;
     loop {
         target = match target {
             Target::Uplink(mut attempt) => {
@@ -39,7 +39,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                         return answer::from_uplink(whole, &origin);
                     }
                     (Outcome::RateLimited { .. }, Some(whole)) => {
-                        last = Some(answer::from_uplink(whole, &origin));
+                        last = Some((whole, origin));
                         live.next(attempt, outcome).await
                     }
                     _ => live.next(attempt, outcome).await,
@@ -54,13 +54,18 @@ pub async fn answer(call: Arc<Call>) -> Response {
             }
             Target::Unsure => return unsure(call).await,
             Target::LastAnswer => {
-                return last.unwrap_or_else(|| call.app.refused(&call, Refusal::upstream_timeout()));
+                let Some((whole, origin)) = last else {
+                    return call.app.refused(&call, Refusal::upstream_timeout());
+                };
+                call.app.answered(&call, &origin, class(&whole));
+                return answer::from_uplink(whole, &origin);
             }
             Target::Stopping => return call.app.refused(&call, Refusal::stopping()),
         };
     }
 }
 
+/// How a caller was answered, as a metric label.
 fn class(whole: &Whole) -> &'static str {
     if whole.status.is_success() { "ok" } else { "refused" }
 }

@@ -145,13 +145,13 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
                 match try_uplink(call, &mut attempt, parts).await? {
                     Tried::Done(outcome) => {
                         attempt.end(outcome);
-                        call.app.answered(call, &origin, outcome.class());
+                        let how = if outcome == Outcome::Delivered { "ok" } else { outcome.class() };
+                        call.app.answered(call, &origin, how);
                         return Ok(());
                     }
                     Tried::Refused(outcome, whole) if !matches!(outcome, Outcome::RateLimited { .. }) => {
                         attempt.end(outcome);
-                        call.app.answered(call, &origin, "refused");
-                        return pass_refusal(parts, whole, &origin).await;
+                        return pass_refusal(call, parts, whole, &origin).await;
                     }
                     Tried::Refused(outcome, whole) => {
                         last = Some((whole, origin));
@@ -170,7 +170,7 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
             Target::Unsure => return unsure(call, parts).await,
             Target::LastAnswer => {
                 return match last {
-                    Some((whole, origin)) => pass_refusal(parts, whole, &origin).await,
+                    Some((whole, origin)) => pass_refusal(call, parts, whole, &origin).await,
                     None => fail(call, parts, Refusal::upstream_timeout()).await,
                 };
             }
@@ -179,7 +179,8 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
     }
 }
 
-async fn pass_refusal(parts: &Parts, whole: Whole, origin: &Origin) -> Result<(), Gone> {
+async fn pass_refusal(call: &Call, parts: &Parts, whole: Whole, origin: &Origin) -> Result<(), Gone> {
+    call.app.answered(call, origin, "refused");
     let event = error_event(&whole.body);
     say(parts, Part::Failed(Box::new(answer::from_uplink(whole, origin)), event)).await
 }
@@ -317,18 +318,20 @@ async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result
             match offline::hold(call, &stored).await {
                 Err(refusal) => fail(call, parts, refusal).await,
                 Ok(None) => fail(call, parts, offline::ticket(&stored)).await,
-                Ok(Some(record)) => match answer::finished(record) {
-                    Finished::Answer(body, origin) => {
-                        whole_as_stream(call, &body, origin, parts).await?;
-                        stored.delivered();
-                        Ok(())
+                Ok(Some(record)) => {
+                    match answer::finished(record) {
+                        Finished::Answer(body, origin) => whole_as_stream(call, &body, origin, parts).await?,
+                        Finished::Refused(status, body, origin) => {
+                            call.app.answered(call, &origin, "refused");
+                            let event = error_event(&body);
+                            say(parts, Part::Failed(Box::new(answer::json(status, body, &origin)), event)).await?;
+                        }
+                        Finished::Ended(refusal) => fail(call, parts, refusal).await?,
                     }
-                    Finished::Refused(status, body, origin) => {
-                        let event = error_event(&body);
-                        say(parts, Part::Failed(Box::new(answer::json(status, body, &origin)), event)).await
-                    }
-                    Finished::Ended(refusal) => fail(call, parts, refusal).await,
-                },
+                    // Whatever the outcome is, the caller has it: the same body is a new request from now on.
+                    stored.delivered();
+                    Ok(())
+                }
             }
         }
     }
