@@ -5,13 +5,13 @@
 use std::time::{Duration, Instant};
 
 /// A monotonic instant, for tasks that measure how long something took.
-#[allow(clippy::disallowed_methods)]
+#[expect(clippy::disallowed_methods, reason = "the one reader of clocks")]
 pub fn now() -> Instant {
     Instant::now()
 }
 
 /// Unix time in milliseconds; may be wrong or jump on boards without a clock. For showing only.
-#[allow(clippy::disallowed_methods)]
+#[expect(clippy::disallowed_methods, reason = "the one reader of clocks")]
 pub fn unix_ms() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

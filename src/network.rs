@@ -56,7 +56,7 @@ async fn follow(tell: &Sender<()>) -> io::Result<std::convert::Infallible> {
 }
 
 /// The newer constructor is `unsafe`, for types that may name a descriptor they do not own. An `OwnedFd` owns its.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "the newer one needs unsafe")]
 fn register(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(socket, Interest::READABLE)
 }

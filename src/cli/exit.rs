@@ -47,11 +47,6 @@ impl Failure {
     pub fn not_in_this_version(what: &str) -> Failure {
         Failure::new(FAILED, format!("{what}: not in this version"))
     }
-
-    /// A command whose room is not part of this binary.
-    pub fn not_built(what: &str) -> Failure {
-        Failure::new(INTERNAL, format!("{what}: not built"))
-    }
 }
 
 /// Only standard output is written with `?`: a reader that has seen enough is no failure.

@@ -79,7 +79,7 @@ pub enum Command {
     Config(config::Command),
     /// Show the whole product in under a minute, on simulators
     Demo,
-    /// Stand-ins for an uplink, an Ollama or a device
+    /// Stand-ins for an uplink or an Ollama
     #[command(subcommand)]
     Simulate(simulate::Command),
     /// Show uplinks, local model, backlog and host
@@ -123,7 +123,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
     let global = &cli.global;
     match cli.command {
         Command::Run => run::run(global).await,
-        Command::Demo => demo(out).await,
+        Command::Demo => demo().await,
         Command::Simulate(command) => match simulate::run(command).await {
             Ok(()) => Ok(0),
             Err(error) => Err(Failure::new(exit::FAILED, format!("{error:#}"))),
@@ -142,7 +142,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
     }
 }
 
-async fn demo(_out: &Out) -> Done {
+async fn demo() -> Done {
     match demo::run().await {
         Ok(true) => Ok(0),
         Ok(false) => Ok(exit::FAILED),

@@ -68,7 +68,6 @@ impl Drop for Handed {
 }
 
 impl Spool {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         commands: mpsc::Sender<Command>,
         thread: JoinHandle<()>,

@@ -88,7 +88,7 @@ pub(super) struct Message {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[allow(clippy::option_option)]
+    #[expect(clippy::option_option, reason = "absent and null differ")]
     pub(super) content: Option<Option<String>>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) reasoning_content: String,
