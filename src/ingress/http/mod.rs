@@ -198,9 +198,11 @@ async fn name_request(mut request: Request, next: Next) -> Response {
 /// Bounds the requests served at once; refuses while the process ends.
 async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if !app.gateway.is_accepting() {
+        call::discard(request.into_body());
         return Refusal::stopping().into_response();
     }
     let Ok(permit) = app.slots.clone().try_acquire_owned() else {
+        call::discard(request.into_body());
         let message = format!(
             "the gateway serves {} requests already; wait a moment, or raise [http] max_in_flight",
             app.options.max_in_flight
