@@ -51,7 +51,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let mut signals = Signals::listen()?;
     log::start(level(settings.log.level), form(settings.log.format));
     let spool = open_spool(&settings).await?;
-    let listeners = bind(&settings).await?;
+    let (listeners, own_socket) = bind(&settings).await?;
     let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
     let on_models = models.clone();
@@ -85,7 +85,9 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         () = ended => {}
         () = signals.stop() => tracing::warn!("told twice to stop: stopping at once"),
     }
-    remove_socket(&settings.http.socket);
+    if own_socket {
+        remove_socket(&settings.http.socket);
+    }
     Ok(())
 }
 
@@ -134,9 +136,11 @@ async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError
     opened.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::Spool)
 }
 
-async fn bind(settings: &Settings) -> Result<Listeners, SupervisorError> {
+/// The listeners, and whether the UNIX socket is ours to remove: one that systemd made outlives this process.
+async fn bind(settings: &Settings) -> Result<(Listeners, bool), SupervisorError> {
     let http = &settings.http;
     let inherited = systemd::inherited_socket().map_err(|e| SupervisorError::Io(format!("LISTEN_FDS: {e}")))?;
+    let own_socket = inherited.is_none();
     let unix = match inherited {
         Some(listener) => listener,
         None => bind_unix(&http.socket, http.socket_mode)?,
@@ -150,7 +154,7 @@ async fn bind(settings: &Settings) -> Result<Listeners, SupervisorError> {
         tcp.push(listener.map_err(|e| SupervisorError::Io(format!("http.listen {address}: {e}")))?);
     }
     let tokens = http.token_file.as_deref().map(Tokens::read).transpose().map_err(SupervisorError::Configuration)?;
-    Ok(Listeners { unix, tcp, tokens, tls: server_tls(http)? })
+    Ok((Listeners { unix, tcp, tokens, tls: server_tls(http)? }, own_socket))
 }
 
 /// The mode holds from the first instant: the umask is set before the socket exists, never changed after.

@@ -44,10 +44,14 @@ pub async fn keep(gateway: Gateway) {
         tokio::time::sleep(every).await;
         let status = status_line(&gateway).await;
         notify(&[NotifyState::Status(&status)]);
-        // A commit that returns proves that thread, SQLite and disk are alive.
+        if watchdog.is_none() {
+            continue;
+        }
+        // A commit that returns proves that thread, SQLite and disk are alive; without a watchdog to pet it would
+        // only wear the flash.
         let committed = gateway.spool().commit_probe().await.is_ok();
         let now = gateway.turns();
-        if watchdog.is_some() && committed && now != turns {
+        if committed && now != turns {
             notify(&[NotifyState::Watchdog]);
         }
         turns = now;

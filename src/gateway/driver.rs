@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::deliver::{Delivery, deliver};
 use super::{Input, LiveAttempt, Shared, Target};
@@ -25,6 +25,8 @@ use crate::telemetry::feed;
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How long a settlement that the disk refuses is tried again before the next attempt.
 const SETTLE_RETRY: Duration = Duration::from_secs(1);
+/// How long after the grace outcomes may still reach the disk; what does not is judged by the next start.
+const LAST_SETTLES: Duration = Duration::from_secs(2);
 /// With no deadline of its own, control is turned at least this often: the watchdog's pulse.
 const IDLE_TURN: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,8 @@ pub(super) struct Driver {
     settling: HashMap<u64, oneshot::Receiver<()>>,
     deliveries: HashMap<AttemptId, Box<Delivery>>,
     tasks: JoinSet<()>,
+    /// The latest sweep: while a slow disk keeps it, no other joins the line.
+    sweeping: Option<AbortHandle>,
     cut: watch::Sender<bool>,
     stop_at: Option<Instant>,
     effects: Vec<Effect>,
@@ -63,6 +67,7 @@ impl Driver {
             settling: HashMap::new(),
             deliveries: HashMap::new(),
             tasks: JoinSet::new(),
+            sweeping: None,
             cut: watch::channel(false).0,
             stop_at: None,
             effects: Vec::new(),
@@ -94,7 +99,16 @@ impl Driver {
                 }
             }
         }
-        // A lease may still be on its way back: it is given back too.
+        // Without an end a disk that takes nothing any more would keep the process from ending.
+        let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
+        let end = self.stop_at.map_or(now, |stop| stop.max(now)) + LAST_SETTLES;
+        if timeout_at(end, self.wind_up()).await.is_err() {
+            tracing::warn!("the spool did not take every outcome in time; the next start judges what is left");
+        }
+    }
+
+    /// Waits for what is under way. A lease may still be on its way back: it is given back too.
+    async fn wind_up(&mut self) {
         for _ in 0..2 {
             while self.tasks.join_next().await.is_some() {}
             while let Ok(input) = self.inbox.try_recv() {
@@ -262,10 +276,12 @@ impl Driver {
         self.tasks.spawn(async move {
             let Some(cloud) = shared.uplinks.get(uplink) else { return };
             let (check, models) = cloud.probe().await;
-            if let Some(models) = models {
-                (shared.on_models)(cloud.name(), &models);
-            }
             shared.tell(Input::Event(Event::Probed(uplink, check)));
+            if let Some(models) = models {
+                let (told, name) = (shared.clone(), cloud.name().to_owned());
+                // It reads a long list and may write a file: not on a thread that serves requests.
+                let _ = spawn_blocking(move || (told.on_models)(&name, &models)).await;
+            }
         });
     }
 
@@ -342,13 +358,17 @@ impl Driver {
     }
 
     fn sweep(&mut self) {
+        if self.sweeping.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
+            return;
+        }
         let shared = self.shared.clone();
-        self.tasks.spawn(async move {
+        let sweep = self.tasks.spawn(async move {
             match shared.spool.sweep().await {
                 Ok(ended) => ended.iter().for_each(|(_, id, state)| shared.finished(id, *state, Some("ttl"), None)),
                 Err(error) => tracing::warn!(HOLDFAST_REASON = error.kind(), "old records stay for now: {error}"),
             }
         });
+        self.sweeping = Some(sweep);
     }
 
     fn notice(&self, notice: &Notice) {

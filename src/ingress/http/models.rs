@@ -4,6 +4,8 @@
 //! The lists come from the probes, so nothing is asked twice.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -36,7 +38,7 @@ impl Models {
     pub fn open(data_dir: &Path, uplinks: &[String]) -> Models {
         let folder = data_dir.join("models");
         let kept = uplinks.iter().filter_map(|name| {
-            let text = std::fs::read(file(&folder, name)).ok()?;
+            let text = std::fs::read(list_file(&folder, name)).ok()?;
             Some((name.clone(), parse(&text)?))
         });
         let lists = Mutex::new(kept.collect());
@@ -58,12 +60,14 @@ impl Models {
         }
     }
 
-    /// Written beside and renamed: a cut leaves the old list or the new one.
+    /// Written beside, synced and renamed: a cut leaves the old list or the new one.
     fn keep(&self, uplink: &str, text: &str) -> std::io::Result<()> {
         std::fs::create_dir_all(&self.folder)?;
-        let path = file(&self.folder, uplink);
+        let path = list_file(&self.folder, uplink);
         let beside = path.with_extension("new");
-        std::fs::write(&beside, text)?;
+        let mut file = File::create(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
         std::fs::rename(beside, path)
     }
 
@@ -73,7 +77,7 @@ impl Models {
 }
 
 /// An uplink's name may hold anything; a file's name may not.
-fn file(folder: &Path, uplink: &str) -> PathBuf {
+fn list_file(folder: &Path, uplink: &str) -> PathBuf {
     let safe: String = uplink.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
     folder.join(format!("{safe}.json"))
 }

@@ -42,7 +42,7 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
                 };
                 let sent = attempt.unless_abandoned(async { cloud.send(call).await.map_err(|e| e.outcome) }).await;
                 match sent.and_then(check) {
-                    Ok(reply) => return pass(reply, attempt),
+                    Ok((reply, outcome)) => return pass(reply, outcome, attempt),
                     Err(outcome) => live.next(attempt, outcome).await,
                 }
             }
@@ -57,18 +57,19 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
 }
 
 /// A log-in page or a redirect is nobody's answer; everything else is the uplink's word.
-fn check(reply: Reply) -> Result<Reply, Outcome> {
+fn check(reply: Reply) -> Result<(Reply, Outcome), Outcome> {
     match classify::outcome(reply.status, &reply.headers, b"") {
         outcome @ Outcome::Unreachable(_) => Err(outcome),
-        _ => Ok(reply),
+        outcome => Ok((reply, outcome)),
     }
 }
 
-fn pass(reply: Reply, attempt: LiveAttempt) -> Response {
+/// Streams the answer; at its end control learns what its status meant, an error of the uplink as one.
+fn pass(reply: Reply, outcome: Outcome, attempt: LiveAttempt) -> Response {
     attempt.answering();
     let origin = Origin::uplink(attempt.cloud().name());
     let (status, headers) = (reply.status, passable(&reply.headers));
-    let body = stream::unfold(Some((reply, attempt)), |state| async move {
+    let body = stream::unfold(Some((reply, attempt)), move |state| async move {
         let (mut reply, attempt) = state?;
         match reply.next().await {
             Some(Ok(bytes)) => Some((Ok(bytes), Some((reply, attempt)))),
@@ -77,7 +78,7 @@ fn pass(reply: Reply, attempt: LiveAttempt) -> Response {
                 Some((Err(error), None))
             }
             None => {
-                attempt.end(Outcome::Delivered);
+                attempt.end(outcome);
                 None
             }
         }

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-/// Text of a streamed local answer that is kept for the record; longer ones are cut there.
-const TEXT_BYTES_MAX: usize = 256 * 1024;
+/// Text and tool calls of a streamed answer that are kept for the record; longer ones are cut there.
+const KEPT_BYTES_MAX: usize = 256 * 1024;
 
 /// What is to be done with an event.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,6 +59,7 @@ pub struct Gist {
     wants_usage: bool,
     content: bool,
     finish_reason: Option<String>,
+    kept_bytes: usize,
     text: String,
     tool_calls: Vec<serde_json::Value>,
 }
@@ -107,7 +108,7 @@ impl Gist {
         let text = choice.text.or_else(|| choice.delta.as_ref().and_then(|d| d.content.clone()));
         if let Some(text) = text.filter(|t| !t.is_empty()) {
             self.content = true;
-            if self.text.len() + text.len() <= TEXT_BYTES_MAX {
+            if self.has_room(text.len()) {
                 self.text.push_str(&text);
             }
         }
@@ -115,11 +116,19 @@ impl Gist {
         let thought = [&delta.reasoning_content, &delta.reasoning, &delta.refusal];
         self.content |= thought.iter().any(|t| t.as_ref().is_some_and(|t| !t.is_empty()));
         self.content |= delta.function_call.is_some();
-        if let Some(calls) = delta.tool_calls.and_then(|c| serde_json::from_str::<Vec<serde_json::Value>>(c.get()).ok())
-        {
+        let Some(raw) = delta.tool_calls.map(RawValue::get) else { return };
+        if let Ok(calls) = serde_json::from_str::<Vec<serde_json::Value>>(raw) {
             self.content |= !calls.is_empty();
-            self.tool_calls.extend(calls);
+            if self.has_room(raw.len()) {
+                self.tool_calls.extend(calls);
+            }
         }
+    }
+
+    /// Whether this much more is kept; once it is not, nothing more is.
+    fn has_room(&mut self, bytes: usize) -> bool {
+        self.kept_bytes = self.kept_bytes.saturating_add(bytes);
+        self.kept_bytes <= KEPT_BYTES_MAX
     }
 
     /// The stream as one whole answer, for the record.
@@ -166,6 +175,18 @@ mod tests {
         assert_eq!(gist.see(br#"{"error":"bare string"}"#), Seen::Error);
         assert_eq!(gist.see(b"[DONE]"), Seen::Done);
         assert_eq!(gist.see(b"not json"), Seen::Keep);
+    }
+
+    #[test]
+    fn an_endless_answer_is_cut_and_not_kept_whole() {
+        let mut gist = Gist::new(false);
+        let word = json!({"choices": [{"delta": {"content": "x".repeat(1024)}}]}).to_string();
+        let call = json!({"choices": [{"delta": {"tool_calls": [{"id": "x".repeat(1024)}]}}]}).to_string();
+        for _ in 0..1000 {
+            gist.see(word.as_bytes());
+            gist.see(call.as_bytes());
+        }
+        assert!(gist.has_content() && gist.to_completion("req_1", "m", 5).len() < 2 * KEPT_BYTES_MAX);
     }
 
     #[test]

@@ -60,21 +60,21 @@ struct Gone;
 /// Answers a streaming request.
 pub async fn answer(call: Arc<Call>) -> Response {
     let (parts, inbox) = mpsc::channel(PARTS);
-    let task = call.clone();
     tokio::spawn(async move {
         let closed = parts.clone();
         tokio::select! {
-            _ = walk(&task, &parts) => {}
+            _ = walk(&call, &parts) => {}
             // Dropping the walk gives the attempt up and frees its slot.
             () = closed.closed() => {}
         }
     });
-    head(&call, inbox).await
+    head(inbox).await
 }
 
 /// Waits for the first event, an error, or the time to commit.
-async fn head(call: &Call, mut inbox: mpsc::Receiver<Part>) -> Response {
-    let commit_at = Instant::from_std(call.received) + COMMIT_AFTER;
+async fn head(mut inbox: mpsc::Receiver<Part>) -> Response {
+    // From here, not from the request's head: a body that took long to come must not cost the errors their status.
+    let commit_at = Instant::from_std(clock::now()) + COMMIT_AFTER;
     let mut origin = Origin::default();
     let mut holding = false;
     loop {
@@ -294,15 +294,14 @@ async fn finish(parts: &Parts, held: Vec<Bytes>) -> Result<Tried, Gone> {
 /// The offline steps as a stream.
 pub async fn offline_parts(call: Arc<Call>, begun: Begun) -> Response {
     let (parts, inbox) = mpsc::channel(PARTS);
-    let task = call.clone();
     tokio::spawn(async move {
         let closed = parts.clone();
         tokio::select! {
-            _ = offline_stream(&task, begun, &parts) => {}
+            _ = offline_stream(&call, begun, &parts) => {}
             () = closed.closed() => {}
         }
     });
-    head(&call, inbox).await
+    head(inbox).await
 }
 
 async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result<(), Gone> {

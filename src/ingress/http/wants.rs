@@ -33,7 +33,7 @@ pub struct Wants {
     pub ttl: Option<Duration>,
     /// `Prefer: respond-async`.
     pub respond_async: bool,
-    /// `Prefer: wait=N`.
+    /// `Prefer: wait=N`, no longer than a connection may be held.
     pub wait: Option<Duration>,
     /// How long the connection may be held.
     pub hold: Duration,
@@ -47,13 +47,14 @@ impl Wants {
     /// Reads the headers.
     pub fn read(headers: &HeaderMap, default_policy: Policy) -> Result<Self, Refusal> {
         let (respond_async, wait) = prefer(headers);
+        let wait = wait.map(|wait| wait.min(HOLD_MAX));
         Ok(Self {
             policy: word(headers, "x-holdfast-offline")?.unwrap_or(default_policy),
             priority: word(headers, "x-holdfast-priority")?.unwrap_or_default(),
             ttl: ttl(headers)?,
             respond_async,
             wait,
-            hold: wait.unwrap_or_else(|| hold(headers)).min(HOLD_MAX),
+            hold: wait.unwrap_or_else(|| hold(headers)),
             idempotency_key: bounded(headers, "idempotency-key")?,
             label: bounded(headers, "x-edge-device")?.filter(|label| label != "true"),
         })
@@ -162,6 +163,8 @@ mod tests {
         assert_eq!(hold("10"), Duration::from_secs(9));
         assert_eq!(hold("600"), HOLD_MAX);
         assert_eq!(hold("-1"), HOLD_DEFAULT);
+        let patient = read(&[("prefer", "respond-async, wait=99999999999")]).unwrap();
+        assert_eq!((patient.wait, patient.hold), (Some(HOLD_MAX), HOLD_MAX));
     }
 
     #[test]
