@@ -122,6 +122,8 @@ pub struct Control {
     deferred: BTreeSet<(u64, u64)>,
     /// The stored request whose body is still leaving: the next one waits, so that order holds on the wire.
     leaving: Option<AttemptId>,
+    /// The next stored request leaves no sooner.
+    next_send_ms: u64,
     was_available: bool,
     paused: bool,
     stopping: bool,
@@ -196,6 +198,7 @@ impl Control {
             lease_after_ms: 0,
             deferred: BTreeSet::new(),
             leaving: None,
+            next_send_ms: 0,
             was_available: false,
             paused: false,
             stopping: false,
@@ -214,7 +217,7 @@ impl Control {
                     attempt.answering = true;
                 }
             }
-            Event::BodyOut(attempt) => self.body_out(attempt),
+            Event::BodyOut(attempt) => self.body_out(attempt, now_ms),
             Event::Ended { attempt, outcome, latency_ms, next } => {
                 self.ended(attempt, outcome, latency_ms, next, now_ms, effects);
             }

@@ -33,6 +33,9 @@ pub enum SpoolError {
     /// SQLite or the file system failed; the request in question was not accepted.
     #[error("storage failed: {0}")]
     Storage(String),
+    /// The data folder or a file in it belongs to somebody else.
+    #[error("no permission for the data folder: {0}; run as its owner, or set another gateway.data_dir")]
+    Permission(String),
     /// The spool was closed.
     #[error("the spool is closed")]
     Closed,
@@ -49,6 +52,7 @@ impl SpoolError {
             SpoolError::Newer { .. } => "spool_newer",
             SpoolError::Busy => "spool_busy",
             SpoolError::Storage(_) => "storage",
+            SpoolError::Permission(_) => "permission",
             SpoolError::Closed => "closed",
         }
     }
@@ -67,8 +71,9 @@ impl From<rusqlite::Error> for SpoolError {
 
 impl From<std::io::Error> for SpoolError {
     fn from(error: std::io::Error) -> SpoolError {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, StorageFull};
         match error.kind() {
+            PermissionDenied => SpoolError::Permission(error.to_string()),
             StorageFull | QuotaExceeded => SpoolError::DiskFull,
             _ => SpoolError::Storage(error.to_string()),
         }

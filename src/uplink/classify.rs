@@ -117,19 +117,15 @@ pub fn send_failure(error: &(dyn std::error::Error + 'static), is_connect: bool,
 fn connect_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
     let mut cause = Some(error);
     while let Some(e) = cause {
-        if e.downcast_ref::<rustls::Error>().is_some() {
-            return Fault::Tls;
-        }
-        // An io::Error hides a boxed rustls error from `source()`.
-        if let Some(io) = e.downcast_ref::<std::io::Error>()
-            && io.get_ref().is_some_and(|inner| inner.downcast_ref::<rustls::Error>().is_some())
-        {
+        if e.is::<rustls::Error>() {
             return Fault::Tls;
         }
         if e.to_string().starts_with("dns error") {
             return Fault::Dns;
         }
-        cause = e.source();
+        // An io::Error names the cause of what it wraps as its source, not what it wraps.
+        let wrapped = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        cause = wrapped.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| e.source());
     }
     Fault::Connect
 }

@@ -104,6 +104,17 @@ async fn an_endless_chunked_body_is_cut_at_the_limit() {
 }
 
 #[tokio::test]
+async fn a_body_packed_in_an_unknown_way_is_refused_in_words() {
+    let bench = Bench::start().await;
+    for packing in ["br", "zstd", "gzip, br"] {
+        let reply = bench.daemon.send(Ask::chat("packed").header("content-encoding", packing)).await;
+        reply.assert_error(415, "unsupported_media_type");
+    }
+    let plain = bench.daemon.send(Ask::chat("as it is").header("content-encoding", "identity")).await;
+    assert_eq!(plain.status, 200);
+}
+
+#[tokio::test]
 async fn endless_headers_are_cut() {
     let bench = Bench::start().await;
     let mut stream = UnixStream::connect(bench.daemon.socket()).await.unwrap();

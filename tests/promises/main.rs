@@ -1,4 +1,4 @@
-//! The promises of CONTRACT.md to users, held against the real binary from outside.
+//! The promises to users, held against the real binary from outside.
 //!
 //! Every test starts `holdfast run` in a folder of its own, with simulators in this process; nothing here looks into
 //! the program. The clients are the official ones or a small HTTP client of our own.
@@ -15,3 +15,4 @@ mod routes;
 mod simulators;
 mod stopping;
 mod support;
+mod tls;

@@ -42,8 +42,10 @@ async fn a_repeat_right_after_a_broken_connection_makes_no_second_request() {
         for after_ms in [n % 10, 2, 40] {
             break_off(&bench, &user, after_ms).await;
             // On a loaded machine the daemon may look at the broken connection late; the promise begins there.
-            until("the break to be noticed", 10, || async { (bench.daemon.descriptors() <= descriptors).then_some(()) })
-                .await;
+            until("the break to be noticed", 10, || async {
+                (bench.daemon.descriptors() <= descriptors).then_some(())
+            })
+            .await;
         }
     }
     until("every request to be stored", 10, || async { (bench.daemon.backlog().await >= CALLERS).then_some(()) }).await;

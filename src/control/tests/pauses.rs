@@ -64,7 +64,8 @@ fn one_alarm_for_many_requests_in_flight() {
     }
     let mut running = vec![sends(&bench.lease((4..8).map(item).collect()))[0].0];
     for _ in 0..3 {
-        let sent = sends(&bench.tell(Event::BodyOut(running[running.len() - 1])));
+        bench.tell(Event::BodyOut(running[running.len() - 1]));
+        let sent = sends(&bench.advance(5));
         running.push(sent[0].0);
     }
     let alarms: usize =

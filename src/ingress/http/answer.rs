@@ -178,9 +178,12 @@ struct Choice<'a> {
     finish_reason: Option<String>,
 }
 
-/// A whole answer as the events of a stream, for callers that asked for one.
+/// A whole answer as the events of a stream, for callers that asked for one; `None` where it is no answer.
 pub fn as_events(body: &[u8], include_usage: bool) -> Option<Vec<Bytes>> {
     let whole: Completion<'_> = serde_json::from_slice(body).ok()?;
+    if whole.choices.is_empty() {
+        return None;
+    }
     let mut events = Vec::new();
     let is_text = whole.choices.iter().any(|c| c.text.is_some());
     let object = if is_text { "text_completion" } else { "chat.completion.chunk" };
@@ -234,6 +237,12 @@ mod tests {
         let passed = passable(&headers);
         assert_eq!(passed.len(), 2);
         assert_eq!(passed["x-upstream-request-id"], "u1");
+    }
+
+    #[test]
+    fn an_answer_without_choices_is_no_stream() {
+        assert!(as_events(b"{}", false).is_none());
+        assert!(as_events(br#"{"choices":[{"mess"#, false).is_none());
     }
 
     #[test]

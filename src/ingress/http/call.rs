@@ -28,6 +28,10 @@ const BODY_BYTES_PER_S: u64 = 4096;
 /// Longest silence in the middle of a body.
 const BODY_IDLE: Duration = Duration::from_secs(10);
 
+/// How much of a refused body is taken, and for how long, so that its client reads the refusal.
+const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(3);
+
 /// Who asks, as the connection tells.
 #[derive(Debug, Clone)]
 pub struct Peer(pub String);
@@ -170,6 +174,7 @@ pub fn forwardable(headers: &HeaderMap) -> HeaderMap {
 pub async fn read_body(request: Request<Body>, limit: u64) -> Result<Bytes, Refusal> {
     let declared = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit) {
+        discard(request.into_body());
         return Err(Refusal::too_large(limit));
     }
     let started = tokio::time::Instant::from_std(clock::now());
@@ -188,6 +193,7 @@ pub async fn read_body(request: Request<Body>, limit: u64) -> Result<Bytes, Refu
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
                 if (read.len() + data.len()) as u64 > limit {
+                    discard(body);
                     return Err(Refusal::too_large(limit));
                 }
                 if read.is_empty() && declared == Some(data.len() as u64) {
@@ -197,6 +203,23 @@ pub async fn read_body(request: Request<Body>, limit: u64) -> Result<Bytes, Refu
             }
         }
     }
+}
+
+/// Takes the rest of a refused body and forgets it, within bounds: a client that writes everything before it
+/// reads would otherwise see a broken connection instead of the refusal.
+pub fn discard(mut body: Body) {
+    tokio::spawn(async move {
+        let mut left = DISCARD_BYTES_MAX;
+        let discarding = async {
+            while let Some(Ok(frame)) = body.frame().await {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(DISCARD_TIME, discarding).await;
+    });
 }
 
 fn too_slow() -> Refusal {

@@ -139,7 +139,7 @@ pub async fn repeated(call: Arc<Call>, handing: Handing) -> Response {
     let id = handing.id().to_owned();
     match call.app.gateway.spool().get(id.clone()).await {
         Err(error) => call.app.refused(&call, error.into()),
-        // Pruned meanwhile: the repeat is a new request.
+        // Pruned meanwhile, or never on disk: the repeat is a new request.
         Ok(None) => {
             handing.delivered();
             super::openai::fresh(call).await

@@ -31,7 +31,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use hyper::StatusCode;
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
 use tokio::sync::{Semaphore, watch};
 use tower_http::decompression::RequestDecompressionLayer;
 
@@ -153,7 +153,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/{*rest}", any(passthrough::any_v1))
         .route("/api/{*rest}", any(ollama::any_api))
-        .layer(RequestDecompressionLayer::new())
+        .layer(middleware::from_fn(refuse_packed))
+        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
         .layer(middleware::from_fn_with_state(app.clone(), admit));
     Router::new()
         .merge(limited)
@@ -197,9 +198,11 @@ async fn name_request(mut request: Request, next: Next) -> Response {
 /// Bounds the requests served at once; refuses while the process ends.
 async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if !app.gateway.is_accepting() {
+        call::discard(request.into_body());
         return Refusal::stopping().into_response();
     }
     let Ok(permit) = app.slots.clone().try_acquire_owned() else {
+        call::discard(request.into_body());
         let message = format!(
             "the gateway serves {} requests already; wait a moment, or raise [http] max_in_flight",
             app.options.max_in_flight
@@ -211,6 +214,15 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
     let response = next.run(request).await;
     // A stream is being served until its last byte: the permit travels with its body.
     response.map(|body| axum::body::Body::new(listen::Held::new(body, permit)))
+}
+
+/// A body packed in a way that nobody here unpacks; the layer before took the header of all others away.
+async fn refuse_packed(request: Request, next: Next) -> Response {
+    if request.headers().get(CONTENT_ENCODING).is_none_or(|packing| packing == "identity") {
+        return next.run(request).await;
+    }
+    let message = "send the body as it is, or packed with gzip or deflate";
+    Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message).into_response()
 }
 
 async fn unknown_path() -> Response {

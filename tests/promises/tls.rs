@@ -1,0 +1,114 @@
+//! TLS to an uplink: a plant's own root certificate, HTTP/2 where the uplink offers it, and no way around a bad one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use rustls::pki_types::PrivateKeyDer;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::support::{Ask, Daemon, until};
+
+/// An uplink behind TLS whose answers say which HTTP version they were asked in; its port and its certificate.
+async fn tls_uplink(protocols: &[&[u8]]) -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let pem = made.cert.pem();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    server.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    let acceptor = TlsAcceptor::from(Arc::new(server));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that does not trust the certificate hangs up in the handshake.
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let _ = auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service_fn(answer))
+                    .await;
+            });
+        }
+    });
+    (port, pem)
+}
+
+async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let version = format!("{:?}", request.version());
+    request.into_body().collect().await?;
+    let body = json!({
+        "id": "c", "object": "chat.completion", "created": 1, "model": "m", "data": [],
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": version}}],
+    });
+    Ok(Response::new(Full::from(body.to_string())))
+}
+
+fn config(port: u16, ca_file: &str) -> String {
+    format!(
+        r#"
+[gateway]
+data_dir = "@DIR@/data"
+[http]
+socket = "@DIR@/hf.sock"
+[[uplink]]
+name = "tls"
+base_url = "https://localhost:{port}/v1"
+ca_file = "{ca_file}"
+probe = {{ interval = "100ms", timeout = "1s", fall = 2, rise = 1 }}
+[local]
+base_url = ""
+"#
+    )
+}
+
+async fn with_own_root(protocols: &[&[u8]]) -> serde_json::Value {
+    let (port, pem) = tls_uplink(protocols).await;
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file: PathBuf = folder.path().join("plant.pem");
+    std::fs::write(&ca_file, pem).unwrap();
+    let daemon = Daemon::start(&config(port, ca_file.to_str().unwrap())).await;
+    let reply = daemon.send(Ask::chat("which version?").header("x-holdfast-offline", "fail")).await;
+    assert_eq!(reply.status, 200, "{}", reply.json());
+    reply.json()
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_where_the_uplink_offers_it() {
+    let answer = with_own_root(&[b"h2", b"http/1.1"]).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "HTTP/2.0");
+}
+
+#[tokio::test]
+async fn http_1_is_spoken_where_it_does_not() {
+    let answer = with_own_root(&[b"http/1.1"]).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "HTTP/1.1");
+}
+
+#[tokio::test]
+async fn an_unknown_certificate_is_an_outage_that_says_so() {
+    let (port, _) = tls_uplink(&[b"h2"]).await;
+    let daemon = Daemon::start(&config(port, "")).await;
+    let reason = until("the uplink to be found untrusted", 10, || async {
+        let uplink = daemon.status().await["uplinks"][0].clone();
+        (uplink["health"] == "unhealthy").then(|| uplink["reason"].to_string())
+    })
+    .await;
+    assert!(reason.contains("TLS failed"), "{reason}");
+    let reply = daemon.send(Ask::chat("hello").header("x-holdfast-offline", "fail")).await;
+    reply.assert_error(503, "uplink_unavailable");
+}
