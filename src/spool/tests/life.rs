@@ -1,5 +1,7 @@
 //! A request's life: acceptance, order, leases, outcomes.
 
+use futures_util::FutureExt;
+
 use super::*;
 use crate::control::types::State;
 use crate::spool::SpoolError;
@@ -202,7 +204,11 @@ async fn a_position_is_the_number_of_those_that_stand_before() {
 async fn a_lease_nobody_received_is_given_back() {
     let (_dir, spool) = fresh();
     take(&spool, request("a")).await;
-    drop(tokio::time::timeout(std::time::Duration::ZERO, spool.lease(1)).await);
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    // Holds the thread, so that the lease cannot arrive before its caller is gone.
+    assert!(spool.look(move |_| Ok(wait.recv().is_ok())).now_or_never().is_none());
+    assert!(spool.lease(1).now_or_never().is_none());
+    go.send(()).unwrap();
     let mut got = Vec::new();
     for _ in 0..100 {
         got.extend(leased(&spool, 1).await);
