@@ -101,7 +101,7 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
             "latency_ms": u.latency_ms,
             "in_flight": u.in_flight,
             "consecutive_failures": u.failures,
-            "last_check": u.last_check_ms.map(|at| clock::unix_ms().saturating_sub(now_ms.saturating_sub(at))),
+            "last_check": u.last_check_ms.map(|at| clock::unix_ms().saturating_sub(now_ms.saturating_sub(at)) / 1000),
             "paused": u.paused.map(|(block, until)| json!({
                 "reason": block.as_str(),
                 "retry_in_s": until.saturating_sub(now_ms) / 1000,
@@ -207,14 +207,20 @@ pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Respon
 
 /// `DELETE /holdfast/v1/requests/{id}`: cancels.
 pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    match app.gateway.cancel(&id).await {
-        Err(error) => Refusal::from(error).into_response(),
-        Ok(None) => Refusal::no_such_request().into_response(),
-        Ok(Some(RequestState::Sending)) => {
+    match try_cancel(&app, &id).await {
+        Err(refusal) => refusal.into_response(),
+        Ok(_) => show(State(app), Path(id)).await,
+    }
+}
+
+/// Where it stands then: `cancelled`, or the final state that it had before.
+async fn try_cancel(app: &App, id: &str) -> Result<RequestState, Refusal> {
+    match app.gateway.cancel(id).await?.ok_or_else(Refusal::no_such_request)? {
+        RequestState::Sending => {
             let message = "it is being sent right now; ask again when the attempt has ended";
-            Refusal::new(StatusCode::CONFLICT, "request_sending", message).retry_after(5).into_response()
+            Err(Refusal::new(StatusCode::CONFLICT, "request_sending", message).retry_after(5))
         }
-        Ok(Some(_)) => show(State(app), Path(id)).await,
+        state => Ok(state),
     }
 }
 
@@ -254,13 +260,15 @@ pub async fn completion(State(app): State<Arc<App>>, Path(id): Path<String>, Que
     }
 }
 
-/// `DELETE /v1/chat/completions/{id}`: cancels, in OpenAI's shape.
+/// `DELETE /v1/chat/completions/{id}`: cancels, in OpenAI's shape. What is finished stays, and the answer says so.
 pub async fn cancel_completion(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    let response = cancel(State(app), Path(id.clone())).await;
-    if !response.status().is_success() {
-        return response;
+    match try_cancel(&app, &id).await {
+        Err(refusal) => refusal.into_response(),
+        Ok(state) => {
+            let deleted = state == RequestState::Cancelled;
+            ok(&json!({"object": "chat.completion.deleted", "id": id, "deleted": deleted}))
+        }
     }
-    ok(&json!({"object": "chat.completion.deleted", "id": id, "deleted": true}))
 }
 
 /// `POST /holdfast/v1/drain`.
