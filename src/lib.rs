@@ -3,8 +3,8 @@
 //! Rooms, arrows pointing down only:
 //!
 //! ```text
-//! main -> cli -> supervisor -> { ingress, systemd, telemetry } -> gateway
-//!      -> { spool, uplink, clock } -> control
+//! main -> cli -> supervisor -> { ingress, systemd, network } -> gateway
+//!      -> { spool, uplink, telemetry } -> { control, clock }
 //! ```
 //!
 //! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.

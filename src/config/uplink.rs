@@ -33,7 +33,7 @@ pub struct Uplink {
     pub name: String,
     /// `http` or `https`, without a trailing slash.
     pub base_url: String,
-    /// Where its keys are kept; failover among several, none is legal.
+    /// Where its keys are kept; the first that can be read is used, none is legal.
     pub api_keys: Vec<KeySource>,
     /// How a key travels.
     pub auth: Auth,

@@ -192,7 +192,7 @@ impl Table<'_> {
         self.parsed(name, &default.to_string(), "a word in quotes", parse).unwrap_or(default)
     }
 
-    /// A duration with its unit, within `range`.
+    /// A duration with its unit, from `at_least` to ten years.
     pub(super) fn duration(&mut self, name: &'static str, default: &str, at_least: &str) -> Duration {
         let least = units::duration(at_least).unwrap_or_default();
         let parse = |text: &str| match units::duration(text)? {
