@@ -44,6 +44,16 @@ pub enum SupervisorError {
     Spool(SpoolError),
 }
 
+impl SupervisorError {
+    /// Why the spool cannot be opened; a folder of somebody else is a matter of permission.
+    pub fn of_spool(error: SpoolError) -> Self {
+        match error {
+            SpoolError::Permission(_) => SupervisorError::Permission(error.to_string()),
+            other => SupervisorError::Spool(other),
+        }
+    }
+}
+
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let settings = loaded.settings;
@@ -133,7 +143,7 @@ async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError
         hold_unknown: settings.retry.on_unknown == OnUnknown::Hold,
     };
     let opened = tokio::task::spawn_blocking(move || spool::open(options)).await;
-    opened.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::Spool)
+    opened.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::of_spool)
 }
 
 /// The listeners, and whether the UNIX socket is ours to remove: one that systemd made outlives this process.

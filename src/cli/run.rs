@@ -5,7 +5,6 @@
 use super::Global;
 use super::exit::{self, Done, Failure};
 use crate::config;
-use crate::spool::SpoolError;
 use crate::supervisor::{self, SupervisorError};
 
 /// Runs the daemon until it is told to stop.
@@ -21,7 +20,7 @@ pub async fn run(global: &Global) -> Done {
 fn code(error: &SupervisorError) -> u8 {
     match error {
         SupervisorError::Configuration(_) => exit::CONFIG,
-        SupervisorError::Permission(_) | SupervisorError::Spool(SpoolError::Permission(_)) => exit::PERMISSION,
+        SupervisorError::Permission(_) => exit::PERMISSION,
         SupervisorError::Io(_) | SupervisorError::Spool(_) => exit::IO,
     }
 }
@@ -32,7 +31,7 @@ mod tests {
 
     #[test]
     fn a_folder_of_somebody_else_is_a_matter_of_permission() {
-        let of = |kind: std::io::ErrorKind| code(&SupervisorError::Spool(std::io::Error::from(kind).into()));
+        let of = |kind: std::io::ErrorKind| code(&SupervisorError::of_spool(std::io::Error::from(kind).into()));
         assert_eq!(of(std::io::ErrorKind::PermissionDenied), exit::PERMISSION);
         assert_eq!(of(std::io::ErrorKind::ReadOnlyFilesystem), exit::IO);
     }
