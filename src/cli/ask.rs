@@ -27,7 +27,7 @@ pub struct Args {
     /// The model's name
     #[arg(long, default_value = "gpt-4o")]
     model: String,
-    /// A canned prompt's number
+    /// A canned prompt's number (not in this version)
     #[arg(long, value_name = "N")]
     task: Option<u32>,
     /// How urgent it is: critical, high, normal or low

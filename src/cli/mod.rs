@@ -45,7 +45,7 @@ pub struct Global {
     /// Configuration file; without it /etc/holdfast/holdfast.toml if it exists, else built-in defaults
     #[arg(short, long, global = true, value_name = "FILE", env = "HOLDFAST_CONFIG", value_parser = path())]
     pub config: Option<PathBuf>,
-    /// The daemon's socket; without it the configuration's
+    /// The socket of the daemon to ask; without it the configuration's (run takes only http.socket)
     #[arg(long, global = true, value_name = "PATH", env = "HOLDFAST_SOCKET", value_parser = path())]
     pub socket: Option<PathBuf>,
     /// JSON on standard output, for scripts

@@ -48,11 +48,11 @@ pub enum Command {
     },
     /// Print every record with its answers, one JSON object per line
     Export {
-        /// Read the data folder of a stopped daemon
+        /// Read the data folder of a stopped daemon (not in this version)
         #[arg(long)]
         offline: bool,
     },
-    /// Check the data folder of a stopped daemon
+    /// Check the data folder of a stopped daemon (not in this version)
     Fsck,
 }
 
