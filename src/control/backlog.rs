@@ -36,6 +36,9 @@ impl Control {
     pub(super) fn told_ready(&mut self, count: u64) {
         self.ready = count;
         self.ready_is_news = true;
+        if count == 0 {
+            self.pace.rest();
+        }
     }
 
     pub(super) fn take_leased(&mut self, items: Vec<Item>, now_ms: u64) {

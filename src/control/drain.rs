@@ -80,6 +80,11 @@ impl Pace {
         self.last_answer_ms = Some(now_ms);
     }
 
+    /// Nothing waits: the time until the next answer says nothing about the pace.
+    pub fn rest(&mut self) {
+        self.last_answer_ms = None;
+    }
+
     /// The uplink pushed back.
     pub fn slower(&mut self, not_before_ms: u64) {
         self.window = (self.window / 2).max(1);

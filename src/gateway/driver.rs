@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at
 use super::deliver::{Delivery, deliver};
 use super::{Input, LiveAttempt, Shared, Target};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Verdict};
+use crate::control::health::Health;
 use crate::control::types::State;
 use crate::control::{Control, View};
 use crate::spool::SpoolError;
@@ -343,7 +344,7 @@ impl Driver {
                 }
             }
             match end {
-                Some((state, reason, route)) => shared.finished(&leased.id, state, reason, route),
+                Some((state, reason, route)) => shared.finished(&leased.id, Some(&leased.source), state, reason, route),
                 None => {
                     shared.report_request(
                         &leased.id,
@@ -364,7 +365,12 @@ impl Driver {
         let shared = self.shared.clone();
         let sweep = self.tasks.spawn(async move {
             match shared.spool.sweep().await {
-                Ok(ended) => ended.iter().for_each(|(_, id, state)| shared.finished(id, *state, Some("ttl"), None)),
+                Ok(ended) => {
+                    for (_, id, state) in &ended {
+                        let reason = (*state == State::Expired).then_some("ttl");
+                        shared.finished(id, None, *state, reason, None);
+                    }
+                }
                 Err(error) => tracing::warn!(HOLDFAST_REASON = error.kind(), "old records stay for now: {error}"),
             }
         });
@@ -376,12 +382,17 @@ impl Driver {
         let event = match notice {
             Notice::Health { uplink, health, fault } => {
                 let (uplink, reason) = (name(*uplink), fault.map(super::super::control::event::Fault::as_str));
-                tracing::warn!(
-                    HOLDFAST_UPLINK = uplink,
-                    HOLDFAST_STATE = health.as_str(),
-                    HOLDFAST_REASON = reason,
-                    "uplink {uplink} is {health}"
-                );
+                let line = format!("uplink {uplink} is {health}");
+                if *health == Health::Unhealthy {
+                    tracing::warn!(
+                        HOLDFAST_UPLINK = uplink,
+                        HOLDFAST_STATE = health.as_str(),
+                        HOLDFAST_REASON = reason,
+                        "{line}"
+                    );
+                } else {
+                    tracing::info!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = health.as_str(), "{line}");
+                }
                 change("uplink", &uplink, Some(health.as_str()), reason.map(str::to_owned))
             }
             Notice::Breaker { uplink, state } => {

@@ -193,7 +193,7 @@ impl Gateway {
     pub async fn cancel(&self, id: &str) -> Result<Option<State>, SpoolError> {
         let state = self.shared.spool.cancel(id.to_owned()).await?;
         if state == Some(State::Cancelled) {
-            self.shared.finished(id, State::Cancelled, None, None);
+            self.shared.finished(id, None, State::Cancelled, None, None);
         }
         Ok(state)
     }
@@ -268,9 +268,9 @@ impl Shared {
     }
 
     /// A stored request reached its outcome: whoever waits for it is woken.
-    fn finished(&self, id: &str, state: State, reason: Option<&str>, route: Option<String>) {
+    fn finished(&self, id: &str, source: Option<&str>, state: State, reason: Option<&str>, route: Option<String>) {
         self.metrics.settled(state.as_str());
-        self.report_request(id, None, state, reason, route);
+        self.report_request(id, source, state, reason, route);
         self.waiters.wake(id);
     }
 }

@@ -192,3 +192,25 @@ async fn a_stored_request_can_be_cancelled() {
     assert_eq!(bench.daemon.record(&id).await["state"], "cancelled");
     assert_eq!(bench.uplink.requests_total(), 0);
 }
+
+#[tokio::test]
+async fn a_repeat_that_wants_nothing_stored_is_not_attached() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let ask = |policy| {
+        Ask::chat("twice, differently").header("x-stainless-timeout", "1").header("x-holdfast-offline", policy)
+    };
+    bench.daemon.send(ask("queue")).await.assert_error(503, "request_queued");
+    bench.daemon.send(ask("fail")).await.assert_error(503, "uplink_unavailable");
+    bench.daemon.send(ask("local")).await.assert_error(503, "uplink_unavailable");
+    assert_eq!(bench.daemon.backlog().await, 1);
+}
+
+#[tokio::test]
+async fn an_answered_request_cannot_be_cancelled() {
+    let bench = Bench::start().await;
+    let accepted = bench.daemon.send(Ask::chat("once").header("prefer", "respond-async")).await;
+    let path = format!("/holdfast/v1/requests/{}", accepted.id());
+    until("the answer", 10, || async { (bench.daemon.get(&path).await.json()["state"] == "answered").then_some(()) })
+        .await;
+    bench.daemon.send(Ask::new(hyper::Method::DELETE, &path)).await.assert_error(409, "not_cancellable");
+}

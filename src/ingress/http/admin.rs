@@ -220,7 +220,11 @@ async fn try_cancel(app: &App, id: &str) -> Result<RequestState, Refusal> {
             let message = "it is being sent right now; ask again when the attempt has ended";
             Err(Refusal::new(StatusCode::CONFLICT, "request_sending", message).retry_after(5))
         }
-        state => Ok(state),
+        RequestState::Cancelled => Ok(RequestState::Cancelled),
+        state => {
+            let message = format!("it is {state} already; only waiting requests can be cancelled");
+            Err(Refusal::new(StatusCode::CONFLICT, "not_cancellable", message))
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{StatusCode, Version};
 use serde::Deserialize;
 use serde_json::json;
@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use super::refusal::Refusal;
 use crate::control::types::State;
 use crate::spool::record::Record;
+use crate::uplink::classify;
 use crate::uplink::cloud::Whole;
 
 /// Response headers of an uplink that stay on its side: hop-by-hop ones, cookies, and what is ours to say.
@@ -83,6 +84,13 @@ pub fn passable(headers: &HeaderMap) -> HeaderMap {
         .filter(|(name, _)| !KEPT_BACK.contains(&name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
+    if headers.contains_key(RETRY_AFTER) {
+        passed.remove(RETRY_AFTER);
+        // Broken seconds, dates and hours are seen in the wild; the SDKs obey whole seconds up to half a minute.
+        if let Some(ms) = classify::retry_after_ms(headers) {
+            passed.insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).clamp(1, 30)));
+        }
+    }
     if let Some(id) = headers.get("x-request-id") {
         passed.insert(HeaderName::from_static("x-upstream-request-id"), id.clone());
     }
@@ -91,20 +99,26 @@ pub fn passable(headers: &HeaderMap) -> HeaderMap {
 
 /// An uplink's whole answer, passed on.
 pub fn from_uplink(whole: Whole, origin: &Origin) -> Response {
-    let mut response = Response::new(Body::from(whole.body));
+    let is_error = whole.status.is_client_error() || whole.status.is_server_error();
+    let body = if is_error { error_body(whole.status, whole.body) } else { whole.body };
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = whole.status;
     *response.version_mut() = Version::HTTP_11;
     *response.headers_mut() = passable(&whole.headers);
-    error_is_json(whole.status, response.headers_mut());
+    if is_error {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
     origin.write(response.headers_mut());
     response
 }
 
-/// Errors are always JSON: some services send theirs as text.
-fn error_is_json(status: StatusCode, headers: &mut HeaderMap) {
-    if status.is_client_error() || status.is_server_error() {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+/// Errors are always JSON: an uplink's own words where they are, a sentence where it sent text or nothing.
+fn error_body(status: StatusCode, body: Bytes) -> Bytes {
+    if serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok() {
+        return body;
     }
+    let message = format!("the uplink refused with HTTP {} and no readable reason", status.as_u16());
+    Refusal::new(status, "upstream_error", message).json()
 }
 
 /// A JSON body with its origin.
@@ -237,6 +251,25 @@ mod tests {
         let passed = passable(&headers);
         assert_eq!(passed.len(), 2);
         assert_eq!(passed["x-upstream-request-id"], "u1");
+    }
+
+    #[test]
+    fn an_error_is_json_whatever_the_uplink_sent() {
+        let own = Bytes::from_static(br#"{"error":"bare"}"#);
+        assert_eq!(error_body(StatusCode::BAD_REQUEST, own.clone()), own);
+        let made = error_body(StatusCode::NOT_FOUND, Bytes::from_static(b"404 page not found"));
+        let value: serde_json::Value = serde_json::from_slice(&made).unwrap();
+        assert_eq!(value["error"]["code"], "upstream_error");
+    }
+
+    #[test]
+    fn retry_after_is_a_whole_number_that_clients_obey() {
+        for (sent, passed) in
+            [("3", Some("3")), ("1.5", Some("2")), ("200", Some("30")), ("0", Some("1")), ("Wed, 21 Oct", None)]
+        {
+            let headers: HeaderMap = [(RETRY_AFTER, HeaderValue::from_static(sent))].into_iter().collect();
+            assert_eq!(passable(&headers).get(RETRY_AFTER).map(|v| v.to_str().unwrap()), passed, "{sent}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::App;
 use super::refusal::Refusal;
 use super::wants::Wants;
 use crate::clock;
+use crate::control::route::offline;
 use crate::spool::record::NewRequest;
 use crate::uplink::body::{self, Head};
 
@@ -85,6 +86,11 @@ impl Call {
     /// Somebody's question whether we live; never stored.
     pub fn is_health_probe(&self) -> bool {
         self.head.max_tokens == Some(1) && self.endpoint != "/v1/embeddings"
+    }
+
+    /// Whether an outage makes it a stored request.
+    pub fn stores_offline(&self) -> bool {
+        offline(self.wants.policy, self.is_health_probe()).store
     }
 
     /// The request as the spool takes it.

@@ -17,7 +17,7 @@ use super::record_json::record_json;
 use super::refusal::Refusal;
 use super::stream;
 use crate::clock;
-use crate::control::types::Policy;
+use crate::control::types::State;
 use crate::spool::record::{Accepted, Leased, Record};
 
 /// While a caller waits for its keyed request, an outage is looked for this often.
@@ -88,8 +88,7 @@ async fn deliver(call: Arc<Call>, record: Record) -> Response {
 /// `Idempotency-Key`: the same key, source and body is the same request, in flight or done.
 pub async fn keyed(call: Arc<Call>, key: String) -> Response {
     let online = call.app.gateway.is_online();
-    let may_store = matches!(call.wants.policy, Policy::Both | Policy::Queue) && !call.is_health_probe();
-    if !online && !may_store {
+    if !online && !call.stores_offline() {
         return unkept(call).await;
     }
     let accepted = match call.app.gateway.store(call.to_store(online, false)).await {
@@ -160,6 +159,10 @@ async fn attached(call: Arc<Call>, stored: Stored) -> Response {
             Ok(None) => {}
         }
         if !call.app.gateway.is_online() {
+            if !call.stores_offline() && call.app.gateway.cancel(&stored.id).await == Ok(Some(State::Cancelled)) {
+                // Its policy leaves nothing for later, so the copy that the key needed goes.
+                return unkept(call).await;
+            }
             return match offline::resume(&call, "offline", stored).await {
                 Err(refusal) => call.app.refused(&call, refusal),
                 Ok(begun) => shaped(call, begun).await,

@@ -34,7 +34,8 @@ async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Respo
     if let Some(key) = call.wants.idempotency_key.clone() {
         return kept::keyed(call, key).await;
     }
-    if !call.app.attach.is_empty()
+    if call.stores_offline()
+        && !call.app.attach.is_empty()
         && let Some(handing) = call.app.attach.find_patiently(&call.source, call.hash(), attach_now).await
     {
         return kept::repeated(call, handing).await;

@@ -3,6 +3,7 @@
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::control::types::State;
 use crate::spool::record::Record;
 
 /// The whole object; answers are there where the record brought their bytes.
@@ -30,7 +31,8 @@ pub fn record_json(record: &Record) -> Value {
         "position": if record.state.is_final() { Value::Null } else { json!(record.position) },
         "local": local(record),
         "uplink": uplink(record),
-        "last_error": record.last_error.as_ref().map(|e| json!({"kind": e.kind, "message": e.message})),
+        // What failed before the answer came is history, and would read like a failure.
+        "last_error": record.last_error.as_ref().filter(|_| record.state != State::Answered).map(|e| json!({"kind": e.kind, "message": e.message})),
     });
     if record.local.is_some() && record.uplink.is_some() {
         value["agreement"] = json!("unknown");

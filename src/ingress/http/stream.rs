@@ -39,6 +39,7 @@ const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
 const PARTS: usize = 16;
 /// Events held back before the first content: roles and empty chunks.
 const HELD_MAX: usize = 64;
+const HELD_BYTES_MAX: usize = 64 * 1024;
 
 /// What the task tells the answer.
 enum Part {
@@ -238,23 +239,44 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
     }
 }
 
+/// Events held back until the first content.
+#[derive(Default)]
+struct HeldBack {
+    events: Vec<Bytes>,
+    bytes: usize,
+    /// Something has gone to the caller: from here on no other target can take over silently.
+    flowing: bool,
+}
+
+impl HeldBack {
+    async fn pass(&mut self, event: Bytes, has_content: bool, parts: &Parts) -> Result<(), Gone> {
+        let room = self.events.len() < HELD_MAX && self.bytes + event.len() <= HELD_BYTES_MAX;
+        self.bytes += event.len();
+        self.events.push(event);
+        if has_content || self.flowing || !room { self.flush(parts).await } else { Ok(()) }
+    }
+
+    async fn flush(&mut self, parts: &Parts) -> Result<(), Gone> {
+        self.flowing = true;
+        for event in self.events.drain(..) {
+            say(parts, Part::Event(event)).await?;
+        }
+        Ok(())
+    }
+}
+
 /// Passes events on; nothing reaches the caller before the first content.
 async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
     let mut splitter = Splitter::default();
     let mut gist = Gist::new(call.head.include_usage);
-    let mut held: Vec<Bytes> = Vec::new();
+    let mut held = HeldBack::default();
+    let mut ended = false;
     let failure = loop {
         while let Some(data) = splitter.next_event() {
             match gist.see(&data) {
                 Seen::Drop => {}
-                Seen::Keep if !gist.has_content() && held.len() < HELD_MAX => held.push(sse::event(&data)),
-                Seen::Keep => {
-                    for event in held.drain(..) {
-                        say(parts, Part::Event(event)).await?;
-                    }
-                    say(parts, Part::Event(sse::event(&data))).await?;
-                }
-                Seen::Error if !gist.has_content() => return Ok(Tried::Failed(Outcome::Transient(Fault::ServerError))),
+                Seen::Keep => held.pass(sse::event(&data), gist.has_content(), parts).await?,
+                Seen::Error if !held.flowing => return Ok(Tried::Failed(Outcome::Transient(Fault::ServerError))),
                 Seen::Error => {
                     say(parts, Part::Event(error_event(&data))).await?;
                     return Ok(Tried::Done(Outcome::Unknown(Fault::Truncated)));
@@ -262,17 +284,28 @@ async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Go
                 Seen::Done => return finish(parts, held).await,
             }
         }
+        if ended {
+            if gist.is_finished() {
+                return finish(parts, held).await;
+            }
+            break Outcome::Unknown(Fault::Truncated);
+        }
         match reply.next().await {
             Some(Ok(bytes)) if splitter.push(&bytes).is_ok() => {}
             Some(Ok(_)) => break Outcome::Unknown(Fault::TooLarge),
             Some(Err(error)) => break error.outcome,
-            None if gist.is_finished() => return finish(parts, held).await,
-            None => break Outcome::Unknown(Fault::Truncated),
+            None => {
+                // Some services leave out the blank line after their last event.
+                ended = true;
+                let _ = splitter.push(b"\n\n");
+            }
         }
     };
-    if !gist.has_content() {
-        return Ok(Tried::Failed(failure));
-    }
+    if held.flowing { say_failure(failure, parts).await } else { Ok(Tried::Failed(failure)) }
+}
+
+/// The honest end of a stream that broke after its first content.
+async fn say_failure(failure: Outcome, parts: &Parts) -> Result<Tried, Gone> {
     let (code, message) = match failure {
         Outcome::Unknown(Fault::Timeout) => {
             ("upstream_timeout", "the uplink stopped sending in the middle of its answer")
@@ -284,10 +317,8 @@ async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Go
     Ok(Tried::Done(failure))
 }
 
-async fn finish(parts: &Parts, held: Vec<Bytes>) -> Result<Tried, Gone> {
-    for event in held {
-        say(parts, Part::Event(event)).await?;
-    }
+async fn finish(parts: &Parts, mut held: HeldBack) -> Result<Tried, Gone> {
+    held.flush(parts).await?;
     say(parts, Part::Event(sse::event(sse::DONE))).await?;
     Ok(Tried::Done(Outcome::Delivered))
 }
