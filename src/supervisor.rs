@@ -13,12 +13,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, Strategy, WhenFull};
+use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
+use crate::control;
 use crate::control::breaker::BreakerSettings;
 use crate::control::drain::DrainSettings;
 use crate::control::health::ProbeSettings;
 use crate::control::retry::RetrySettings;
-use crate::control::{self, route};
 use crate::gateway::{Gateway, Parts};
 use crate::ingress::http::{self, App, Listeners, Models, Tokens};
 use crate::spool::{self, SpoolError};
@@ -296,7 +296,7 @@ fn control_settings(settings: &Settings) -> control::Settings {
     let retry = &settings.retry;
     control::Settings {
         uplinks: settings.uplinks.iter().map(uplink).collect(),
-        strategy: strategy(settings.routing.strategy),
+        strategy: settings.routing.strategy,
         retry: RetrySettings {
             attempts: retry.attempts,
             base_ms: ms(retry.base),
@@ -319,16 +319,6 @@ fn start_delay_ms(device_id: &str, jitter_ms: u64) -> u64 {
     let mut first = [0u8; 8];
     first.copy_from_slice(&digest[..8]);
     u64::from_be_bytes(first) % (jitter_ms + 1)
-}
-
-fn strategy(strategy: Strategy) -> route::Strategy {
-    match strategy {
-        Strategy::Priority => route::Strategy::Priority,
-        Strategy::RoundRobin => route::Strategy::RoundRobin,
-        Strategy::Weighted => route::Strategy::Weighted,
-        Strategy::LeastLatency => route::Strategy::LeastLatency,
-        Strategy::LeastConnections => route::Strategy::LeastConnections,
-    }
 }
 
 fn http_options(settings: &Settings) -> http::Options {

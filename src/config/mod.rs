@@ -23,7 +23,7 @@ pub use extras::{Budget, Cache, Format, Level, Limits, Link, Log, Model, Protoco
 pub use fault::{Fault, Faults, Origin};
 pub use gateway::{Gateway, Http};
 pub use local::{KeepWarm, Local, LocalApi, LocalTimeouts};
-pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, Strategy, WhenFull};
+pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, WhenFull};
 pub use secret::{KeySource, Secret, read_key};
 pub use uplink::{Auth, Breaker, Probe, Uplink, UplinkTimeouts};
 pub use walk::Shown;

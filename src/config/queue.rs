@@ -3,29 +3,8 @@
 use std::time::Duration;
 
 use super::walk::Table;
+use crate::control::route::Strategy;
 use crate::control::types::{Policy, words};
-
-/// How an uplink is chosen among the available ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
-    /// The lowest `priority` first.
-    Priority,
-    /// Each in turn.
-    RoundRobin,
-    /// By `weight`.
-    Weighted,
-    /// The quickest of late.
-    LeastLatency,
-    /// The one with the fewest requests in flight.
-    LeastConnections,
-}
-words!(Strategy {
-    Priority => "priority",
-    RoundRobin => "round_robin",
-    Weighted => "weighted",
-    LeastLatency => "least_latency",
-    LeastConnections => "least_connections",
-});
 
 /// What a full queue does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
