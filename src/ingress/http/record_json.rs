@@ -25,7 +25,8 @@ pub fn record_json(record: &Record) -> Value {
         "policy": record.policy.as_str(),
         "created_at": created_s,
         "expires_at": expires,
-        "attempts": record.attempts,
+        // The record counts failed ones; the one that brought the uplink's word is an attempt too.
+        "attempts": record.attempts + u32::from(record.uplink.is_some()),
         "maybe_billed": record.maybe_billed,
         "next_attempt_at": Value::Null,
         "position": if record.state.is_final() { Value::Null } else { json!(record.position) },
