@@ -12,6 +12,7 @@ mod handle;
 mod lease;
 mod migrate;
 mod open;
+mod pauses;
 mod powered;
 mod read;
 pub mod record;
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 pub use error::SpoolError;
 pub use handle::Spool;
 pub use open::open;
+pub use pauses::SavedPause;
 
 /// What the spool needs to know; see `[queue]` and `[retry]` of the configuration.
 #[derive(Debug, Clone)]
