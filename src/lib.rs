@@ -7,6 +7,7 @@
 //!      -> { spool, uplink, telemetry } -> { control, clock }
 //! ```
 //!
+//! `plant` holds mistakes that tests switch on; nothing of it is left in a released binary.
 //! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.
 
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod control;
 pub mod gateway;
 pub mod ingress;
 pub mod network;
+pub mod plant;
 pub mod spool;
 pub mod supervisor;
 pub mod systemd;

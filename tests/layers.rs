@@ -9,20 +9,33 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may use, from the bottom up. Arrows point down only.
-const ROOMS: [(&str, &[&str]); 12] = [
-    ("control", &[]),
+const ROOMS: [(&str, &[&str]); 13] = [
+    ("plant", &[]),
+    ("control", &["plant"]),
     ("clock", &[]),
     ("network", &[]),
-    ("telemetry", &["clock"]),
-    ("spool", &["clock", "control"]),
-    ("uplink", &["clock", "control"]),
-    ("gateway", &["clock", "control", "spool", "telemetry", "uplink"]),
-    ("ingress", &["clock", "control", "gateway", "spool", "telemetry", "uplink"]),
+    ("telemetry", &["clock", "plant"]),
+    ("spool", &["clock", "control", "plant"]),
+    ("uplink", &["clock", "control", "plant"]),
+    ("gateway", &["clock", "control", "plant", "spool", "telemetry", "uplink"]),
+    ("ingress", &["clock", "control", "gateway", "plant", "spool", "telemetry", "uplink"]),
     ("systemd", &["gateway"]),
     ("config", &["control"]),
     (
         "supervisor",
-        &["clock", "config", "control", "gateway", "ingress", "network", "spool", "systemd", "telemetry", "uplink"],
+        &[
+            "clock",
+            "config",
+            "control",
+            "gateway",
+            "ingress",
+            "network",
+            "plant",
+            "spool",
+            "systemd",
+            "telemetry",
+            "uplink",
+        ],
     ),
     ("cli", &["clock", "config", "control", "supervisor"]),
 ];

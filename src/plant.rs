@@ -1,0 +1,103 @@
+//! Mistakes that a test can switch on, to be seen catching them: a test that never failed proves nothing.
+//!
+//! Only with the cargo feature `planted`, which no released binary has: without it every question here is answered
+//! "no" by the compiler. Owns the list of mistakes and the one that is on; the mistake itself stands where it is made.
+
+/// One mistake, as somebody might really make it. `HOLDFAST_PLANT=<name>` switches it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A caller is told "accepted" before the commit.
+    AckBeforeCommit,
+    /// The database does not sync each commit.
+    SynchronousNormal,
+    /// A request leaves before its `sending` mark is on disk.
+    SendingNotSynced,
+    /// A failed fsync is asked once more.
+    FsyncRetriedAfterEio,
+    /// Nothing is set aside for outcomes on a full disk.
+    NoBallast,
+    /// Rows are believed without their own checksums.
+    TrustIntegrityCheck,
+    /// A time-out after the body was out counts as "not sent".
+    RetryOnTimeout,
+    /// A refused key makes dead letters.
+    DeadLetterOn401,
+    /// What may have been billed is sent again as often as it fails.
+    ResendWithoutLimit,
+    /// Time to live is counted by the wall clock.
+    WallClockTimers,
+    /// A read transaction is never closed.
+    ReaderLeftOpen,
+    /// A length read from a damaged file is believed one byte too far.
+    OffByOneInALength,
+    /// Slow clients are waited for without end.
+    NoTimers,
+    /// Any certificate is believed.
+    VerifierSwitchedOff,
+    /// A debug line shows the headers of a request.
+    HeadersInADebugLog,
+    /// The socket gets its mode after it listens.
+    ChmodAfterListen,
+    /// A change of the schema is made step by step, each on its own.
+    MigrateWithoutTransaction,
+}
+
+impl Fault {
+    /// Every mistake there is.
+    pub const ALL: [Fault; 17] = [
+        Fault::AckBeforeCommit,
+        Fault::SynchronousNormal,
+        Fault::SendingNotSynced,
+        Fault::FsyncRetriedAfterEio,
+        Fault::NoBallast,
+        Fault::TrustIntegrityCheck,
+        Fault::RetryOnTimeout,
+        Fault::DeadLetterOn401,
+        Fault::ResendWithoutLimit,
+        Fault::WallClockTimers,
+        Fault::ReaderLeftOpen,
+        Fault::OffByOneInALength,
+        Fault::NoTimers,
+        Fault::VerifierSwitchedOff,
+        Fault::HeadersInADebugLog,
+        Fault::ChmodAfterListen,
+        Fault::MigrateWithoutTransaction,
+    ];
+
+    /// The name by which it is switched on.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Fault::AckBeforeCommit => "ack-before-commit",
+            Fault::SynchronousNormal => "synchronous-normal",
+            Fault::SendingNotSynced => "sending-not-synced",
+            Fault::FsyncRetriedAfterEio => "fsync-retried-after-eio",
+            Fault::NoBallast => "no-ballast",
+            Fault::TrustIntegrityCheck => "trust-integrity-check",
+            Fault::RetryOnTimeout => "retry-on-timeout",
+            Fault::DeadLetterOn401 => "dead-letter-on-401",
+            Fault::ResendWithoutLimit => "resend-without-limit",
+            Fault::WallClockTimers => "wall-clock-timers",
+            Fault::ReaderLeftOpen => "reader-left-open",
+            Fault::OffByOneInALength => "off-by-one-in-a-length",
+            Fault::NoTimers => "no-timers",
+            Fault::VerifierSwitchedOff => "verifier-switched-off",
+            Fault::HeadersInADebugLog => "headers-in-a-debug-log",
+            Fault::ChmodAfterListen => "chmod-after-listen",
+            Fault::MigrateWithoutTransaction => "migrate-without-transaction",
+        }
+    }
+}
+
+/// Whether this mistake is switched on. Always no in a released binary.
+#[cfg(not(feature = "planted"))]
+pub const fn is(_: Fault) -> bool {
+    false
+}
+
+/// Whether this mistake is switched on.
+#[cfg(feature = "planted")]
+pub fn is(fault: Fault) -> bool {
+    use std::sync::OnceLock;
+    static ON: OnceLock<Option<String>> = OnceLock::new();
+    ON.get_or_init(|| std::env::var("HOLDFAST_PLANT").ok()).as_deref() == Some(fault.name())
+}

@@ -1,0 +1,9 @@
+//! The list of tests; each has a file of its own.
+
+mod t10_simulation;
+mod unit;
+
+use crate::case::Case;
+
+/// In the order of the table.
+pub const ALL: &[Case] = &[t10_simulation::CASE];
