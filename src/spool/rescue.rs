@@ -43,6 +43,8 @@ pub(super) struct Rescue {
     known: Option<Known>,
     /// Bodies may belong to rows that are not back yet.
     under_way: bool,
+    /// The database in place is a new one that was never served from: should it fail, it may simply go.
+    pub(super) is_unused: bool,
 }
 
 impl Rescue {
