@@ -15,6 +15,7 @@ mod open;
 mod powered;
 mod read;
 pub mod record;
+mod salvage;
 mod schema;
 mod settle;
 mod store;
@@ -29,6 +30,7 @@ use std::path::PathBuf;
 pub use error::SpoolError;
 pub use handle::Spool;
 pub use open::open;
+pub use salvage::offline::{Fault, Offline, Shown, repair};
 
 /// What the spool needs to know; see `[queue]` and `[retry]` of the configuration.
 #[derive(Debug, Clone)]

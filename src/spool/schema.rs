@@ -127,7 +127,7 @@ fn refuse_by_pragma(conn: &Connection) -> Result<(), SpoolError> {
     Ok(())
 }
 
-fn refuse(application: u32, version: u32) -> Result<(), SpoolError> {
+pub(super) fn refuse(application: u32, version: u32) -> Result<(), SpoolError> {
     if application != APPLICATION_ID && (application != 0 || version != 0) {
         return Err(SpoolError::Storage("spool.db belongs to another program; it was left untouched".into()));
     }
