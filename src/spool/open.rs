@@ -22,7 +22,7 @@ use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
-use super::{Condition, Options, SpoolError, change, files, mounts, read, schema, store, sweep};
+use super::{Condition, Options, SpoolError, change, files, mounts, read, salvage, schema, store, sweep};
 use crate::clock;
 use crate::control::types::State;
 use crate::plant::{self, Fault};
@@ -117,7 +117,7 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
         return anew(options);
     }
     // A clean stop folds the log in and removes it: where there is one, the last stop was none.
-    if log > 0 && rescue::dropped_frames(&files::wal(dir))? > 0 {
+    if log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0 {
         tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
         quarantine::set_aside(dir, How::Copy)?;
     }
