@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, INLINE_MAX, Staged};
 use super::lease::Drawn;
@@ -16,10 +16,8 @@ use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, S
 use super::store::Store;
 use super::writer::{Abandoned, Command, Job};
 use super::{Options, SpoolError, accept, change, lease, read, settle, sweep};
+use crate::body::{Bodies, Body};
 use crate::control::types::State;
-
-/// Large files written at the same time; more would only queue inside the disk.
-const FILE_WRITES: usize = 4;
 
 /// The spool's handle; clones share one thread, which ends with the last of them.
 #[derive(Clone)]
@@ -34,8 +32,7 @@ struct Inner {
     abandoned: Abandoned,
     options: Arc<Options>,
     powered: Powered,
-    starts: u64,
-    files: Semaphore,
+    bodies: Bodies,
 }
 
 impl Drop for Inner {
@@ -77,9 +74,15 @@ impl Spool {
         powered: Powered,
         starts: u64,
     ) -> Spool {
-        let (thread, files) = (Mutex::new(Some(thread)), Semaphore::new(FILE_WRITES));
+        let thread = Mutex::new(Some(thread));
+        let bodies = Bodies::new(files::bodies(&options.data_dir), starts, options.min_disk_free);
         let commands = Some(commands);
-        Spool { inner: Arc::new(Inner { commands, thread, tally, abandoned, options, powered, starts, files }) }
+        Spool { inner: Arc::new(Inner { commands, thread, tally, abandoned, options, powered, bodies }) }
+    }
+
+    /// Where the bodies of requests go while they come in, so that storing one never copies its file.
+    pub fn bodies(&self) -> &Bodies {
+        &self.inner.bodies
     }
 
     /// Makes a request durable. Returns after the fsync, and only then may anybody be told.
@@ -122,7 +125,7 @@ impl Spool {
     pub async fn settle(&self, seq: u64, s: Settlement) -> Result<(), SpoolError> {
         let how = shortened(s);
         let file = match &how {
-            Settlement::Answered(answer) => self.stage(&answer.body).await?,
+            Settlement::Answered(answer) => self.stage(&answer.body.clone().into()).await?,
             _ => None,
         };
         self.write(move |store| settle::settle(store, seq, &how, file)).await
@@ -135,7 +138,7 @@ impl Spool {
 
     /// Keeps the local model's answer, in whatever state the request is.
     pub async fn record_local(&self, seq: u64, answer: LocalAnswer) -> Result<(), SpoolError> {
-        let file = self.stage(&answer.body).await?;
+        let file = self.stage(&answer.body.clone().into()).await?;
         self.write(move |store| settle::record_local(store, seq, &answer, file)).await
     }
 
@@ -243,13 +246,11 @@ impl Spool {
     }
 
     /// Large bytes become a durable file first, off the writer thread.
-    async fn stage(&self, bytes: &Bytes) -> Result<Option<Staged>, SpoolError> {
-        if bytes.len() <= INLINE_MAX {
+    async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
+        if body.len() <= INLINE_MAX as u64 && body.in_one_piece().is_some() {
             return Ok(None);
         }
-        let _permit = self.inner.files.acquire().await.map_err(|_| SpoolError::Closed)?;
-        let (options, starts, bytes) = (self.inner.options.clone(), self.inner.starts, bytes.clone());
-        blocking(move || Staged::write(&options.data_dir, starts, &bytes)).await?.map(Some)
+        Ok(Some(Staged(self.inner.bodies.durable(body).await?)))
     }
 
     async fn send(&self, command: Command) -> Result<(), SpoolError> {
@@ -318,9 +319,9 @@ fn verify(options: &Options, drawn: Vec<Drawn>) -> Result<(Vec<Leased>, Vec<u64>
     let (mut whole, mut damaged) = (Vec::new(), Vec::new());
     for mut one in drawn {
         if let Some(name) = &one.file {
-            one.leased.body = files::read(&options.data_dir, name)?.unwrap_or_default();
+            one.leased.body = files::open_body(&options.data_dir, name)?.unwrap_or_default();
         }
-        if files::hash(&one.leased.body) == one.body_hash {
+        if one.leased.body.hash() == one.body_hash {
             whole.push(one.leased);
         } else {
             damaged.push(one.leased.seq);

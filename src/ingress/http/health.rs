@@ -34,11 +34,18 @@ pub async fn health(State(app): State<Arc<App>>, request: Request) -> Response {
     if wants_json {
         return providers(State(app)).await;
     }
-    if app.gateway.is_accepting() {
-        text(StatusCode::OK, "text/plain; charset=utf-8", "healthy\n")
-    } else {
-        text(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", "stopping\n")
+    match unable(&app) {
+        None => text(StatusCode::OK, "text/plain; charset=utf-8", "healthy\n"),
+        Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", format!("{why}\n")),
     }
+}
+
+/// Why the gateway cannot accept, where it cannot. What is answered at once goes on all the same.
+fn unable(app: &App) -> Option<&'static str> {
+    if !app.gateway.is_accepting() {
+        return Some("stopping");
+    }
+    app.gateway.spool().bodies().trouble()
 }
 
 /// `GET /livez`: the process answers.
@@ -69,8 +76,14 @@ pub async fn providers(State(app): State<Arc<App>>) -> Response {
         "degraded" => "degraded",
         _ => "unhealthy",
     };
-    let status = if app.gateway.is_accepting() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({"timestamp": unix_ms / 1000, "overall_status": overall, "providers": providers});
+    let unable = unable(&app);
+    let status = if unable.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "timestamp": unix_ms / 1000,
+        "overall_status": if unable.is_none() { overall } else { "unhealthy" },
+        "reason": unable,
+        "providers": providers,
+    });
     json(status, body.to_string(), &Origin::default())
 }
 
