@@ -13,11 +13,8 @@ const PEAK_KIB_MAX: u64 = 64 * 1024;
 
 /// Room in the queue for all of them, and a drain that sends several at once.
 fn settings() -> Settings {
-    let mut settings = Settings::without_local();
-    settings.extra = "[queue]\nmax_bytes = \"2GiB\"\nmin_disk_free = \"0B\"\n".to_owned();
-    settings.drain_in_flight = 8;
-    settings.patient = true;
-    settings
+    let extra = "[queue]\nmax_bytes = \"2GiB\"\nmin_disk_free = \"0B\"\n".to_owned();
+    Settings { extra, drain_in_flight: 8, patient: true, ..Settings::without_local() }
 }
 
 fn picture(n: usize) -> Ask {

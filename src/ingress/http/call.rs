@@ -242,9 +242,11 @@ fn broken(error: &axum::Error) -> Refusal {
         cause = e.source();
     }
     let message = if packed {
-        "the compressed body cannot be unpacked; send valid gzip or deflate, or no Content-Encoding"
+        "the body is not framed as HTTP demands, or its compression cannot be unpacked; send whole chunks, and valid \
+         gzip or deflate or no Content-Encoding"
     } else {
         "the body ended early or is not framed as HTTP demands"
     };
-    Refusal::bad_field("invalid_body", None, message)
+    // Nobody knows where the next request would begin.
+    Refusal::bad_field("invalid_body", None, message).header("connection", "close")
 }
