@@ -90,7 +90,7 @@ fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accep
 
 /// Finished requests go first, then less urgent ones where that is wanted; else the request is refused.
 fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), SpoolError> {
-    let size = new.body.len() as u64;
+    let size = new.body.len();
     check_source(store, source_id)?;
     let options = store.options.clone();
     store.free.take(&options.data_dir, size, options.min_disk_free)?;
@@ -168,7 +168,7 @@ fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Sta
     let seq = store.counts.next_seq;
     let state = if new.leased { State::Sending } else { State::Queued };
     let now = store.powered.now_ms();
-    let size = new.body.len() as u64;
+    let size = new.body.len();
     let (seq_sql, rank) = (sql(seq), i64::from(new.priority.rank()));
     store.conn.prepare_cached(INSERT)?.execute(params![
         seq_sql,
@@ -191,7 +191,9 @@ fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Sta
         file.map(Staged::name),
     ])?;
     if file.is_none() {
-        store.conn.prepare_cached("INSERT INTO body VALUES (?1, ?2)")?.execute(params![seq_sql, &new.body[..]])?;
+        // Whatever is no file is small, and small bodies are one piece.
+        let bytes = new.body.in_one_piece().unwrap_or_default();
+        store.conn.prepare_cached("INSERT INTO body VALUES (?1, ?2)")?.execute(params![seq_sql, &bytes[..]])?;
     }
     store.counts.next_seq += 1;
     store.counts.kept_bytes += size;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, INLINE_MAX, Staged};
 use super::lease::Drawn;
@@ -16,11 +16,9 @@ use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, S
 use super::store::Store;
 use super::writer::{Abandoned, Command, Job};
 use super::{Condition, Options, SpoolError, accept, change, lease, read, scrub, settle, sweep};
+use crate::body::{Bodies, Body};
 use crate::control::types::State;
 use crate::plant::{self, Fault};
-
-/// Large files written at the same time; more would only queue inside the disk.
-const FILE_WRITES: usize = 4;
 
 /// The spool's handle; clones share one thread, which ends with the last of them.
 #[derive(Clone)]
@@ -35,8 +33,7 @@ struct Inner {
     abandoned: Abandoned,
     options: Arc<Options>,
     powered: Powered,
-    starts: u64,
-    files: Semaphore,
+    bodies: Bodies,
 }
 
 /// What the thread shows without being asked.
@@ -84,9 +81,15 @@ impl Spool {
         powered: Powered,
         starts: u64,
     ) -> Spool {
-        let (thread, files) = (Mutex::new(Some(thread)), Semaphore::new(FILE_WRITES));
+        let thread = Mutex::new(Some(thread));
+        let bodies = Bodies::new(files::bodies(&options.data_dir), starts, options.min_disk_free);
         let commands = Some(commands);
-        Spool { inner: Arc::new(Inner { commands, thread, seen, abandoned, options, powered, starts, files }) }
+        Spool { inner: Arc::new(Inner { commands, thread, seen, abandoned, options, powered, bodies }) }
+    }
+
+    /// Where the bodies of requests go while they come in, so that storing one never copies its file.
+    pub fn bodies(&self) -> &Bodies {
+        &self.inner.bodies
     }
 
     /// Makes a request durable. Returns after the fsync, and only then may anybody be told.
@@ -140,7 +143,7 @@ impl Spool {
         self.with_ballast(|| async {
             let how = how.clone();
             let file = match &how {
-                Settlement::Answered(answer) => self.stage(&answer.body).await?,
+                Settlement::Answered(answer) => self.stage(&answer.body.clone().into()).await?,
                 _ => None,
             };
             self.write(move |store| settle::settle(store, seq, &how, file)).await
@@ -156,7 +159,7 @@ impl Spool {
     /// Keeps the local model's answer, in whatever state the request is.
     pub async fn record_local(&self, seq: u64, answer: LocalAnswer) -> Result<(), SpoolError> {
         self.with_ballast(|| async {
-            let (answer, file) = (answer.clone(), self.stage(&answer.body).await?);
+            let (answer, file) = (answer.clone(), self.stage(&answer.body.clone().into()).await?);
             self.write(move |store| settle::record_local(store, seq, &answer, file)).await
         })
         .await
@@ -291,13 +294,11 @@ impl Spool {
     }
 
     /// Large bytes become a durable file first, off the writer thread.
-    async fn stage(&self, bytes: &Bytes) -> Result<Option<Staged>, SpoolError> {
-        if bytes.len() <= INLINE_MAX {
+    async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
+        if body.len() <= INLINE_MAX as u64 && body.in_one_piece().is_some() {
             return Ok(None);
         }
-        let _permit = self.inner.files.acquire().await.map_err(|_| SpoolError::Closed)?;
-        let (options, starts, bytes) = (self.inner.options.clone(), self.inner.starts, bytes.clone());
-        blocking(move || Staged::write(&options.data_dir, starts, &bytes)).await?.map(Some)
+        Ok(Some(Staged(self.inner.bodies.durable(body).await?)))
     }
 
     /// For what must find room on a full disk: an outcome, a deletion. Tried once more after the ballast is gone.
@@ -398,9 +399,9 @@ fn verify(options: &Options, drawn: Vec<Drawn>) -> Result<(Vec<Leased>, Vec<u64>
     let (mut whole, mut damaged) = (Vec::new(), Vec::new());
     for mut one in drawn {
         if let Some(name) = &one.file {
-            one.leased.body = files::read(&options.data_dir, name)?.unwrap_or_default();
+            one.leased.body = files::open_body(&options.data_dir, name)?.unwrap_or_default();
         }
-        if files::hash(&one.leased.body) == one.body_hash {
+        if one.leased.body.hash() == one.body_hash {
             whole.push(one.leased);
         } else {
             damaged.push(one.leased.seq);

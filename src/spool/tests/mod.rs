@@ -57,7 +57,7 @@ fn request(id: &str) -> NewRequest {
         priority: Priority::Normal,
         policy: Policy::Both,
         body_hash: files::hash(&body),
-        body,
+        body: body.into(),
         idempotency_key: None,
         ttl_ms: HOUR,
         leased: false,
