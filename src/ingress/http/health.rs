@@ -49,9 +49,9 @@ fn unable(app: &App) -> Option<&'static str> {
     }
     match app.gateway.spool().condition() {
         Condition::Fine => app.gateway.spool().bodies().trouble(),
-        Condition::Full => Some("the disk is full"),
-        Condition::ReadOnly => Some("the disk is read-only"),
-        Condition::Failing => Some("the disk fails; see the log"),
+        Condition::Full => Some("disk_full"),
+        Condition::ReadOnly => Some("disk_read_only"),
+        Condition::Failing => Some("disk_failing"),
     }
 }
 
