@@ -29,6 +29,7 @@ use super::outgoing::{Outgoing, Progress};
 use super::tls::{TlsError, client_config};
 use crate::clock;
 use crate::control::event::{Check, Fault, Outcome};
+use crate::plant;
 
 /// Largest whole answer kept in memory; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
 pub const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -222,6 +223,7 @@ impl Cloud {
                 return Ok(Reply { status: head.status, headers: head.headers, body, idle: times.idle, until });
             }
             Ok(Err(error)) => classify::send_failure(&error, error.is_connect(), progress.has_begun()),
+            Err(Late) if plant::is(plant::Fault::RetryOnTimeout) => Outcome::Unreachable(Fault::Timeout),
             Err(Late) if progress.has_begun() => Outcome::Unknown(Fault::Timeout),
             Err(Late) => Outcome::Unreachable(Fault::Connect),
         };
