@@ -2,6 +2,7 @@
 
 mod t08_network;
 mod t10_simulation;
+mod t11_clock;
 mod unit;
 
 use crate::case::Case;
@@ -10,4 +11,5 @@ use crate::case::Case;
 pub const ALL: &[Case] = &[
     t08_network::CASE,
     t10_simulation::CASE,
+    t11_clock::CASE,
 ];
