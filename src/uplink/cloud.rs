@@ -214,6 +214,12 @@ impl Cloud {
         *request.uri_mut() = self.uri(&call.path)?;
         *request.headers_mut() = call.headers;
         self.sign(request.headers_mut());
+        if plant::is(plant::Fault::HeadersInADebugLog) {
+            request
+                .headers()
+                .iter()
+                .for_each(|(n, v)| tracing::debug!("{n}: {}", String::from_utf8_lossy(v.as_bytes())));
+        }
         let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let times = self.options.timeouts;
         let outcome = match in_time(pool.request(request), &progress, times, started).await {

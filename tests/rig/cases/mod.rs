@@ -4,9 +4,10 @@ mod t08_network;
 mod t10_simulation;
 mod t11_clock;
 mod t15_tls;
+mod t16_secrets;
 mod unit;
 
 use crate::case::Case;
 
 /// In the order of the table.
-pub const ALL: &[Case] = &[t08_network::CASE, t10_simulation::CASE, t11_clock::CASE, t15_tls::CASE];
+pub const ALL: &[Case] = &[t08_network::CASE, t10_simulation::CASE, t11_clock::CASE, t15_tls::CASE, t16_secrets::CASE];

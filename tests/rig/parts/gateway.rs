@@ -48,11 +48,6 @@ impl Gateway {
         self.wait_ready();
     }
 
-    /// What the next start finds different.
-    pub fn setup(&mut self) -> &mut Setup {
-        &mut self.setup
-    }
-
     /// Waits until it answers.
     pub fn wait_ready(&mut self) {
         let ready = until(40, || {

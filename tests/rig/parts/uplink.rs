@@ -26,7 +26,7 @@ pub enum Answer {
     Silence,
     /// Answers after so many milliseconds.
     Late(u64),
-    /// An error of its own.
+    /// An error of its own, which says the user's text backwards: services repeat prompts in their messages.
     Status(u16),
 }
 
@@ -137,6 +137,7 @@ impl Uplink {
         let user = user_of(&body);
         let labelled = self.label.lock().unwrap().as_ref().is_some_and(|label| label());
         let key = header(&head, "idempotency-key");
+        let backwards: String = user.chars().rev().collect();
         self.sent.lock().unwrap().push(Sent { user, key, labelled });
         let once = self.once.lock().unwrap().take();
         let answer = once.unwrap_or(*self.answer.lock().unwrap());
@@ -147,7 +148,7 @@ impl Uplink {
                 Ok(())
             }
             Answer::Status(status) => {
-                let text = json!({"error": {"message": "no", "type": "t", "code": "c"}}).to_string();
+                let text = json!({"error": {"message": backwards, "type": "t", "code": "c"}}).to_string();
                 write(&mut stream, &format!("{status} Error"), &text, text.len())
             }
             Answer::Half => {
