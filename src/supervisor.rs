@@ -25,7 +25,7 @@ use crate::spool::{self, SpoolError};
 use crate::telemetry::log::{self, Form};
 use crate::uplink::cloud::{self, Cloud, Key};
 use crate::uplink::local::{self, Local};
-use crate::{clock, systemd};
+use crate::{clock, plant, systemd};
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +185,11 @@ fn bind_unix(path: &Path, mode: u32) -> Result<StdUnixListener, SupervisorError>
         return Err(SupervisorError::Io(what));
     }
     remove_socket(path);
+    if plant::is(plant::Fault::ChmodAfterListen) {
+        let bound = StdUnixListener::bind(path).map_err(|e| failed(&e))?;
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).map_err(|e| failed(&e))?;
+        return Ok(bound);
+    }
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777 & !mode));
     let bound = StdUnixListener::bind(path);
     rustix::process::umask(umask);

@@ -5,9 +5,11 @@ mod t10_simulation;
 mod t11_clock;
 mod t15_tls;
 mod t16_secrets;
+mod t17_access;
 mod unit;
 
 use crate::case::Case;
 
 /// In the order of the table.
-pub const ALL: &[Case] = &[t08_network::CASE, t10_simulation::CASE, t11_clock::CASE, t15_tls::CASE, t16_secrets::CASE];
+pub const ALL: &[Case] =
+    &[t08_network::CASE, t10_simulation::CASE, t11_clock::CASE, t15_tls::CASE, t16_secrets::CASE, t17_access::CASE];
