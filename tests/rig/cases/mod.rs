@@ -3,6 +3,7 @@
 mod t08_network;
 mod t10_simulation;
 mod t11_clock;
+mod t13_fuzz;
 mod t15_tls;
 mod t16_secrets;
 mod t17_access;
@@ -11,5 +12,12 @@ mod unit;
 use crate::case::Case;
 
 /// In the order of the table.
-pub const ALL: &[Case] =
-    &[t08_network::CASE, t10_simulation::CASE, t11_clock::CASE, t15_tls::CASE, t16_secrets::CASE, t17_access::CASE];
+pub const ALL: &[Case] = &[
+    t08_network::CASE,
+    t10_simulation::CASE,
+    t11_clock::CASE,
+    t13_fuzz::CASE,
+    t15_tls::CASE,
+    t16_secrets::CASE,
+    t17_access::CASE,
+];

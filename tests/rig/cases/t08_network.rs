@@ -224,7 +224,7 @@ impl Bench {
             return Err(format!("the uplink does not come back: {}", self.gateway.uplink()));
         }
         self.watch_label();
-        self.make(row)?;
+        self.make(row, user)?;
         let id = self.gateway.store(&http::picture(user, bytes))?;
         let felt = self.felt(row, user, &id);
         // The second answer is lost with the rule still there.
@@ -236,11 +236,11 @@ impl Bench {
         self.judge(row, user, &record)
     }
 
-    fn make(&self, row: &Row) -> Result<(), String> {
+    fn make(&self, row: &Row, user: &str) -> Result<(), String> {
         match row.make {
             Make::Line(end, command) => self.line.run(end, command),
             Make::Uplink(answer) => {
-                self.uplink.set_once(answer);
+                self.uplink.set_once(user, answer);
                 Ok(())
             }
         }
@@ -263,9 +263,13 @@ impl Bench {
                 if !self.gateway.wait_available(false) {
                     return Err("the uplink is held for available".to_owned());
                 }
-                let record = self.gateway.record(id);
-                let kept = record["state"] == "queued" && record["attempts"] == 0 && record["maybe_billed"] == false;
-                return if kept { Ok(()) } else { Err(format!("nothing was sent, and yet: {record}")) };
+                // An attempt may still be waiting for its time-out.
+                let kept = until(15, || {
+                    let record = self.gateway.record(id);
+                    let untouched = record["attempts"] == 0 && record["maybe_billed"] == false;
+                    (record["state"] == "queued" && untouched).then_some(())
+                });
+                return kept.ok_or_else(|| format!("nothing was sent, and yet: {}", self.gateway.record(id)));
             }
             Expect::Slow => return Ok(()),
             Expect::Begun => until(30, || {

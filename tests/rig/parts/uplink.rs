@@ -28,6 +28,8 @@ pub enum Answer {
     Late(u64),
     /// An error of its own, which says the user's text backwards: services repeat prompts in their messages.
     Status(u16),
+    /// These very words: a status, further headers (each with its line end) and a body.
+    Words(&'static str, &'static str, &'static str),
 }
 
 /// A chat that arrived whole.
@@ -62,7 +64,7 @@ pub fn own_certificate(name: &str) -> (String, Arc<ServerConfig>) {
 pub struct Uplink {
     sent: Mutex<Vec<Sent>>,
     answer: Mutex<Answer>,
-    once: Mutex<Option<Answer>>,
+    once: Mutex<Option<(String, Answer)>>,
     label: Mutex<Option<Label>>,
     requests: Mutex<u64>,
 }
@@ -93,9 +95,9 @@ impl Uplink {
         *self.answer.lock().unwrap() = answer;
     }
 
-    /// What only the next chat gets.
-    pub fn set_once(&self, answer: Answer) {
-        *self.once.lock().unwrap() = Some(answer);
+    /// What only the next chat with this text gets: the rest of an earlier one may still be on its way.
+    pub fn set_once(&self, user: &str, answer: Answer) {
+        *self.once.lock().unwrap() = Some((user.to_owned(), answer));
     }
 
     /// Asks this at each chat before it is answered.
@@ -137,9 +139,9 @@ impl Uplink {
         let user = user_of(&body);
         let labelled = self.label.lock().unwrap().as_ref().is_some_and(|label| label());
         let key = header(&head, "idempotency-key");
+        let once = self.once.lock().unwrap().take_if(|(wanted, _)| *wanted == user).map(|(_, answer)| answer);
         let backwards: String = user.chars().rev().collect();
         self.sent.lock().unwrap().push(Sent { user, key, labelled });
-        let once = self.once.lock().unwrap().take();
         let answer = once.unwrap_or(*self.answer.lock().unwrap());
         match answer {
             Answer::Nothing => Ok(()),
@@ -157,6 +159,13 @@ impl Uplink {
                 // Long enough that the half has left before the end does.
                 rest(Duration::from_millis(20));
                 Ok(())
+            }
+            Answer::Words(status, headers, body) => {
+                let length = body.len();
+                let head =
+                    format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n");
+                stream.write_all((head + body).as_bytes())?;
+                stream.flush()
             }
             Answer::Late(ms) => {
                 rest(Duration::from_millis(ms));
