@@ -4,6 +4,7 @@ mod t08_network;
 mod t10_simulation;
 mod t11_clock;
 mod t13_fuzz;
+mod t14_abuse;
 mod t15_tls;
 mod t16_secrets;
 mod t17_access;
@@ -17,6 +18,7 @@ pub const ALL: &[Case] = &[
     t10_simulation::CASE,
     t11_clock::CASE,
     t13_fuzz::CASE,
+    t14_abuse::CASE,
     t15_tls::CASE,
     t16_secrets::CASE,
     t17_access::CASE,
