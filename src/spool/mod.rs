@@ -10,13 +10,16 @@ mod error;
 mod files;
 mod handle;
 mod lease;
+mod migrate;
 mod open;
 mod powered;
 mod read;
 pub mod record;
+mod salvage;
 mod schema;
 mod settle;
 mod store;
+mod sum;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -27,6 +30,7 @@ use std::path::PathBuf;
 pub use error::SpoolError;
 pub use handle::Spool;
 pub use open::open;
+pub use salvage::offline::{Fault, Offline, Shown, repair};
 
 /// What the spool needs to know; see `[queue]` and `[retry]` of the configuration.
 #[derive(Debug, Clone)]
