@@ -2,6 +2,7 @@
 //!
 //! Everything else takes `now` as an argument, so a week of outages runs in a test in milliseconds.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A monotonic instant, for tasks that measure how long something took.
@@ -22,6 +23,66 @@ pub fn since_boot() -> Duration {
     Duration::new(u64::try_from(t.tv_sec).unwrap_or(0), u32::try_from(t.tv_nsec).unwrap_or(0))
 }
 
+/// 1 January 2026: no board that runs this program is older.
+const RELEASE_UNIX_MS: u64 = 1_767_225_600_000;
+/// A clock may be this much behind what was known to be good: it was fast by hours then and has been set right.
+const FLOOR_SLACK_MS: u64 = 24 * 3_600_000;
+/// The floor is written down after so much of a change: an hour more or less says nothing, and flash wears.
+const FLOOR_STEP_MS: u64 = 3_600_000;
+
+/// The earliest wall time that can be true: below it no certificate can be judged, so nothing is sent.
+///
+/// A time is good when an uplink's certificate was accepted at it. The floor never rises faster than time passes
+/// for this process: a clock that was years ahead for a moment must not keep the gateway waiting for years.
+#[derive(Debug)]
+pub struct Floor {
+    first_ms: u64,
+    since: Duration,
+    now_ms: AtomicU64,
+    kept_ms: AtomicU64,
+}
+
+impl Floor {
+    /// From what an earlier process wrote down.
+    pub fn new(stored_unix_ms: u64) -> Floor {
+        Floor::at(stored_unix_ms, since_boot())
+    }
+
+    fn at(stored_unix_ms: u64, since: Duration) -> Floor {
+        let first_ms = stored_unix_ms.max(RELEASE_UNIX_MS);
+        Floor { first_ms, since, now_ms: first_ms.into(), kept_ms: stored_unix_ms.into() }
+    }
+
+    /// Whether the clock stands below it now.
+    pub fn is_above_clock(&self) -> bool {
+        self.is_above(unix_ms())
+    }
+
+    fn is_above(&self, unix_ms: u64) -> bool {
+        unix_ms.saturating_add(FLOOR_SLACK_MS) < self.now_ms.load(Ordering::Acquire)
+    }
+
+    /// A certificate was accepted now.
+    pub fn good(&self) {
+        self.good_at(unix_ms(), since_boot());
+    }
+
+    fn good_at(&self, unix_ms: u64, boot: Duration) {
+        let lived_ms = boot.saturating_sub(self.since).as_millis() as u64;
+        self.now_ms.fetch_max(unix_ms.min(self.first_ms.saturating_add(lived_ms)), Ordering::AcqRel);
+    }
+
+    /// What to write down, if it is worth it.
+    pub fn to_keep(&self) -> Option<u64> {
+        let (now_ms, kept_ms) = (self.now_ms.load(Ordering::Acquire), self.kept_ms.load(Ordering::Acquire));
+        let due = now_ms >= kept_ms.saturating_add(FLOOR_STEP_MS);
+        due.then(|| {
+            self.kept_ms.store(now_ms, Ordering::Release);
+            now_ms
+        })
+    }
+}
+
 /// A name for this boot of the machine; the same in every process until the next boot.
 pub fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|s| s.trim().to_owned()).unwrap_or_default()
@@ -40,4 +101,42 @@ pub fn random_u64() -> u64 {
 /// A fresh request id: `req_` and 32 hexadecimal digits.
 pub fn request_id() -> String {
     format!("req_{:016x}{:016x}", random_u64(), random_u64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+    const BOOT: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn a_board_that_wakes_in_1970_waits_and_goes_on_when_its_clock_is_set() {
+        let floor = Floor::at(0, BOOT);
+        assert!(floor.is_above(0) && floor.is_above(RELEASE_UNIX_MS - YEAR_MS));
+        assert!(!floor.is_above(RELEASE_UNIX_MS + 1));
+    }
+
+    #[test]
+    fn the_floor_rises_with_good_times_and_survives() {
+        let floor = Floor::at(0, BOOT);
+        floor.good_at(RELEASE_UNIX_MS + YEAR_MS, BOOT + Duration::from_millis(10 * FLOOR_SLACK_MS));
+        let kept = floor.to_keep().unwrap();
+        assert_eq!((kept, floor.to_keep()), (RELEASE_UNIX_MS + 10 * FLOOR_SLACK_MS, None));
+        let after = Floor::at(kept, BOOT);
+        assert!(after.is_above(RELEASE_UNIX_MS) && !after.is_above(kept));
+    }
+
+    #[test]
+    fn a_clock_that_was_years_ahead_keeps_nobody_waiting_for_years() {
+        let floor = Floor::at(0, BOOT);
+        floor.good_at(RELEASE_UNIX_MS + 10 * YEAR_MS, BOOT + Duration::from_secs(60));
+        assert!(!floor.is_above(RELEASE_UNIX_MS + YEAR_MS));
+    }
+
+    #[test]
+    fn an_hour_back_is_a_clock_set_right() {
+        let floor = Floor::at(RELEASE_UNIX_MS + YEAR_MS, BOOT);
+        assert!(!floor.is_above(RELEASE_UNIX_MS + YEAR_MS - 3_600_000));
+    }
 }

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::clock::{self, Floor};
 use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
 use crate::control;
 use crate::control::breaker::BreakerSettings;
@@ -23,11 +24,12 @@ use crate::control::health::ProbeSettings;
 use crate::control::retry::RetrySettings;
 use crate::gateway::{Gateway, Parts};
 use crate::ingress::http::{self, App, Listeners, Models, Tokens};
+use crate::plant;
 use crate::spool::{self, SpoolError};
+use crate::systemd;
 use crate::telemetry::log::{self, Form};
 use crate::uplink::cloud::{self, Cloud, Key};
 use crate::uplink::local::{self, Local};
-use crate::{clock, plant, systemd};
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +69,12 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
     let on_models = models.clone();
+    let floor = Arc::new(Floor::new(spool.load_floor().await.map_err(SupervisorError::of_spool)?));
     let (gateway, driver) = Gateway::start(Parts {
         settings: control_settings(&settings),
-        uplinks: uplinks(&settings)?,
+        uplinks: uplinks(&settings, &floor)?,
+        pauses: spool.load_pauses().await.map_err(SupervisorError::of_spool)?,
+        floor,
         local: local_client(&settings)?,
         spool: spool.clone(),
         network: crate::network::watch(),
@@ -226,7 +231,7 @@ fn server_tls(http: &config::Http) -> Result<Option<tokio_rustls::TlsAcceptor>, 
     Ok(Some(tokio_rustls::TlsAcceptor::from(Arc::new(server))))
 }
 
-fn uplinks(settings: &Settings) -> Result<Vec<Arc<Cloud>>, SupervisorError> {
+fn uplinks(settings: &Settings, floor: &Arc<Floor>) -> Result<Vec<Arc<Cloud>>, SupervisorError> {
     let build = |u: &config::Uplink| {
         let options = cloud::Options {
             name: u.name.clone(),
@@ -243,6 +248,7 @@ fn uplinks(settings: &Settings) -> Result<Vec<Arc<Cloud>>, SupervisorError> {
                 idle: u.timeouts.idle,
                 total: u.timeouts.total,
             },
+            floor: floor.clone(),
         };
         Cloud::new(options).map(Arc::new).map_err(|e| SupervisorError::Configuration(format!("uplink {}: {e}", u.name)))
     };

@@ -52,6 +52,10 @@ fn render(status: &Value, out: &Out) -> String {
         let line = mood.map_or_else(|| line.clone(), |mood| out.paint(mood, line));
         let _ = writeln!(text, "{label} {line}");
     }
+    let storage = text_at(status, "/storage");
+    if !storage.is_empty() {
+        let _ = writeln!(text, "storage  {}", out.paint(Mood::Bad, &storage));
+    }
     for (label, line) in [("local   ", local(status)), ("backlog ", backlog(status)), ("host    ", host(status))] {
         let _ = writeln!(text, "{label} {line}");
     }
@@ -99,6 +103,10 @@ fn uplinks(status: &Value) -> Vec<(String, Option<Mood>)> {
 fn note(uplink: &Value) -> String {
     let reason = text_at(uplink, "/reason");
     let Some(pause) = uplink.get("paused").filter(|pause| pause.is_object()) else { return reason };
+    let sentence = text_at(pause, "/sentence");
+    if !sentence.is_empty() {
+        return sentence;
+    }
     let again = number_at(pause, "/retry_in_s").map(|wait| format!(", again in {}", age(wait))).unwrap_or_default();
     format!("paused: {}{again}", known(pause, "/reason"))
 }
@@ -174,7 +182,7 @@ mod tests {
                   "consecutive_failures": 0, "reason": null, "paused": null },
                 { "name": "b", "health": "unhealthy", "breaker": "half_open", "latency_ms": null, "in_flight": 0,
                   "consecutive_failures": 7, "reason": "no route\u{1b}[2J",
-                  "paused": { "reason": "key refused", "retry_in_s": 60 } },
+                  "paused": { "reason": "key", "sentence": "paused: key: check api_keys; next trial in 1 min" } },
             ],
             "local": { "enabled": true, "api": "ollama", "model": "llama3.2", "reachable": true, "in_flight": 1,
                        "waiting": 0, "reason": null },
@@ -186,7 +194,7 @@ mod tests {
 holdfast 0.1.0 on gw1: degraded, paused, up 5m
 uplinks  NAME       HEALTH     BREAKER    LATENCY  IN FLIGHT  FAILURES  NOTE
          holysheep  healthy    closed     212 ms   2          0
-         b          unhealthy  half-open  -        0          7         paused: key refused, again in 60s
+         b          unhealthy  half-open  -        0          7         paused: key: check api_keys; next trial in 1 min
 local    llama3.2 (ollama): reachable; 1 in flight, 0 waiting
 backlog  12 requests, 2.0 KiB, oldest 90s, about 30s to drain; queued 10, sending 2, unknown 0, dead 1; window 4
 host     48.2 °C, 1.0 MiB resident

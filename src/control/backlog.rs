@@ -2,13 +2,19 @@
 //!
 //! The table is the contract's "what an attempt's end means". Never touches the spool itself.
 
-use super::event::{AttemptId, Effect, Item, Notice, Outcome, UplinkIndex, Verdict};
+use super::event::{AttemptId, Block, Effect, Fault, Item, Outcome, UplinkIndex, Verdict};
 use super::pause::Gate;
 use super::retry::backoff_ms;
+use super::routes::Grant;
+use super::strikes::{HOLD_MS, Refused};
 use super::{Control, DEFERRED_MAX, Owner, Uplink};
+use crate::plant::{self, Fault as Planted};
 
 /// After the spool failed to hand out work, or twice had none, ask again no sooner than this.
 const LEASE_RETRY_MS: u64 = 1_000;
+
+/// The same where all that waits may belong to shut routes: looking through it costs the disk's thread some time.
+const LEASE_AROUND_MS: u64 = 10_000;
 
 /// Nothing is set aside for less: that it is set aside has to reach the disk before its release does.
 const DEFER_MIN_MS: u64 = 100;
@@ -28,12 +34,21 @@ enum Blocked {
     NoUplink,
     /// An uplink is there, but full: wait.
     Full,
-    /// Its route is shut until then.
-    Shut(u64),
+    /// Its route is shut.
+    Shut,
 }
 
 impl Control {
     pub(super) fn told_ready(&mut self, count: u64) {
+        if let Some(known) = self.nothing_around {
+            if count > known {
+                // What came may belong to an open route.
+                self.nothing_around = None;
+                self.lease_after_ms = 0;
+            } else {
+                self.nothing_around = Some(count);
+            }
+        }
         self.ready = count;
         self.ready_is_news = true;
         if count == 0 {
@@ -43,6 +58,7 @@ impl Control {
 
     pub(super) fn take_leased(&mut self, items: Vec<Item>, now_ms: u64) {
         self.leasing = false;
+        self.nothing_around = (items.is_empty() && self.leasing_around).then_some(self.ready);
         if !self.ready_is_news {
             // The spool's next commit tells a new count.
             self.ready = if items.is_empty() { 0 } else { self.ready.saturating_sub(items.len() as u64) };
@@ -51,6 +67,9 @@ impl Control {
         if self.empty_leases > 1 {
             // A count that promises what is not there must not become a loop through the disk.
             self.lease_after_ms = now_ms + LEASE_RETRY_MS;
+        }
+        if self.nothing_around.is_some() {
+            self.lease_after_ms = now_ms + LEASE_AROUND_MS;
         }
         self.leased.extend(items);
     }
@@ -84,9 +103,20 @@ impl Control {
         }
     }
 
+    /// These need not wait for their own instants any more.
+    pub(super) fn hurry(&mut self, seqs: &[u64], now_ms: u64) {
+        if seqs.is_empty() {
+            return;
+        }
+        let soon_ms = now_ms + DEFER_MIN_MS;
+        let due = |(at, seq): &(u64, u64)| if seqs.contains(seq) { (soon_ms.min(*at), *seq) } else { (*at, *seq) };
+        self.deferred = self.deferred.iter().map(due).collect();
+    }
+
     /// What kept requests aside is mended: they need not wait for their own instants.
     pub(super) fn hurry_deferred(&mut self, now_ms: u64) {
         let soon_ms = now_ms + DEFER_MIN_MS;
+        (self.nothing_around, self.lease_after_ms) = (None, 0);
         self.deferred = self.deferred.iter().map(|(at, seq)| ((*at).min(soon_ms), *seq)).collect();
     }
 
@@ -98,6 +128,9 @@ impl Control {
         }
         if self.paused {
             self.give_back_unless_urgent(effects);
+        }
+        if !self.storage_works {
+            return;
         }
         while let Some(item) = self.leased.front() {
             let may_leave = item.urgent || self.pace_allows(now_ms);
@@ -112,6 +145,11 @@ impl Control {
     fn send_first(&mut self, now_ms: u64, effects: &mut Vec<Effect>) -> bool {
         let Some(item) = self.leased.pop_front() else { return false };
         match self.pick(&item, now_ms) {
+            Ok(_) if !self.may_be_paid_again(&item) => {
+                let verdict = Verdict::Requeue { counted: false, deferred: true, maybe_billed: true };
+                effects.push(settle(&item, None, verdict));
+                true
+            }
             Ok(uplink) => {
                 self.pauses.begin_trial(uplink, &item.model);
                 let (seq, urgent) = (item.seq, item.urgent);
@@ -126,17 +164,17 @@ impl Control {
                 self.leased.push_front(item);
                 false
             }
-            Err(Blocked::NoUplink) => {
+            // A shut route's requests stay in the queue: they are not leased before its trial is due.
+            Err(Blocked::NoUplink | Blocked::Shut) => {
                 effects.push(settle(&item, None, GIVEN_BACK));
                 true
             }
-            Err(Blocked::Shut(until_ms)) => {
-                self.deferred.insert((until_ms, item.seq));
-                let verdict = Verdict::Requeue { counted: false, deferred: true, maybe_billed: false };
-                effects.push(settle(&item, None, verdict));
-                true
-            }
         }
+    }
+
+    /// What may have been billed leaves again within its budget only.
+    fn may_be_paid_again(&mut self, item: &Item) -> bool {
+        !item.maybe_billed || plant::is(Planted::ResendWithoutLimit) || self.resends.may_leave(item.seq)
     }
 
     fn pick(&mut self, item: &Item, now_ms: u64) -> Result<UplinkIndex, Blocked> {
@@ -150,9 +188,7 @@ impl Control {
         if up().any(|(_, gate)| !matches!(gate, Gate::Shut { .. })) {
             return Err(Blocked::Full);
         }
-        let until =
-            up().filter_map(|(_, gate)| if let Gate::Shut { until_ms } = gate { Some(*until_ms) } else { None });
-        until.min().map_or(Err(Blocked::NoUplink), |ms| Err(Blocked::Shut(ms)))
+        if up().next().is_some() { Err(Blocked::Shut) } else { Err(Blocked::NoUplink) }
     }
 
     fn pace_allows(&self, now_ms: u64) -> bool {
@@ -165,7 +201,8 @@ impl Control {
     }
 
     fn lease_more(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        let busy = self.paused || self.leasing || !self.leased.is_empty() || self.deferred.len() >= DEFERRED_MAX;
+        let aside = self.deferred.len() + self.resends.waiting();
+        let busy = self.paused || self.leasing || !self.leased.is_empty() || aside >= DEFERRED_MAX;
         let not_before_ms = self.pace.not_before_ms().max(self.lease_after_ms);
         if busy || self.ready == 0 || now_ms < not_before_ms {
             return;
@@ -175,8 +212,19 @@ impl Control {
         if free > 0 {
             self.leasing = true;
             self.ready_is_news = false;
-            effects.push(Effect::Lease(free));
+            let except = self.shut_models(now_ms);
+            self.leasing_around = !except.is_empty();
+            effects.push(Effect::Lease { max: free, except });
         }
+    }
+
+    /// Models that no uplink takes now; their number is bounded by that of the pauses.
+    fn shut_models(&self, now_ms: u64) -> Vec<String> {
+        let is_shut = |model: &String| {
+            let mut up = self.uplinks.iter().enumerate().filter(|(_, u)| u.is_available());
+            up.all(|(i, _)| matches!(self.pauses.gate(i, model, now_ms), Gate::Shut { .. }))
+        };
+        self.pauses.models().into_iter().filter(is_shut).collect()
     }
 
     /// With every uplink shut there is nothing to lease for, or just the one request that tries.
@@ -219,32 +267,22 @@ impl Control {
         now_ms: u64,
         effects: &mut Vec<Effect>,
     ) {
+        let unsent = plant::is(Planted::RetryOnTimeout) && outcome == Outcome::Unknown(Fault::Timeout);
+        let outcome = if unsent { Outcome::Unreachable(Fault::Timeout) } else { outcome };
+        // Before the route learns: whether it was shut for refusing everybody decides on this request.
+        let struck = self.pauses.is_struck(uplink, &item.model);
         self.learn_route(uplink, item, outcome, now_ms, effects);
-        let verdict = self.verdict(item, uplink, outcome, now_ms);
+        let verdict = match outcome {
+            Outcome::Permanent(_) if struck && !item.urgent => self.behind_the_trial(uplink, item, now_ms),
+            Outcome::Permanent(fault) if !item.urgent => self.refused(uplink, item, fault, now_ms, effects),
+            _ => self.verdict(item, uplink, outcome, now_ms),
+        };
+        let paid = matches!(outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Unknown(_));
+        if item.maybe_billed && !paid {
+            self.grant_resends(Grant::Refunded, effects);
+        }
         self.adapt_pace(outcome, now_ms);
         effects.push(settle(item, Some(attempt), verdict));
-    }
-
-    fn learn_route(&mut self, i: UplinkIndex, item: &Item, outcome: Outcome, now_ms: u64, effects: &mut Vec<Effect>) {
-        match outcome {
-            Outcome::Blocked(block) => {
-                // Requests that were in flight together find out one after the other: one alarm is enough.
-                let known = self.pauses.is_known(i, &item.model, block);
-                let wait_ms = self.pauses.shut(i, &item.model, block, now_ms);
-                if known {
-                    return;
-                }
-                let notice = Notice::RoutePaused { uplink: i, block, retry_in_s: wait_ms / 1000 };
-                effects.push(Effect::Notice(notice));
-            }
-            Outcome::Delivered | Outcome::Permanent(_) | Outcome::NoAnswer | Outcome::RateLimited { .. } => {
-                if self.pauses.open(i, &item.model) {
-                    self.hurry_deferred(now_ms);
-                    effects.push(Effect::Notice(Notice::RouteResumed { uplink: i }));
-                }
-            }
-            _ => self.pauses.trial_undecided(i, &item.model),
-        }
     }
 
     fn adapt_pace(&mut self, outcome: Outcome, now_ms: u64) {
@@ -258,6 +296,45 @@ impl Control {
             Outcome::Transient(_) | Outcome::Unknown(_) => self.pace.slower(now_ms),
             _ => {}
         }
+    }
+
+    /// Refused: its own fault, or the route's. Nobody who waits for a caller is set aside: the caller can react.
+    fn refused(
+        &mut self,
+        uplink: UplinkIndex,
+        item: &Item,
+        fault: Fault,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Verdict {
+        let others = self.ready > 0 || !self.leased.is_empty() || self.stored_in_flight() > 0;
+        let held = self.strikes.held(uplink, &item.model);
+        match self.strikes.refused(uplink, &item.model, item.seq, fault, others) {
+            Refused::Shut => {
+                self.strike(uplink, item, &held, now_ms, effects);
+                self.behind_the_trial(uplink, item, now_ms)
+            }
+            Refused::Hold => {
+                self.deferred.insert((now_ms + HOLD_MS, item.seq));
+                Verdict::Requeue { counted: false, deferred: true, maybe_billed: item.maybe_billed }
+            }
+            Refused::Dead => {
+                if !others {
+                    self.hurry(&held, now_ms);
+                }
+                Verdict::Dead(fault.as_str())
+            }
+        }
+    }
+
+    /// Back behind the next trial, so that another request makes that one.
+    fn behind_the_trial(&mut self, uplink: UplinkIndex, item: &Item, now_ms: u64) -> Verdict {
+        let due_ms = match self.pauses.gate(uplink, &item.model, now_ms) {
+            Gate::Shut { until_ms } => until_ms + BEHIND_THE_NEXT_MS,
+            Gate::Open | Gate::Trial => now_ms + BEHIND_THE_NEXT_MS,
+        };
+        self.deferred.insert((due_ms, item.seq));
+        Verdict::Requeue { counted: false, deferred: true, maybe_billed: item.maybe_billed }
     }
 
     /// An uplink that fails everybody (its breaker is open) says nothing about this request: it costs no
@@ -281,10 +358,14 @@ impl Control {
             Outcome::Delivered => Verdict::Answered,
             Outcome::Permanent(fault) => Verdict::Dead(fault.as_str()),
             Outcome::NoAnswer => Verdict::Dead("no_answer"),
+            Outcome::Blocked(Block::Key) if plant::is(Planted::DeadLetterOn401) => Verdict::Dead("key"),
             Outcome::Unreachable(_) | Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => {
                 GIVEN_BACK
             }
             Outcome::Transient(_) => self.transient_verdict(item, uplink, now_ms),
+            Outcome::Unknown(_) if plant::is(Planted::ResendWithoutLimit) => {
+                Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }
+            }
             // Sent once more at most, and the record says so first.
             Outcome::Unknown(_) if item.maybe_billed || self.settings.hold_unknown => Verdict::Dead("unknown"),
             Outcome::Unknown(_) => Verdict::Requeue { counted: true, deferred: false, maybe_billed: true },

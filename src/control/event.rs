@@ -44,8 +44,12 @@ pub enum Fault {
     Dns,
     /// No connection: refused, no route, time-out while connecting.
     Connect,
-    /// TLS would not come up.
+    /// TLS would not come up: unknown issuer, wrong name, expired.
     Tls,
+    /// The certificate is not valid yet: this machine's clock is behind.
+    Clock,
+    /// The clock stands before the floor; nothing was tried.
+    WaitingForTime,
     /// Something between answered in the uplink's place.
     Portal,
     /// The uplink answered 3xx; keys are never carried along.
@@ -64,10 +68,14 @@ pub enum Fault {
     BadGateway,
     /// 408, 425.
     TryAgain,
-    /// 400, 422 and other refusals of this request.
+    /// 400 and other refusals of this request.
     Refused,
     /// 413.
     TooLarge,
+    /// 415.
+    Unsupported,
+    /// 422.
+    Unprocessable,
     /// A key is configured but cannot be read; nothing is sent.
     NoKey,
     /// The uplink was found to be down while this attempt waited.
@@ -78,6 +86,8 @@ words!(Fault {
     Dns => "dns",
     Connect => "connect",
     Tls => "tls",
+    Clock => "clock",
+    WaitingForTime => "waiting_for_time",
     Portal => "portal",
     Redirect => "redirect",
     Write => "write",
@@ -89,24 +99,57 @@ words!(Fault {
     TryAgain => "try_again",
     Refused => "refused",
     TooLarge => "too_large",
+    Unsupported => "unsupported",
+    Unprocessable => "unprocessable",
     NoKey => "no_key",
     Outage => "outage",
 });
 
-/// Why a route is shut although the uplink answers.
+/// Why a route is shut although the line works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Block {
     /// 401: the key is not accepted.
     Key,
-    /// 402 or a spent quota.
+    /// 402, or a spent quota.
     Quota,
-    /// 403: not allowed.
-    Forbidden,
-    /// 404: the uplink does not know this model or path.
-    Model,
+    /// 403 or 404 for a model, or three requests in a row that were refused alike.
+    Configuration,
+    /// The uplink's certificate is not accepted.
+    Tls,
+    /// This machine's clock is behind.
+    Clock,
+    /// Probes pass, but a web page or a redirect answers requests.
+    Portal,
 }
 
-words!(Block { Key => "key", Quota => "quota", Forbidden => "forbidden", Model => "model" });
+words!(Block {
+    Key => "key",
+    Quota => "quota",
+    Configuration => "configuration",
+    Tls => "tls",
+    Clock => "clock",
+    Portal => "portal",
+});
+
+impl Block {
+    /// What is wrong and what to do, in one plain sentence.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Block::Key => "the uplink refuses the key: check api_keys, then restart",
+            Block::Quota => "the quota is spent: top up the account or raise its limit",
+            Block::Configuration => {
+                "the uplink refuses the model or every request: check base_url, models and the key's rights"
+            }
+            Block::Tls => {
+                "the uplink's certificate is not accepted: check ca_file and whether something inspects the traffic"
+            }
+            Block::Clock => "the clock is behind, so no certificate can be checked: set the time",
+            Block::Portal => {
+                "probes pass, but a web page or a redirect answers requests: check base_url, or log in to the network"
+            }
+        }
+    }
+}
 
 impl Outcome {
     /// A stable word for logs, records and metric labels.
@@ -165,6 +208,21 @@ pub struct Item {
     pub urgent: bool,
 }
 
+/// A shut route, as it is kept over a restart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shut {
+    /// Which uplink.
+    pub uplink: UplinkIndex,
+    /// Which model; empty for all of them.
+    pub model: String,
+    /// Why.
+    pub block: Block,
+    /// How many trials failed.
+    pub step: u32,
+    /// When the next trial is due, in control's own time.
+    pub until_ms: u64,
+}
+
 /// What control is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -203,6 +261,10 @@ pub enum Event {
     LeaseFailed,
     /// The operator stops or resumes sending the backlog.
     Paused(bool),
+    /// Whether outcomes can be recorded. While not, nothing more is sent that would have to be.
+    Storage(bool),
+    /// What an earlier process knew of shut routes, in the time of `now`.
+    Restored(Vec<Shut>),
     /// The operator wants the backlog sent now: no jitter, pauses tried at once.
     DrainNow,
     /// The process is ending: nothing new is started.
@@ -285,8 +347,15 @@ pub enum Effect {
     Probe(UplinkIndex),
     /// Drop this uplink's pooled connections: they belong to a network that is gone.
     Reset(UplinkIndex),
-    /// Lease up to this many stored requests.
-    Lease(u32),
+    /// Lease stored requests.
+    Lease {
+        /// At most so many.
+        max: u32,
+        /// None for these models: their routes are shut.
+        except: Vec<String>,
+    },
+    /// Shut routes changed: keep all of them over a restart.
+    Keep(Vec<Shut>),
     /// Send a leased request.
     Send {
         /// The attempt's number.
@@ -338,6 +407,11 @@ pub enum Notice {
         block: Block,
         /// Seconds to the next trial.
         retry_in_s: u64,
+    },
+    /// Outcomes cannot be recorded, or can be again.
+    Storage {
+        /// Whether they can.
+        works: bool,
     },
     /// A paused route works again.
     RouteResumed {

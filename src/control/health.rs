@@ -139,6 +139,16 @@ impl HealthCheck {
         self.due_ms = self.due_ms.min(earliest.max(now_ms));
     }
 
+    /// The next check comes no sooner: what it would find is known, and asking costs.
+    pub fn postpone(&mut self, at_ms: u64) {
+        self.due_ms = self.due_ms.max(at_ms);
+    }
+
+    /// The next check is due now.
+    pub fn check_now(&mut self, now_ms: u64) {
+        self.due_ms = self.due_ms.min(now_ms);
+    }
+
     /// Starts a probe if one is due; the caller must carry it out.
     pub fn start_probe(&mut self, now_ms: u64) -> bool {
         if self.probing_since_ms.is_some() || now_ms < self.due_ms {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::breaker::BreakerState;
-use super::event::{AskId, Effect, Outcome, Reason, Route, UplinkIndex};
+use super::event::{AskId, Block, Effect, Outcome, Reason, Route, UplinkIndex};
 use super::health::Health;
 use super::retry::backoff_ms;
 use super::{Control, Owner, Uplink};
@@ -112,7 +112,7 @@ impl Control {
         if let Some(uplink) = self.choose(|i, _| !done_with.contains(&i)) {
             return Some(self.send_live(id, uplink));
         }
-        let open = |i: usize, u: &Uplink| !done_with.contains(&i) && u.breaker.is_closed();
+        let open = |i: usize, u: &Uplink| !done_with.contains(&i) && u.breaker.is_closed() && !u.walled;
         let worth_waiting = |u: &Uplink| u.health.is_undecided() || (u.health.is_up() && u.is_full());
         if self.uplinks.iter().enumerate().any(|(i, u)| open(i, u) && worth_waiting(u)) {
             return None;
@@ -136,6 +136,11 @@ impl Control {
     }
 
     fn send_live(&mut self, id: AskId, uplink: UplinkIndex) -> Route {
+        if self.pauses.block_of(uplink) == Some(Block::Portal) {
+            // It is the trial: for everybody else the uplink stays down until it ends.
+            self.pauses.begin_trial(uplink, "");
+            self.uplinks[uplink].walled = true;
+        }
         let attempt = self.start_attempt(Owner::Live(id), uplink);
         if let Some(ask) = self.asks.get_mut(&id) {
             *ask.tries.entry(uplink).or_insert(0) += 1;
@@ -150,7 +155,9 @@ impl Control {
             Reason::NoUplink
         } else if all(&|u| u.health.health() == Health::Unhealthy) {
             Reason::Unhealthy
-        } else if all(&|u| u.health.health() == Health::Unhealthy || u.breaker.state() != BreakerState::Closed) {
+        } else if all(&|u| {
+            u.walled || u.health.health() == Health::Unhealthy || u.breaker.state() != BreakerState::Closed
+        }) {
             Reason::BreakerOpen
         } else {
             Reason::AllTried

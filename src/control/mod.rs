@@ -11,8 +11,11 @@ pub mod event;
 pub mod health;
 mod live;
 pub mod pause;
+pub mod resend;
 pub mod retry;
 pub mod route;
+mod routes;
+pub mod strikes;
 #[cfg(test)]
 mod tests;
 pub mod types;
@@ -21,12 +24,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use breaker::{Breaker, BreakerSettings, BreakerState};
 use drain::{DrainSettings, Pace};
-use event::{AskId, AttemptId, Block, Check, Effect, Event, Fault, Item, Notice, Outcome, UplinkIndex};
+use event::{AskId, AttemptId, Block, Check, Effect, Event, Fault, Item, Notice, Outcome, Shut, UplinkIndex};
 use health::{Health, HealthCheck, ProbeSettings};
 use live::Ask;
 use pause::Pauses;
+use resend::Resends;
 use retry::{Budget, Chance, RetrySettings};
 use route::{Candidate, Strategy};
+use routes::Grant;
+use strikes::Strikes;
 
 /// One uplink's numbers.
 #[derive(Debug, Clone, Copy)]
@@ -68,11 +74,15 @@ struct Uplink {
     health: HealthCheck,
     breaker: Breaker,
     in_flight: u32,
+    /// Requests in a row that something else answered in its place.
+    portals: u32,
+    /// That something is there, and no trial is due: as good as down.
+    walled: bool,
 }
 
 impl Uplink {
     fn is_available(&self) -> bool {
-        self.health.is_up() && self.breaker.is_closed()
+        self.health.is_up() && self.breaker.is_closed() && !self.walled
     }
 
     fn is_full(&self) -> bool {
@@ -108,6 +118,8 @@ pub struct Control {
     chance: Chance,
     budget: Budget,
     pauses: Pauses,
+    strikes: Strikes,
+    resends: Resends,
     pace: Pace,
     /// Handed out by the spool, not sent yet; never longer than the window, urgent ones aside.
     leased: VecDeque<Item>,
@@ -118,6 +130,10 @@ pub struct Control {
     /// Leases in a row that brought nothing.
     empty_leases: u32,
     lease_after_ms: u64,
+    /// The lease under way leaves out models whose routes are shut.
+    leasing_around: bool,
+    /// Such a lease brought nothing while so many waited: only more of them are worth another one.
+    nothing_around: Option<u64>,
     /// Set aside until an instant; at most [`DEFERRED_MAX`].
     deferred: BTreeSet<(u64, u64)>,
     /// The stored request whose body is still leaving: the next one waits, so that order holds on the wire.
@@ -126,12 +142,15 @@ pub struct Control {
     next_send_ms: u64,
     was_available: bool,
     paused: bool,
+    /// Outcomes can be recorded.
+    storage_works: bool,
     stopping: bool,
     /// The instant of the last event: what was due by then is done.
     handled_ms: u64,
 }
 
-/// Stored requests set aside at once; beyond this the drain waits for the first of them. 16 bytes each.
+/// Stored requests set aside at once, those that wait for a second send included; beyond this the drain waits for
+/// the first of them. 16 bytes each. A shut route sets nothing aside: its requests are not leased.
 const DEFERRED_MAX: usize = 4096;
 
 /// One uplink as it stands, for showing.
@@ -153,7 +172,7 @@ pub struct UplinkView {
     pub failures: u32,
     /// When the last check ended.
     pub last_check_ms: Option<u64>,
-    /// Why the backlog is not sent there, and when the next trial is due.
+    /// Why the backlog is not sent there, or some of it, and when the next trial is due.
     pub paused: Option<(Block, u64)>,
 }
 
@@ -164,6 +183,10 @@ pub struct View {
     pub uplinks: Vec<UplinkView>,
     /// The operator stopped the drain.
     pub paused: bool,
+    /// Outcomes can be recorded; while not, nothing of the backlog is sent.
+    pub storage_works: bool,
+    /// Every shut route.
+    pub shut: Vec<Shut>,
     /// The drain's window.
     pub window: u32,
     /// Seconds until the backlog is sent, at the pace seen so far.
@@ -178,6 +201,8 @@ impl Control {
             health: HealthCheck::new(s.probe, now_ms),
             breaker: Breaker::new(s.breaker),
             in_flight: 0,
+            portals: 0,
+            walled: false,
         });
         Self {
             uplinks: uplinks.collect(),
@@ -189,6 +214,8 @@ impl Control {
             chance: Chance::new(settings.seed),
             budget: Budget::new(settings.retry.budget),
             pauses: Pauses::default(),
+            strikes: Strikes::default(),
+            resends: Resends::default(),
             pace: Pace::new(&settings.drain),
             leased: VecDeque::new(),
             leasing: false,
@@ -196,11 +223,14 @@ impl Control {
             ready_is_news: false,
             empty_leases: 0,
             lease_after_ms: 0,
+            leasing_around: false,
+            nothing_around: None,
             deferred: BTreeSet::new(),
             leaving: None,
             next_send_ms: 0,
             was_available: false,
             paused: false,
+            storage_works: true,
             stopping: false,
             handled_ms: now_ms,
             settings,
@@ -231,8 +261,11 @@ impl Control {
             Event::DrainNow => {
                 self.pace.hurry();
                 self.pauses.hurry(now_ms);
+                self.probe_shut(now_ms);
                 self.hurry_deferred(now_ms);
             }
+            Event::Storage(works) => self.told_storage(works, effects),
+            Event::Restored(shut) => self.pauses.restore(shut, now_ms),
             Event::Stopping => self.stopping = true,
             Event::Tick => {}
         }
@@ -243,10 +276,12 @@ impl Control {
     /// Restores what must always hold, whatever the event was.
     fn settle_down(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         self.check_uplinks(now_ms, effects);
+        self.see_walls(now_ms);
         self.notice_recovery(now_ms, effects);
         self.route_waiting(now_ms, effects);
         self.release_deferred(now_ms, effects);
         self.drain(now_ms, effects);
+        effects.extend(self.pauses.to_keep().map(Effect::Keep));
     }
 
     /// The next instant at which [`Event::Tick`] is wanted. Never one that has been handled: whatever was due
@@ -256,7 +291,8 @@ impl Control {
         let trials = self.uplinks.iter().filter_map(|u| u.breaker.deadline_ms());
         let retries = self.waiting.iter().filter_map(|ask| self.asks.get(ask)).filter_map(|ask| ask.retry_at_ms);
         let deferred = self.deferred.first().map(|(due, _)| *due);
-        let all = checks.chain(trials).chain(retries).chain(deferred).chain(self.drain_deadlines_ms());
+        let walls = self.pauses.trials_ms().filter(|_| !self.waiting.is_empty());
+        let all = checks.chain(walls).chain(trials).chain(retries).chain(deferred).chain(self.drain_deadlines_ms());
         all.filter(|due| *due > self.handled_ms).min()
     }
 
@@ -281,6 +317,8 @@ impl Control {
         View {
             uplinks: uplinks.collect(),
             paused: self.paused,
+            storage_works: self.storage_works,
+            shut: self.pauses.list(),
             window: self.pace.window(),
             seconds_to_drain: self.pace.seconds_to_drain(self.ready + self.deferred.len() as u64),
         }
@@ -323,6 +361,7 @@ impl Control {
             effects.push(Effect::Reset(index));
             self.abandon_live(index, effects);
         }
+        self.learn_probe(index, check, was_down, now_ms, effects);
     }
 
     /// What an attempt's end tells about its uplink.
@@ -371,6 +410,14 @@ impl Control {
         let index = attempt.uplink;
         self.uplinks[index].in_flight = self.uplinks[index].in_flight.saturating_sub(1);
         self.learn(index, outcome, latency_ms, now_ms, effects);
+        self.learn_portal(index, outcome, now_ms, effects);
+        if outcome == Outcome::Delivered {
+            self.grant_resends(Grant::Earned, effects);
+        }
+        match attempt.owner {
+            Owner::Live(_) if outcome == Outcome::Delivered => self.route_works(index, "", now_ms, effects),
+            _ => {}
+        }
         match attempt.owner {
             Owner::Live(ask) if next => self.live_failed(ask, index, outcome, now_ms),
             Owner::Live(ask) => self.forget(ask),

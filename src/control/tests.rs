@@ -6,7 +6,9 @@ mod backlog;
 mod live;
 mod pauses;
 mod quiet;
+mod resends;
 mod simulation;
+mod table;
 mod world;
 
 use super::event::{AskId, AttemptId, Check, Effect, Event, Fault, Item, Outcome, Route, UplinkIndex, Verdict};
@@ -136,7 +138,7 @@ impl Bench {
     fn lease(&mut self, items: Vec<Item>) -> Vec<Effect> {
         let count = items.len() as u64;
         let asked = self.tell(Event::Ready(count));
-        assert!(asked.iter().any(|e| matches!(e, Effect::Lease(_))), "no lease was asked for: {asked:?}");
+        assert!(asked.iter().any(|e| matches!(e, Effect::Lease { .. })), "no lease was asked for: {asked:?}");
         self.tell(Event::Leased(items))
     }
 }
@@ -171,6 +173,11 @@ fn verdicts(effects: &[Effect]) -> Vec<(u64, Verdict)> {
             _ => None,
         })
         .collect()
+}
+
+/// Whether this asks for so many requests of any model.
+fn leases(effect: &Effect, wanted: u32) -> bool {
+    matches!(effect, Effect::Lease { max, except } if *max == wanted && except.is_empty())
 }
 
 fn count(effects: &[Effect], wanted: impl Fn(&Effect) -> bool) -> usize {

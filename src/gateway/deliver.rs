@@ -65,13 +65,16 @@ async fn send(cloud: &Cloud, leased: &Leased, on_out: oneshot::Sender<()>) -> Re
 }
 
 fn judge(cloud: &Cloud, leased: &Leased, whole: &Whole, latency_ms: u64) -> Delivery {
-    let outcome = match classify::outcome(whole.status, &whole.headers, &whole.body) {
+    let outcome = match classify::attempt(whole) {
         Outcome::Delivered => classify::stored_answer(&whole.body),
         other => other,
     };
     let error = (outcome != Outcome::Delivered).then(|| failure(cloud, outcome, Some(whole)));
-    let answer = matches!(outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Permanent(_))
-        .then(|| answer(cloud, leased, whole, latency_ms));
+    let answer = matches!(
+        outcome,
+        Outcome::Delivered | Outcome::NoAnswer | Outcome::Permanent(_) | Outcome::Unknown(Fault::Truncated)
+    )
+    .then(|| answer(cloud, leased, whole, latency_ms));
     Delivery { outcome, answer, error, latency_ms }
 }
 
@@ -135,6 +138,10 @@ fn sentence(outcome: Outcome) -> &'static str {
         Outcome::Delivered => "answered",
         Outcome::Unreachable(Fault::Dns) => "its name could not be resolved; nothing was sent",
         Outcome::Unreachable(Fault::Tls) => "TLS failed: check certificate, ca_file and clock; nothing was sent",
+        Outcome::Unreachable(Fault::Clock | Fault::WaitingForTime) => {
+            "the clock is behind, so no certificate can be checked; nothing was sent"
+        }
+        Outcome::Unreachable(Fault::Redirect) => "it redirects, and keys are never carried along; nothing was billed",
         Outcome::Unreachable(Fault::Portal) => {
             "a web page answered in its place: is this network behind a log-in page?"
         }

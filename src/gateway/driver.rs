@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,8 +13,8 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::deliver::{Delivery, deliver};
-use super::{Input, LiveAttempt, Shared, Target};
-use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Verdict};
+use super::{Input, LiveAttempt, Shared, Target, routes};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Shut, Verdict};
 use crate::control::health::Health;
 use crate::control::types::State;
 use crate::control::{Control, View};
@@ -48,6 +48,10 @@ pub(super) struct Driver {
     cut: watch::Sender<bool>,
     stop_at: Option<Instant>,
     effects: Vec<Effect>,
+    /// What an earlier process knew of shut routes.
+    restored: Vec<Shut>,
+    /// Outcomes that the disk has refused and that are tried again.
+    refused: Arc<AtomicUsize>,
 }
 
 impl Driver {
@@ -56,6 +60,7 @@ impl Driver {
         control: Control,
         inbox: mpsc::UnboundedReceiver<Input>,
         network: mpsc::Receiver<()>,
+        restored: Vec<Shut>,
     ) -> Self {
         Self {
             shared,
@@ -72,6 +77,8 @@ impl Driver {
             cut: watch::channel(false).0,
             stop_at: None,
             effects: Vec::new(),
+            restored,
+            refused: Arc::default(),
         }
     }
 
@@ -79,6 +86,8 @@ impl Driver {
     pub(super) async fn run(mut self) {
         let mut tally = self.shared.spool.watch();
         let ready = tally.borrow_and_update().ready;
+        let restored = std::mem::take(&mut self.restored);
+        self.turn(Event::Restored(restored));
         self.turn(Event::Ready(ready));
         let mut sweep = interval(SWEEP_EVERY);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -225,13 +234,14 @@ impl Driver {
                     cloud.reset();
                 }
             }
-            Effect::Lease(max) => {
+            Effect::Lease { max, except } => {
                 let shared = self.shared.clone();
                 self.tasks.spawn(async move {
-                    let leased = shared.spool.lease(max).await;
+                    let leased = shared.spool.lease_around(max, &except).await;
                     shared.tell(Input::Leased(leased));
                 });
             }
+            Effect::Keep(shut) => self.keep(shut),
             Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
             Effect::Settle { seq, attempt, verdict } => self.settle(seq, attempt, verdict),
             Effect::Release(seqs) => {
@@ -320,6 +330,7 @@ impl Driver {
         let Some(leased) = self.leased.remove(&seq) else { return };
         let (mut settlement, end) = settlement(verdict, delivery);
         let shared = self.shared.clone();
+        let refused = self.refused.clone();
         let (settled, on_disk) = oneshot::channel::<()>();
         if matches!(verdict, Verdict::Requeue { deferred: true, .. }) {
             self.settling.insert(seq, on_disk);
@@ -327,6 +338,7 @@ impl Driver {
         self.tasks.spawn(async move {
             // Dropped when this task ends, whatever way it does.
             let _settled = settled;
+            let mut trouble = None;
             while let Err(error) = shared.spool.settle(seq, settlement.clone()).await {
                 // An outcome that cannot be recorded is kept and tried again: it may have been paid for.
                 tracing::error!(
@@ -337,12 +349,14 @@ impl Driver {
                 if matches!(error, SpoolError::Closed) {
                     return;
                 }
+                trouble.get_or_insert_with(|| Trouble::begin(&shared, &refused));
                 tokio::time::sleep(SETTLE_RETRY).await;
                 // Its release may have come meanwhile and found nothing to release; the pause is over anyway.
                 if let Settlement::Requeue { deferred, .. } = &mut settlement {
                     *deferred = false;
                 }
             }
+            drop(trouble);
             match end {
                 Some((state, reason, route)) => shared.finished(&leased.id, Some(&leased.source), state, reason, route),
                 None => {
@@ -358,12 +372,33 @@ impl Driver {
         });
     }
 
+    /// Shut routes outlive a restart under names, in powered-on time, and with the configuration they were shut under.
+    fn keep(&mut self, shut: Vec<Shut>) {
+        let shared = self.shared.clone();
+        let (now_ms, powered_ms) = (shared.now_ms(), shared.spool.powered_ms());
+        let saved = shut.iter().filter_map(|one| routes::save(one, &shared.uplinks, now_ms, powered_ms)).collect();
+        self.tasks.spawn(async move {
+            if let Err(error) = shared.spool.save_pauses(saved).await {
+                tracing::warn!(
+                    HOLDFAST_REASON = error.kind(),
+                    "a restart will not know which routes are shut: {error}"
+                );
+            }
+        });
+    }
+
     fn sweep(&mut self) {
         if self.sweeping.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
             return;
         }
         let shared = self.shared.clone();
+        let floor = shared.floor.to_keep();
         let sweep = self.tasks.spawn(async move {
+            if let Some(unix_ms) = floor
+                && let Err(error) = shared.spool.save_floor(unix_ms).await
+            {
+                tracing::warn!(HOLDFAST_REASON = error.kind(), "the last good time is not kept: {error}");
+            }
             match shared.spool.sweep().await {
                 Ok(ended) => {
                     for (_, id, state) in &ended {
@@ -409,9 +444,21 @@ impl Driver {
                 tracing::error!(
                     HOLDFAST_UPLINK = uplink,
                     HOLDFAST_REASON = block.as_str(),
-                    "backlog to {uplink} paused: {block}; next try in {retry_in_s} s"
+                    "backlog to {uplink} paused: {block}: {}; next try in {retry_in_s} s",
+                    block.sentence()
                 );
                 change("route", &uplink, Some("paused"), Some(block.as_str().to_owned()))
+            }
+            Notice::Storage { works: false } => {
+                tracing::error!(
+                    HOLDFAST_REASON = "storage",
+                    "backlog paused: storage: an outcome cannot be written; make room on the disk or replace it"
+                );
+                change("storage", "", Some("paused"), Some("storage".to_owned()))
+            }
+            Notice::Storage { works: true } => {
+                tracing::warn!("outcomes can be written again; the backlog goes on");
+                change("storage", "", Some("resumed"), None)
             }
             Notice::RouteResumed { uplink } => {
                 let uplink = name(*uplink);
@@ -435,6 +482,28 @@ fn change(kind: &'static str, uplink: &str, state: Option<&'static str>, reason:
     event.state = state;
     event.reason = reason;
     event
+}
+
+/// An outcome that the disk refuses; while there is one, nothing more is sent whose outcome would join it.
+struct Trouble {
+    shared: Arc<Shared>,
+    refused: Arc<AtomicUsize>,
+}
+
+impl Trouble {
+    fn begin(shared: &Arc<Shared>, refused: &Arc<AtomicUsize>) -> Trouble {
+        refused.fetch_add(1, Ordering::AcqRel);
+        shared.tell(Input::Event(Event::Storage(false)));
+        Trouble { shared: shared.clone(), refused: refused.clone() }
+    }
+}
+
+impl Drop for Trouble {
+    fn drop(&mut self) {
+        if self.refused.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.tell(Input::Event(Event::Storage(true)));
+        }
+    }
 }
 
 fn item(leased: &Leased, urgent: bool) -> Item {

@@ -6,6 +6,7 @@
 mod deliver;
 mod driver;
 mod live;
+mod routes;
 mod waiters;
 
 use std::sync::Arc;
@@ -15,12 +16,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::clock;
+use crate::clock::{self, Floor};
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
 use crate::spool::record::{Accepted, Leased, NewRequest, Record};
-use crate::spool::{Spool, SpoolError};
+use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
@@ -41,6 +42,10 @@ pub struct Parts {
     pub local: Local,
     /// The durable queue.
     pub spool: Spool,
+    /// What an earlier process knew of shut routes.
+    pub pauses: Vec<SavedPause>,
+    /// The earliest wall time that can be true; the uplinks have it too.
+    pub floor: Arc<Floor>,
     /// Told when the system says that links or routes changed.
     pub network: mpsc::Receiver<()>,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
@@ -68,6 +73,7 @@ struct Shared {
     online: AtomicBool,
     turns: AtomicU64,
     started: Instant,
+    floor: Arc<Floor>,
     on_models: OnModels,
 }
 
@@ -101,10 +107,13 @@ impl Gateway {
             online: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             started,
+            floor: parts.floor,
             on_models: parts.on_models,
         });
         let control = Control::new(parts.settings, 0);
-        let driver = driver::Driver::new(shared.clone(), control, inbox, parts.network);
+        let powered_ms = shared.spool.powered_ms();
+        let restored = parts.pauses.iter().filter_map(|p| routes::restore(p, &shared.uplinks, powered_ms)).collect();
+        let driver = driver::Driver::new(shared.clone(), control, inbox, parts.network, restored);
         (Gateway { shared }, tokio::spawn(driver.run()))
     }
 

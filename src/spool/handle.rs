@@ -101,10 +101,16 @@ impl Spool {
     /// Hands out up to `max` requests in order; each is `sending` on disk before this returns. Where the caller
     /// goes away meanwhile, they are given back.
     pub async fn lease(&self, max: u32) -> Result<Vec<Leased>, SpoolError> {
+        self.lease_around(max, &[]).await
+    }
+
+    /// The same, leaving out requests of these models.
+    pub async fn lease_around(&self, max: u32, except: &[String]) -> Result<Vec<Leased>, SpoolError> {
+        let except = (!except.is_empty()).then(|| serde_json::json!(except).to_string());
         let to = self.inner.abandoned.clone();
         let (drawn, mut handed) = self
             .write(move |store| {
-                let drawn = lease::lease(store, max)?;
+                let drawn = lease::lease(store, max, except.as_deref())?;
                 let seqs = drawn.iter().map(|d| d.leased.seq).collect();
                 Ok((drawn, Handed { seqs, to }))
             })
@@ -257,7 +263,7 @@ impl Spool {
         commands.send(command).await.map_err(|_| SpoolError::Closed)
     }
 
-    async fn write<T: Send + 'static>(
+    pub(super) async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, SpoolError> {
@@ -266,7 +272,7 @@ impl Spool {
         answer.await.map_err(|_| SpoolError::Closed)?
     }
 
-    async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, SpoolError> {

@@ -23,6 +23,14 @@ pub(super) const NEXT_LANE: &str = "SELECT priority, source_id FROM lane INDEXED
 pub(super) const NEXT_IN_LANE: &str = "SELECT seq FROM request INDEXED BY request_ready
     WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2 ORDER BY seq LIMIT 1";
 
+/// Every lane with work, in the order of their turns.
+const LANES: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
+    WHERE ready > 0 ORDER BY priority, served, source_id";
+/// The oldest ready request of a lane whose model is none of a list. It reads past the others: as many as may wait.
+const NEXT_AROUND: &str = "SELECT seq FROM request INDEXED BY request_ready
+    WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2
+    AND model NOT IN (SELECT value FROM json_each(?3)) ORDER BY seq LIMIT 1";
+
 /// A lease as the writer gives it to the handle.
 #[derive(Debug)]
 pub(super) struct Drawn {
@@ -32,13 +40,13 @@ pub(super) struct Drawn {
     pub(super) file: Option<String>,
 }
 
-/// Marks up to `max` requests `sending`, in order.
-pub(super) fn lease(store: &mut Store, max: u32) -> Result<Vec<Drawn>, SpoolError> {
+/// Marks up to `max` requests `sending`, in order; those of the models in the JSON list `except` are left out.
+pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result<Vec<Drawn>, SpoolError> {
     let max = max.min(LEASE_MAX) as usize;
     let mut drawn = Vec::new();
     let mut overdue = 0;
     while drawn.len() < max && overdue < OVERDUE_MAX {
-        let Some(row) = next(store)? else { break };
+        let Some(row) = next_but(store, except)? else { break };
         if row.expires_at <= store.powered.now_ms() {
             store.end_untold(&row, State::Expired, "ttl")?;
             overdue += 1;
@@ -56,17 +64,40 @@ pub(super) fn lease(store: &mut Store, max: u32) -> Result<Vec<Drawn>, SpoolErro
     Ok(drawn)
 }
 
+fn next_but(store: &mut Store, except: Option<&str>) -> Result<Option<Standing>, SpoolError> {
+    let Some(except) = except else { return next(store) };
+    let lanes: Vec<(i64, i64)> = {
+        let mut statement = store.conn.prepare_cached(LANES)?;
+        let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        rows.collect::<Result<_, _>>()?
+    };
+    for (priority, source_id) in lanes {
+        let bounds = params![priority, source_id, except];
+        let mut statement = store.conn.prepare_cached(NEXT_AROUND)?;
+        let seq: Option<i64> = statement.query_row(bounds, |r| r.get(0)).optional()?;
+        drop(statement);
+        if let Some(seq) = seq {
+            serve(store, priority, source_id)?;
+            return store.by_seq(num(seq));
+        }
+    }
+    Ok(None)
+}
+
+/// Remembers that it was this lane's turn.
+fn serve(store: &mut Store, priority: i64, source_id: i64) -> Result<(), SpoolError> {
+    store.counts.turn += 1;
+    let text = "UPDATE lane SET served = ?3 WHERE priority = ?1 AND source_id = ?2";
+    store.conn.prepare_cached(text)?.execute([priority, source_id, sql(store.counts.turn)])?;
+    Ok(())
+}
+
 fn next(store: &mut Store) -> Result<Option<Standing>, SpoolError> {
     loop {
         let lane: Option<(i64, i64)> =
             store.conn.prepare_cached(NEXT_LANE)?.query_row([], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
         let Some((priority, source_id)) = lane else { return Ok(None) };
-        store.counts.turn += 1;
-        store.conn.prepare_cached("UPDATE lane SET served = ?3 WHERE priority = ?1 AND source_id = ?2")?.execute([
-            priority,
-            source_id,
-            sql(store.counts.turn),
-        ])?;
+        serve(store, priority, source_id)?;
         let seq: Option<i64> =
             store.conn.prepare_cached(NEXT_IN_LANE)?.query_row([priority, source_id], |r| r.get(0)).optional()?;
         match seq {

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{clock, plant};
+use crate::clock;
+use crate::plant::{self, Fault};
 
 /// What was stored with the latest commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +47,9 @@ impl Powered {
 
     /// What to store.
     pub(super) fn mark(&self) -> Mark {
+        if plant::is(Fault::WallClockTimers) {
+            return Mark { boot_id: self.boot_id.to_string(), boot_ms: boot_ms(), powered_ms: clock::unix_ms() };
+        }
         let boot_ms = boot_ms().saturating_add(self.skew_ms.load(Ordering::Relaxed));
         let powered_ms = boot_ms.checked_add_signed(self.base_ms).unwrap_or(0);
         Mark { boot_id: self.boot_id.to_string(), boot_ms, powered_ms }
@@ -58,9 +62,6 @@ impl Powered {
 }
 
 fn boot_ms() -> u64 {
-    if plant::is(plant::Fault::WallClockTimers) {
-        return clock::unix_ms();
-    }
     clock::since_boot().as_millis() as u64
 }
 

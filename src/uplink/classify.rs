@@ -6,6 +6,8 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use serde::Deserialize;
 
+use super::cloud::Whole;
+use super::outgoing::Progress;
 use crate::control::event::{Block, Check, Fault, Outcome};
 
 /// Longest `Retry-After` that is believed: an hour.
@@ -19,30 +21,51 @@ pub fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome 
         200..=299 => Outcome::Delivered,
         300..=399 => Outcome::Unreachable(Fault::Redirect),
         407 | 511 => Outcome::Unreachable(Fault::Portal),
-        502 | 504 | 520..=527 => Outcome::Unknown(Fault::BadGateway),
-        400..=499 if html => Outcome::Unreachable(Fault::Portal),
-        401 => Outcome::Blocked(Block::Key),
-        402 => Outcome::Blocked(Block::Quota),
-        403 => Outcome::Blocked(Block::Forbidden),
-        404 => Outcome::Blocked(Block::Model),
-        408 | 409 | 425 => Outcome::Transient(Fault::TryAgain),
-        413 => Outcome::Permanent(Fault::TooLarge),
-        429 if is_spent_quota(body) => Outcome::Blocked(Block::Quota),
-        429 => Outcome::RateLimited { retry_after_ms: retry_after_ms(headers) },
-        400..=499 => Outcome::Permanent(Fault::Refused),
+        // 529 is a service's own "overloaded".
+        502 | 504 | 520..=528 | 530 => Outcome::Unknown(Fault::BadGateway),
+        _ if html => Outcome::Unreachable(Fault::Portal),
+        400..=499 => refusal(status.as_u16(), headers, body),
         _ => Outcome::Transient(Fault::ServerError),
     }
 }
 
-/// What a probe's answer says about the uplink. Any JSON of its own below 500 shows that it is there.
+/// The service's own word goes before the status: some say 400 or 403 for a bad key or a spent quota.
+fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Outcome {
+    let words = error_words(body);
+    let says = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
+    match status {
+        400 | 402 | 403 | 429 if says(&QUOTA_WORDS) => Outcome::Blocked(Block::Quota),
+        401 => Outcome::Blocked(Block::Key),
+        400 | 403 if says(&KEY_WORDS) => Outcome::Blocked(Block::Key),
+        402 => Outcome::Blocked(Block::Quota),
+        403 | 404 => Outcome::Blocked(Block::Configuration),
+        400 if says(&MODEL_WORDS) => Outcome::Blocked(Block::Configuration),
+        408 | 409 | 425 => Outcome::Transient(Fault::TryAgain),
+        413 => Outcome::Permanent(Fault::TooLarge),
+        415 => Outcome::Permanent(Fault::Unsupported),
+        422 => Outcome::Permanent(Fault::Unprocessable),
+        429 => Outcome::RateLimited { retry_after_ms: retry_after_ms(headers) },
+        _ => Outcome::Permanent(Fault::Refused),
+    }
+}
+
+/// What came of a whole attempt: something between that gave up before the body was out had passed nothing on.
+pub fn attempt(whole: &Whole) -> Outcome {
+    match outcome(whole.status, &whole.headers, &whole.body) {
+        Outcome::Unknown(Fault::BadGateway) if !whole.body_out => Outcome::Transient(Fault::BadGateway),
+        other => other,
+    }
+}
+
+/// What a probe's answer says about the uplink. Any JSON of its own below 500 shows that it is there. A 403 is no
+/// word about the key: some keys may answer questions but not list models.
 pub fn check(status: StatusCode, headers: &HeaderMap, body: &[u8], latency_ms: u64) -> Check {
-    let key_refused = matches!(status.as_u16(), 401 | 403);
     match outcome(status, headers, body) {
         Outcome::Delivered if !looks_like_json(body) => Check::Failed(Fault::Portal),
         Outcome::Unreachable(fault) | Outcome::Transient(fault @ Fault::ServerError) | Outcome::Unknown(fault) => {
             Check::Failed(fault)
         }
-        _ => Check::Passed { latency_ms, key_refused },
+        other => Check::Passed { latency_ms, key_refused: other == Outcome::Blocked(Block::Key) },
     }
 }
 
@@ -82,13 +105,27 @@ struct ErrorWords {
     kind: serde_json::Value,
 }
 
-/// Words that services use in a 429 whose cause is money, not speed.
-const QUOTA_WORDS: [&str; 4] =
-    ["insufficient_quota", "billing_hard_limit_reached", "insufficient_balance", "quota_exceeded"];
+/// Words that services use where the cause is money, not speed.
+const QUOTA_WORDS: [&str; 9] = [
+    "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
+    "billing_error",
+    "insufficient_balance",
+    "insufficient_credits",
+    "quota_exceeded",
+    "spend_limit_reached",
+    "spending_limit_exceeded",
+];
+/// Words that services use for a key they do not accept.
+const KEY_WORDS: [&str; 4] = ["invalid_api_key", "incorrect_api_key", "authentication_error", "API_KEY_INVALID"];
+/// Words that services use for a model they do not have.
+const MODEL_WORDS: [&str; 2] = ["model_not_found", "unknown_model"];
 
-fn is_spent_quota(body: &[u8]) -> bool {
-    let Ok(body) = serde_json::from_slice::<ErrorBody>(body) else { return false };
-    [&body.error.code, &body.error.kind].iter().any(|v| v.as_str().is_some_and(|word| QUOTA_WORDS.contains(&word)))
+/// The error's `code` and `type`, where they are words.
+fn error_words(body: &[u8]) -> Vec<String> {
+    let Ok(body) = serde_json::from_slice::<ErrorBody>(body) else { return Vec::new() };
+    [body.error.code, body.error.kind].iter().filter_map(|v| v.as_str().map(str::to_owned)).collect()
 }
 
 #[derive(Deserialize)]
@@ -108,26 +145,54 @@ pub fn stored_answer(body: &[u8]) -> Outcome {
     }
 }
 
-/// What a failed send means, from whether the body had begun to leave.
-pub fn send_failure(error: &(dyn std::error::Error + 'static), is_connect: bool, body_begun: bool) -> Outcome {
-    if is_connect || !body_begun { Outcome::Unreachable(connect_fault(error)) } else { Outcome::Unknown(Fault::Reset) }
+/// What a failed send means, from how far the body had come.
+pub fn send_failure(error: &(dyn std::error::Error + 'static), is_connect: bool, body: &Progress) -> Outcome {
+    if is_connect || !body.has_begun() {
+        Outcome::Unreachable(connect_fault(error))
+    } else if !body.is_out() || is_unprocessed(error) {
+        Outcome::Transient(Fault::Write)
+    } else {
+        Outcome::Unknown(Fault::Reset)
+    }
+}
+
+/// An error and what it wraps, from the outside in.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |e| {
+        // An io::Error names the cause of what it wraps as its source, not what it wraps.
+        let wrapped = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        wrapped.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| e.source())
+    })
+}
+
+/// HTTP/2 says of a stream that the other side never looked at it: refused, or above the last one it names when it
+/// goes away. The words are those of the library, whose types are not ours to see.
+fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
+    let unprocessed = ["refused stream before processing", "connection error received: not a result of an error"];
+    causes(error).any(|e| {
+        let text = e.to_string();
+        unprocessed.iter().any(|words| text.contains(words))
+    })
 }
 
 /// Looks through an error's causes for what kept the connection from coming up.
 fn connect_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
-    let mut cause = Some(error);
-    while let Some(e) = cause {
-        if e.is::<rustls::Error>() {
-            return Fault::Tls;
-        }
-        if e.to_string().starts_with("dns error") {
-            return Fault::Dns;
-        }
-        // An io::Error names the cause of what it wraps as its source, not what it wraps.
-        let wrapped = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        cause = wrapped.map(|inner| inner as &(dyn std::error::Error + 'static)).or_else(|| e.source());
+    let found = causes(error).find_map(|e| match e.downcast_ref::<rustls::Error>() {
+        Some(error) => Some(tls_fault(error)),
+        None => e.to_string().starts_with("dns error").then_some(Fault::Dns),
+    });
+    found.unwrap_or(Fault::Connect)
+}
+
+/// A certificate of the future means that the clock here is behind.
+fn tls_fault(error: &rustls::Error) -> Fault {
+    use rustls::CertificateError::{NotValidYet, NotValidYetContext};
+    match error {
+        rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => Fault::Clock,
+        _ => Fault::Tls,
     }
-    Fault::Connect
 }
 
 #[cfg(test)]
@@ -151,12 +216,13 @@ mod tests {
         assert_eq!(of(511, json), Outcome::Unreachable(Fault::Portal));
         assert_eq!(of(400, json), Outcome::Permanent(Fault::Refused));
         assert_eq!(of(413, json), Outcome::Permanent(Fault::TooLarge));
-        assert_eq!(of(422, json), Outcome::Permanent(Fault::Refused));
+        assert_eq!(of(415, json), Outcome::Permanent(Fault::Unsupported));
+        assert_eq!(of(422, json), Outcome::Permanent(Fault::Unprocessable));
         assert_eq!(of(401, json), Outcome::Blocked(Block::Key));
         assert_eq!(of(402, json), Outcome::Blocked(Block::Quota));
-        assert_eq!(of(403, json), Outcome::Blocked(Block::Forbidden));
+        assert_eq!(of(403, json), Outcome::Blocked(Block::Configuration));
         assert_eq!(of(403, "<html>"), Outcome::Unreachable(Fault::Portal));
-        assert_eq!(of(404, json), Outcome::Blocked(Block::Model));
+        assert_eq!(of(404, json), Outcome::Blocked(Block::Configuration));
         assert_eq!(of(408, json), Outcome::Transient(Fault::TryAgain));
         assert_eq!(of(429, json), Outcome::RateLimited { retry_after_ms: None });
         assert_eq!(of(429, r#"{"error":{"code":"insufficient_quota"}}"#), Outcome::Blocked(Block::Quota));
@@ -165,6 +231,42 @@ mod tests {
         assert_eq!(of(529, json), Outcome::Transient(Fault::ServerError));
         assert_eq!(of(502, "<html>"), Outcome::Unknown(Fault::BadGateway));
         assert_eq!(of(524, ""), Outcome::Unknown(Fault::BadGateway));
+        assert_eq!(of(503, "<html>"), Outcome::Unreachable(Fault::Portal));
+        assert_eq!(of(425, json), Outcome::Transient(Fault::TryAgain));
+    }
+
+    #[test]
+    fn the_services_word_goes_before_its_status() {
+        for (status, word, wanted) in [
+            (403, "insufficient_quota", Block::Quota),
+            (429, "billing_hard_limit_reached", Block::Quota),
+            (400, "invalid_api_key", Block::Key),
+            (400, "model_not_found", Block::Configuration),
+        ] {
+            let body = format!(r#"{{"error":{{"message":"m","code":"{word}"}}}}"#);
+            assert_eq!(of(status, &body), Outcome::Blocked(wanted), "{status} {word}");
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_gave_up_before_the_body_was_out_passed_nothing_on() {
+        let whole = |body_out| Whole {
+            status: StatusCode::BAD_GATEWAY,
+            headers: HeaderMap::new(),
+            body: bytes::Bytes::new(),
+            body_out,
+        };
+        assert_eq!(attempt(&whole(true)), Outcome::Unknown(Fault::BadGateway));
+        assert_eq!(attempt(&whole(false)), Outcome::Transient(Fault::BadGateway));
+    }
+
+    #[test]
+    fn a_certificate_of_the_future_is_a_matter_of_the_clock() {
+        use rustls::CertificateError::{Expired, NotValidYet, UnknownIssuer};
+        for (certificate, fault) in [(NotValidYet, Fault::Clock), (Expired, Fault::Tls), (UnknownIssuer, Fault::Tls)] {
+            let error = std::io::Error::other(rustls::Error::InvalidCertificate(certificate));
+            assert_eq!(connect_fault(&error), fault);
+        }
     }
 
     #[test]
@@ -181,6 +283,7 @@ mod tests {
         };
         assert_eq!(probe(200, "{\"data\":[]}"), Check::Passed { latency_ms: 5, key_refused: false });
         assert_eq!(probe(401, "{}"), Check::Passed { latency_ms: 5, key_refused: true });
+        assert_eq!(probe(403, "{}"), Check::Passed { latency_ms: 5, key_refused: false });
         assert_eq!(probe(404, "{}"), Check::Passed { latency_ms: 5, key_refused: false });
         assert_eq!(probe(200, "Please log in"), Check::Failed(Fault::Portal));
         assert_eq!(probe(302, ""), Check::Failed(Fault::Redirect));

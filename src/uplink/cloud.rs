@@ -7,7 +7,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower::Service;
@@ -27,7 +28,7 @@ use tower::Service;
 use super::classify;
 use super::outgoing::{Outgoing, Progress};
 use super::tls::{TlsError, client_config};
-use crate::clock;
+use crate::clock::{self, Floor};
 use crate::control::event::{Check, Fault, Outcome};
 use crate::plant;
 
@@ -95,6 +96,8 @@ pub struct Options {
     pub probe_timeout: Duration,
     /// Of one attempt.
     pub timeouts: Timeouts,
+    /// Below it nothing is sent over TLS.
+    pub floor: Arc<Floor>,
 }
 
 /// Why an uplink cannot be used at all.
@@ -142,6 +145,7 @@ pub struct Reply {
     /// Its headers.
     pub headers: HeaderMap,
     body: Incoming,
+    body_out: bool,
     idle: Duration,
     until: Instant,
 }
@@ -155,6 +159,8 @@ pub struct Whole {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
+    /// The request's own body had left entirely when the answer's head came.
+    pub body_out: bool,
 }
 
 type Pool = Client<Deadline<HttpsConnector<HttpConnector>>, Outgoing>;
@@ -165,6 +171,7 @@ pub struct Cloud {
     base: String,
     pool: RwLock<Pool>,
     credential: Option<(HeaderName, HeaderValue)>,
+    over_tls: bool,
 }
 
 impl Cloud {
@@ -177,7 +184,26 @@ impl Cloud {
         }
         let credential = credential(&options)?;
         let pool = RwLock::new(new_pool(&options)?);
-        Ok(Self { options, base, pool, credential })
+        let over_tls = uri.scheme_str() == Some("https");
+        Ok(Self { options, base, pool, credential, over_tls })
+    }
+
+    /// A name for key and address as they are configured: other ones deserve a new trial. Tells nothing about the key.
+    pub fn fingerprint(&self) -> String {
+        let key = match &self.options.key {
+            Key::Value(key) => key.as_str(),
+            Key::None | Key::Missing => "",
+        };
+        let mut digest = Sha256::new();
+        let auth = format!("{:?} {:?}", self.options.auth, self.options.ca_file);
+        for part in [self.base.as_str(), key, &auth] {
+            digest.update(part);
+            digest.update([0]);
+        }
+        for (model, name) in &self.options.models {
+            digest.update(format!("{model}\0{name}\0"));
+        }
+        digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Its name.
@@ -207,6 +233,9 @@ impl Cloud {
         if matches!(self.options.key, Key::Missing) {
             return Err(SendError { outcome: Outcome::Unreachable(Fault::NoKey) });
         }
+        if self.over_tls && self.options.floor.is_above_clock() {
+            return Err(SendError { outcome: Outcome::Unreachable(Fault::WaitingForTime) });
+        }
         let started = clock::now();
         let (body, progress) = Outgoing::new(call.body, call.on_out);
         let mut request = Request::new(body);
@@ -226,11 +255,20 @@ impl Cloud {
             Ok(Ok(response)) => {
                 let (head, body) = response.into_parts();
                 let until = started + times.total;
-                return Ok(Reply { status: head.status, headers: head.headers, body, idle: times.idle, until });
+                let body_out = progress.is_out();
+                return Ok(Reply {
+                    status: head.status,
+                    headers: head.headers,
+                    body,
+                    body_out,
+                    idle: times.idle,
+                    until,
+                });
             }
-            Ok(Err(error)) => classify::send_failure(&error, error.is_connect(), progress.has_begun()),
-            Err(Late) if plant::is(plant::Fault::RetryOnTimeout) => Outcome::Unreachable(Fault::Timeout),
-            Err(Late) if progress.has_begun() => Outcome::Unknown(Fault::Timeout),
+            Ok(Err(error)) => classify::send_failure(&error, error.is_connect(), &progress),
+            Err(Late) if progress.is_out() => Outcome::Unknown(Fault::Timeout),
+            // A body that is not out cannot be answered, so it is not billed.
+            Err(Late) if progress.has_begun() => Outcome::Transient(Fault::Write),
             Err(Late) => Outcome::Unreachable(Fault::Connect),
         };
         Err(SendError { outcome })
@@ -333,7 +371,9 @@ fn new_pool(options: &Options) -> Result<Pool, TlsError> {
     let tls = client_config(options.ca_file.as_deref())?;
     let https =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
-    let connector = Deadline { inner: https, limit: options.timeouts.connect };
+    let over_tls = options.base_url.starts_with("https:");
+    let floor = over_tls.then(|| options.floor.clone());
+    let connector = Deadline { inner: https, limit: options.timeouts.connect, floor };
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
@@ -379,7 +419,7 @@ impl Reply {
             }
         }
         let body = if joined.is_empty() { body } else { joined.freeze() };
-        Ok(Whole { status: self.status, headers: self.headers, body })
+        Ok(Whole { status: self.status, headers: self.headers, body, body_out: self.body_out })
     }
 }
 
@@ -388,6 +428,8 @@ impl Reply {
 struct Deadline<C> {
     inner: C,
     limit: Duration,
+    /// Told of good times, where a connection proves one.
+    floor: Option<Arc<Floor>>,
 }
 
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn std::error::Error + Send + Sync>>> + Send>>;
@@ -408,10 +450,15 @@ where
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         let connecting = self.inner.call(uri);
-        let limit = self.limit;
+        let (limit, floor) = (self.limit, self.floor.clone());
         Box::pin(async move {
             match timeout(limit, connecting).await {
-                Ok(connected) => connected.map_err(Into::into),
+                Ok(connected) => {
+                    if let Some(floor) = floor.filter(|_| connected.is_ok()) {
+                        floor.good();
+                    }
+                    connected.map_err(Into::into)
+                }
                 Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
             }
         })

@@ -10,8 +10,15 @@ use holdfast::uplink::{body, classify};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 /// Every target by the name of its corpus.
-pub const ALL: &[(&str, fn(&[u8]))] =
-    &[("answer", answer), ("body", request), ("config", config), ("head", head), ("ndjson", ndjson), ("sse", sse)];
+pub const ALL: &[(&str, fn(&[u8]))] = &[
+    ("answer", answer),
+    ("body", request),
+    ("config", config),
+    ("head", head),
+    ("ndjson", ndjson),
+    ("salvage", salvage),
+    ("sse", sse),
+];
 
 /// The first byte says how long the pieces are in which the rest arrives.
 fn pieces(data: &[u8]) -> (&[u8], usize) {
@@ -96,6 +103,13 @@ pub fn config(data: &[u8]) {
 pub fn head(data: &[u8]) {
     let (headers, _) = headers_of(data);
     holdfast::ingress::http::fuzz_head(&headers);
+}
+
+/// Any pages and any log come to an end. In front stands the length of the database in pages of 4 KiB.
+pub fn salvage(data: &[u8]) {
+    let Some((pages, rest)) = data.split_first() else { return };
+    let (db, wal) = rest.split_at(rest.len().min(usize::from(*pages) * 4096));
+    holdfast::spool::fuzz_salvage(db.to_vec(), wal.to_vec());
 }
 
 /// Lines with a colon up to an empty line, and what follows.

@@ -24,11 +24,11 @@ fn it_starts_after_the_jitter_and_never_before() {
     bench.probes.fill(Probes::Are(PASSED));
     let effects = bench.tell(Event::Ready(5));
     assert_eq!(count(&effects, |e| *e == Effect::Notice(Notice::DrainScheduled { delay_ms: JITTER_MS })), 1);
-    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 0);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease { .. })), 0);
     let effects = bench.advance(JITTER_MS - 1);
-    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 0);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease { .. })), 0);
     let effects = bench.advance(1);
-    assert_eq!(count(&effects, |e| *e == Effect::Lease(1)), 1);
+    assert_eq!(count(&effects, |e| leases(e, 1)), 1);
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn drain_now_waits_for_no_jitter() {
     let mut bench = Bench::new(settings(1));
     bench.probes.fill(Probes::Are(PASSED));
     bench.tell(Event::Ready(5));
-    assert_eq!(count(&bench.tell(Event::DrainNow), |e| *e == Effect::Lease(1)), 1);
+    assert_eq!(count(&bench.tell(Event::DrainNow), |e| leases(e, 1)), 1);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn the_window_grows_with_success_and_halves_when_pushed_back() {
     }
     one(&mut bench, item(5), Outcome::Transient(Fault::ServerError));
     assert_eq!(bench.control.view().window, 2);
-    assert_eq!(count(&bench.tell(Event::Ready(9)), |e| *e == Effect::Lease(2)), 1);
+    assert_eq!(count(&bench.tell(Event::Ready(9)), |e| leases(e, 2)), 1);
 }
 
 #[test]
@@ -77,9 +77,9 @@ fn retry_after_is_a_floor_even_over_a_short_outage() {
     bench.probes[0] = Probes::Are(PASSED);
     bench.tell(Event::Ready(1));
     let effects = bench.advance(119_999);
-    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 0);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease { .. })), 0);
     let effects = bench.advance(1);
-    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 1);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease { .. })), 1);
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn rate_limits_without_retry_after_are_met_ever_more_slowly() {
     let mut sent = 0;
     let mut effects = bench.tell(Event::Ready(1));
     while bench.now_ms < end_ms {
-        if effects.iter().any(|e| matches!(e, Effect::Lease(_))) {
+        if effects.iter().any(|e| matches!(e, Effect::Lease { .. })) {
             let (attempt, ..) = sends(&bench.tell(Event::Leased(vec![item(1)])))[0];
             sent += 1;
             bench.end(attempt, Outcome::RateLimited { retry_after_ms: None }, false);
@@ -113,8 +113,8 @@ fn every_end_has_its_verdict() {
         (Outcome::RateLimited { retry_after_ms: None }, GIVEN_BACK),
         (Outcome::Blocked(Block::Key), GIVEN_BACK),
         (Outcome::Blocked(Block::Quota), GIVEN_BACK),
-        (Outcome::Blocked(Block::Forbidden), GIVEN_BACK),
-        (Outcome::Blocked(Block::Model), GIVEN_BACK),
+        (Outcome::Blocked(Block::Configuration), GIVEN_BACK),
+        (Outcome::Blocked(Block::Configuration), GIVEN_BACK),
         (Outcome::Permanent(Fault::Refused), dead("refused")),
         (Outcome::Permanent(Fault::TooLarge), dead("too_large")),
         (Outcome::NoAnswer, dead("no_answer")),
@@ -165,8 +165,8 @@ fn an_operators_pause_keeps_the_backlog_and_lets_waiting_callers_through() {
     let effects = bench.tell(Event::Adopted(Item { urgent: true, ..item(4) }));
     assert_eq!(sends(&effects)[0].1, 4);
     bench.tell(Event::Ready(2));
-    assert_eq!(count(&bench.advance(600_000), |e| matches!(e, Effect::Lease(_))), 0);
-    assert_eq!(count(&bench.tell(Event::Paused(false)), |e| matches!(e, Effect::Lease(_))), 1);
+    assert_eq!(count(&bench.advance(600_000), |e| matches!(e, Effect::Lease { .. })), 0);
+    assert_eq!(count(&bench.tell(Event::Paused(false)), |e| matches!(e, Effect::Lease { .. })), 1);
 }
 
 #[test]
@@ -215,5 +215,5 @@ fn doubt_alone_does_not_start_the_drain_afresh() {
     let effects = bench.tell(Event::NetworkChanged);
     assert_eq!(count(&effects, |e| matches!(e, Effect::Notice(Notice::DrainScheduled { .. }))), 0);
     assert_eq!(bench.control.view().window, 4);
-    assert_eq!(count(&bench.tell(Event::Ready(5)), |e| *e == Effect::Lease(4)), 1);
+    assert_eq!(count(&bench.tell(Event::Ready(5)), |e| leases(e, 4)), 1);
 }

@@ -41,6 +41,24 @@ fn ten_thousand_requests_survive_a_day_of_a_bad_key() {
     assert_eq!(world.sends(), sent + 10_000);
 }
 
+/// The same where probes are refused too: after the first refusal no request is spent at all.
+#[test]
+fn where_probes_tell_of_the_key_they_are_the_trials() {
+    let mut world = World::new(settings(1), 1).faultless();
+    for _ in 0..10_000 {
+        world.store("m");
+    }
+    world.set_mode(0, Mode::BadKeySeen);
+    world.run_until(DAY_MS);
+    let (sent, probes) = (world.sends(), world.probes());
+    assert_eq!((world.dead(), world.waiting()), (0, 10_000));
+    assert!(sent <= 1 && sent + probes <= 60, "{sent} sends, {probes} probes");
+
+    world.set_mode(0, Mode::Good);
+    world.run_until(DAY_MS + 31 * MINUTE_MS + 2 * 3_600_000);
+    assert_eq!((world.dead(), world.waiting()), (0, 0));
+}
+
 #[test]
 fn an_unknown_model_leaves_the_others_flowing() {
     let mut world = World::new(settings(1), 2).faultless();
@@ -76,13 +94,13 @@ fn one_alarm_for_many_requests_in_flight() {
 /// The trial of a shut key may end with "no such model": the key's pause must not wait for that trial for ever.
 #[test]
 fn a_trial_that_shuts_another_route_is_over_for_the_first() {
-    for (first, second) in [(Block::Key, Block::Model), (Block::Model, Block::Key)] {
+    for (first, second) in [(Block::Key, Block::Configuration), (Block::Configuration, Block::Key)] {
         let mut bench = Bench::up(settings(1));
         one(&mut bench, 1, "a", Outcome::Blocked(first));
         bench.advance(MINUTE_MS);
         one(&mut bench, 1, "a", Outcome::Blocked(second));
         bench.advance(MINUTE_MS);
-        let model = if second == Block::Model { "b" } else { "a" };
+        let model = if second == Block::Configuration { "b" } else { "a" };
         one(&mut bench, 2, model, Outcome::Delivered);
         bench.advance(30 * MINUTE_MS);
         let effects = one(&mut bench, 1, "a", Outcome::Delivered);
@@ -103,27 +121,24 @@ fn a_trial_that_decides_nothing_is_made_again() {
 }
 
 #[test]
-fn a_mended_route_or_drain_now_frees_what_was_set_aside() {
-    for now in [true, false] {
-        let mut bench = Bench::up(settings(1));
-        one(&mut bench, 1, "old", Outcome::Blocked(Block::Model));
-        let effects = bench.lease(vec![of_model(2, "old")]);
-        assert_eq!(sends(&effects), []);
-        assert_eq!(verdicts(&effects).len(), 1);
-        let effects = if now {
-            bench.tell(Event::DrainNow);
-            bench.advance(1_000)
-        } else {
-            bench.advance(MINUTE_MS - 1);
-            bench.tell(Event::DrainNow);
-            let effects = bench.lease(vec![of_model(3, "old"), of_model(4, "old")]);
-            let (attempt, ..) = sends(&effects)[0];
-            bench.tell(Event::BodyOut(attempt));
-            bench.end(attempt, Outcome::Delivered, false);
-            bench.advance(1_000)
-        };
-        assert!(effects.iter().any(|e| matches!(e, Effect::Release(seqs) if !seqs.is_empty())), "{effects:?}");
-    }
+fn a_shut_models_requests_stay_in_the_queue_until_its_trial() {
+    let mut bench = Bench::up(settings(1));
+    one(&mut bench, 1, "old", Outcome::Blocked(Block::Configuration));
+    let asked = bench.tell(Event::Ready(5));
+    let except = vec!["old".to_owned()];
+    assert!(asked.contains(&Effect::Lease { max: 1, except }), "{asked:?}");
+    bench.tell(Event::Leased(Vec::new()));
+    // What waits is all of that model: only more of it is worth another look soon.
+    assert_eq!(count(&bench.tell(Event::Ready(5)), |e| matches!(e, Effect::Lease { .. })), 0);
+    assert_eq!(count(&bench.advance(9_999), |e| matches!(e, Effect::Lease { .. })), 0);
+    assert_eq!(count(&bench.tell(Event::Ready(6)), |e| matches!(e, Effect::Lease { .. })), 1);
+    bench.tell(Event::Leased(Vec::new()));
+    bench.tell(Event::Ready(6));
+    let effects = bench.tell(Event::DrainNow);
+    assert_eq!(count(&effects, |e| leases(e, 1)), 1, "told to drain, its trial is due: {effects:?}");
+    let effects = bench.tell(Event::Leased(vec![of_model(1, "old")]));
+    bench.end(sends(&effects)[0].0, Outcome::Delivered, false);
+    assert_eq!(bench.control.view().uplinks[0].paused, None);
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn work_that_may_not_leave_wakes_nobody() {
 fn a_trial_that_nobody_makes_wakes_nobody() {
     let mut bench = Bench::up(settings(1));
     let (attempt, ..) = sends(&bench.lease(vec![item(1)]))[0];
-    bench.end(attempt, Outcome::Blocked(super::super::event::Block::Model), false);
+    bench.end(attempt, Outcome::Blocked(super::super::event::Block::Configuration), false);
     let effects = bench.lease(vec![item(2)]);
     assert_eq!(sends(&effects), []);
     bench.tell(Event::Paused(true));
@@ -66,7 +66,7 @@ fn a_spool_that_hands_out_nothing_is_asked_once_a_second() {
     let (end_ms, mut leases) = (bench.now_ms + 60_000, 0);
     let mut effects = bench.tell(Event::Ready(3));
     while bench.now_ms < end_ms {
-        if effects.iter().any(|e| matches!(e, Effect::Lease(_))) {
+        if effects.iter().any(|e| matches!(e, Effect::Lease { .. })) {
             leases += 1;
             effects = bench.tell(Event::Ready(3));
             effects.extend(bench.tell(Event::Leased(Vec::new())));
@@ -80,17 +80,17 @@ fn a_spool_that_hands_out_nothing_is_asked_once_a_second() {
 #[test]
 fn work_that_arrives_while_an_empty_lease_is_under_way_is_not_forgotten() {
     let mut bench = Bench::up(settings(1));
-    assert_eq!(count(&bench.tell(Event::Ready(1)), |e| matches!(e, Effect::Lease(_))), 1);
+    assert_eq!(count(&bench.tell(Event::Ready(1)), |e| matches!(e, Effect::Lease { .. })), 1);
     bench.tell(Event::Ready(1));
     let effects = bench.tell(Event::Leased(Vec::new()));
-    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease(_))), 1);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Lease { .. })), 1);
 }
 
 #[test]
 fn a_spool_that_fails_is_asked_again_later() {
     let mut bench = Bench::up(settings(1));
     bench.tell(Event::Ready(1));
-    assert_eq!(count(&bench.tell(Event::LeaseFailed), |e| matches!(e, Effect::Lease(_))), 0);
-    assert_eq!(count(&bench.advance(999), |e| matches!(e, Effect::Lease(_))), 0);
-    assert_eq!(count(&bench.advance(1), |e| matches!(e, Effect::Lease(_))), 1);
+    assert_eq!(count(&bench.tell(Event::LeaseFailed), |e| matches!(e, Effect::Lease { .. })), 0);
+    assert_eq!(count(&bench.advance(999), |e| matches!(e, Effect::Lease { .. })), 0);
+    assert_eq!(count(&bench.advance(1), |e| matches!(e, Effect::Lease { .. })), 1);
 }

@@ -7,6 +7,8 @@ mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::event::Shut;
+use super::super::resend::{ALLOWANCE, SUCCESSES_EACH};
 use super::super::retry::Chance;
 use super::*;
 use disk::{DiskOp, Row, RowState};
@@ -23,13 +25,34 @@ enum Happening {
     AskArrives,
     StoredArrives,
     CallerLeaves(AskId),
+    /// The process dies; the next one starts at once.
+    Kill,
+}
+
+impl Happening {
+    /// Whether it belongs to the process, and dies with it.
+    fn is_inside(&self) -> bool {
+        match self {
+            Happening::Tell(event) => {
+                !matches!(event, Event::Paused(_) | Event::DrainNow | Event::NetworkChanged | Event::Storage(_))
+            }
+            Happening::Disk(_) | Happening::CallerLeaves(_) => true,
+            Happening::Mode(..) | Happening::AskArrives | Happening::StoredArrives | Happening::Kill => false,
+        }
+    }
 }
 
 /// Turns control may take at one instant beyond what happened; more is a busy loop.
 const IDLE_TURNS_PER_HOUR: u64 = 20_000;
 
 pub(super) struct World {
+    settings: Settings,
     control: Control,
+    /// Shut routes as they are on disk.
+    kept: Vec<Shut>,
+    /// Second sends that were paid for or may be, and how many there may be: tenths, one for each success.
+    second_sends: u32,
+    earned_tenths: u32,
     pub(super) chance: Chance,
     hold_unknown: bool,
     now_ms: u64,
@@ -46,6 +69,7 @@ pub(super) struct World {
     asking: BTreeSet<AskId>,
     answered: u64,
     sent: u64,
+    probed: u64,
     idle_turns: u64,
     max_in_flight: Vec<u32>,
     /// Good uplinks answer every request.
@@ -56,9 +80,14 @@ impl World {
     pub(super) fn new(settings: Settings, seed: u64) -> Self {
         let modes = vec![Mode::Good; settings.uplinks.len()];
         let max_in_flight = settings.uplinks.iter().map(|u| u.max_in_flight).collect();
+        let hold_unknown = settings.hold_unknown;
         Self {
-            hold_unknown: settings.hold_unknown,
-            control: Control::new(settings, 0),
+            hold_unknown,
+            control: Control::new(settings.clone(), 0),
+            settings,
+            kept: Vec::new(),
+            second_sends: 0,
+            earned_tenths: ALLOWANCE * SUCCESSES_EACH,
             chance: Chance::new(seed),
             now_ms: 0,
             happenings: BTreeMap::new(),
@@ -72,6 +101,7 @@ impl World {
             asking: BTreeSet::new(),
             answered: 0,
             sent: 0,
+            probed: 0,
             idle_turns: 0,
             max_in_flight,
             faultless: false,
@@ -85,6 +115,10 @@ impl World {
 
     pub(super) fn sends(&self) -> u64 {
         self.sent
+    }
+
+    pub(super) fn probes(&self) -> u64 {
+        self.probed
     }
 
     pub(super) fn dead(&self) -> usize {
@@ -110,6 +144,10 @@ impl World {
 
     pub(super) fn store_at(&mut self, at_ms: u64) {
         self.at(at_ms, Happening::StoredArrives);
+    }
+
+    pub(super) fn kill_at(&mut self, at_ms: u64) {
+        self.at(at_ms, Happening::Kill);
     }
 
     pub(super) fn tell_at(&mut self, at_ms: u64, event: Event) {
@@ -196,12 +234,33 @@ impl World {
                     self.store(model);
                 }
             }
+            Happening::Kill => self.kill(),
             Happening::CallerLeaves(ask) => {
                 if self.asking.remove(&ask) {
                     self.tell(Event::Withdrawn(ask));
                 }
             }
         }
+    }
+
+    /// Whoever was being sent may have been paid for; what the disk had not taken is not there.
+    fn kill(&mut self) {
+        self.happenings.retain(|_, happening| !happening.is_inside());
+        self.asking.clear();
+        for (_, running) in std::mem::take(&mut self.running) {
+            self.count_paid(&running);
+        }
+        let hold = self.hold_unknown;
+        self.rows.values_mut().filter(|row| row.state != RowState::Over).for_each(|row| row.orphaned(hold));
+        self.offered.clear();
+        self.offerable =
+            self.rows.iter().filter(|(_, row)| row.state == RowState::Queued).map(|(seq, _)| *seq).collect();
+        self.disk_free_ms = self.now_ms;
+        self.earned_tenths += ALLOWANCE * SUCCESSES_EACH;
+        self.control = Control::new(self.settings.clone(), self.now_ms);
+        let kept = self.kept.clone();
+        self.tell(Event::Restored(kept));
+        self.tell_count();
     }
 
     fn adopt(&mut self, model: &'static str, maybe_billed: bool) {
@@ -249,10 +308,11 @@ impl World {
                 self.at(self.now_ms, network::ended(attempt));
             }
             Effect::Probe(uplink) => self.probe(uplink),
-            Effect::Lease(max) => self.disk(DiskOp::Lease(max)),
+            Effect::Lease { max, except } => self.disk(DiskOp::Lease(max, except)),
             Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
             Effect::Settle { seq, verdict, .. } => self.settle(seq, verdict),
             Effect::Release(seqs) => self.disk(DiskOp::Release(seqs)),
+            Effect::Keep(shut) => self.kept = shut,
             Effect::Reset(_) | Effect::Notice(_) => {}
         }
     }
@@ -283,6 +343,10 @@ impl World {
             assert_eq!(uplink.in_flight, running, "uplink {index}");
             assert!(running <= self.max_in_flight[index], "uplink {index} is overfull");
         }
+        let (second, tenths) = (self.second_sends, self.earned_tenths);
+        assert!(second * SUCCESSES_EACH <= tenths, "{second} second sends for {tenths} tenths");
+        let aside = self.control.deferred.len() + self.control.resends.waiting();
+        assert!(aside <= super::super::DEFERRED_MAX && self.control.leased.len() <= 1_000, "a list without a bound");
     }
 
     /// After a long good time nothing waits for anything.

@@ -19,7 +19,7 @@ use super::answer::{self, Finished, Origin};
 use super::record_json::record_json;
 use super::refusal::Refusal;
 use crate::clock;
-use crate::control::event::Fault;
+use crate::control::event::{Block, Fault};
 use crate::control::health::Health;
 use crate::control::types::State as RequestState;
 use crate::control::{UplinkView, View};
@@ -56,6 +56,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
         "time": now_s,
         "state": overall(&view),
         "paused": view.paused,
+        "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
         "uplinks": uplinks(&app, &view),
         "local": {
             "enabled": local_models.is_some(),
@@ -104,6 +105,7 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
             "last_check": u.last_check_ms.map(|at| clock::unix_ms().saturating_sub(now_ms.saturating_sub(at)) / 1000),
             "paused": u.paused.map(|(block, until)| json!({
                 "reason": block.as_str(),
+                "sentence": pause_sentence(block, u.fault, until.saturating_sub(now_ms)),
                 "retry_in_s": until.saturating_sub(now_ms) / 1000,
             })),
         })
@@ -111,12 +113,28 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
     app.gateway.uplinks().iter().zip(&view.uplinks).map(one).collect()
 }
 
+/// What is wrong, what to do and when it is tried next, in one plain sentence.
+pub fn pause_sentence(block: Block, fault: Option<Fault>, wait_ms: u64) -> String {
+    if fault == Some(Fault::WaitingForTime) {
+        return sentence(Fault::WaitingForTime).to_owned();
+    }
+    format!("paused: {block}: {}; next trial in {} min", block.sentence(), wait_ms.div_ceil(60_000))
+}
+
+/// Why outcomes keep the backlog waiting.
+pub const STORAGE_SENTENCE: &str =
+    "paused: storage: an outcome cannot be written; make room on the disk or replace it; tried again each second";
+
 /// What a technician can do about it, in one sentence.
 pub fn sentence(fault: Fault) -> &'static str {
     match fault {
         Fault::Dns => "the name cannot be resolved: check DNS and the line",
         Fault::Connect => "no connection: check the line, the firewall and base_url",
         Fault::Tls => "TLS failed: check the clock, ca_file and whether something inspects the traffic",
+        Fault::Clock => "its certificate is not valid yet: the clock here is behind, set the time",
+        Fault::WaitingForTime => {
+            "waiting for time: the clock is behind, so no certificate can be checked; set the time"
+        }
         Fault::Portal => "a web page answers in its place: a log-in page or a proxy stands in the way",
         Fault::Redirect => "it redirects: check base_url, or a log-in page stands in the way",
         Fault::NoKey => "the key cannot be read: set the variable, file or credential that api_keys names",

@@ -12,10 +12,11 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use serde_json::{Map, json};
 
 use super::App;
-use super::admin::overall;
+use super::admin::{STORAGE_SENTENCE, overall, pause_sentence, sentence};
 use super::answer::{Origin, json};
 use super::refusal::Refusal;
 use crate::clock;
+use crate::control::UplinkView;
 use crate::control::breaker::BreakerState;
 use crate::control::types::State as RequestState;
 use crate::telemetry::metrics::Readings;
@@ -61,6 +62,7 @@ pub async fn providers(State(app): State<Arc<App>>) -> Response {
                 "latency_ms": u.latency_ms,
                 "consecutive_failures": u.failures,
                 "last_check": last_check,
+                "note": note(u, now_ms),
             }),
         );
     }
@@ -70,8 +72,15 @@ pub async fn providers(State(app): State<Arc<App>>) -> Response {
         _ => "unhealthy",
     };
     let status = if app.gateway.is_accepting() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({"timestamp": unix_ms / 1000, "overall_status": overall, "providers": providers});
+    let body = json!({"timestamp": unix_ms / 1000, "overall_status": overall, "providers": providers,
+        "storage": (!view.storage_works).then_some(STORAGE_SENTENCE)});
     json(status, body.to_string(), &Origin::default())
+}
+
+/// One plain sentence where something keeps requests from an uplink.
+fn note(u: &UplinkView, now_ms: u64) -> Option<String> {
+    let paused = u.paused.map(|(block, until)| pause_sentence(block, u.fault, until.saturating_sub(now_ms)));
+    paused.or_else(|| u.fault.map(|fault| sentence(fault).to_owned()))
 }
 
 /// `GET /metrics`.

@@ -5,6 +5,7 @@ mod life;
 mod migrating;
 mod model;
 mod opening;
+mod pauses;
 mod storage;
 mod sums;
 

@@ -6,8 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::case::{Case, Effort, Outcome};
+use holdfast::plant::Fault;
+
+use crate::case::{Case, Effort, Outcome, Planted};
 use crate::parts::Chance;
+use crate::parts::gateway::{Gateway, Setup};
+use crate::parts::http::chat;
 
 #[path = "../../fuzz/targets.rs"]
 mod targets;
@@ -28,8 +32,14 @@ fn run(effort: &Effort) -> Outcome {
     std::panic::set_hook(Box::new(|info| WHERE.with(|place| *place.borrow_mut() = info.to_string())));
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
     let mut tried = 0;
+    // A spool as a kill leaves it: the log holds what the database does not.
+    let spool = match sample_spool(&folder) {
+        Ok(spool) => spool,
+        Err(what) => return Outcome::Broken(format!("salvage: {what}")),
+    };
     for (name, target) in targets::ALL {
-        match short(&folder.join("corpus").join(name), *target, effort.seed) {
+        let more = if *name == "salvage" { vec![spool.clone()] } else { Vec::new() };
+        match short(&folder.join("corpus").join(name), more, *target, effort.seed) {
             Ok(count) => tried += count,
             Err(what) => return Outcome::Broken(format!("{name}: {what}; --seed {}", effort.seed)),
         }
@@ -55,22 +65,49 @@ fn run(effort: &Effort) -> Outcome {
 }
 
 /// Every file of a corpus, then changed and crossed ones.
-fn short(corpus: &Path, target: fn(&[u8]), seed: u64) -> Result<u64, String> {
+fn short(corpus: &Path, more: Vec<Vec<u8>>, target: fn(&[u8]), seed: u64) -> Result<u64, String> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(corpus)
         .map_err(|e| format!("{}: {e}", corpus.display()))?
         .map(|entry| entry.unwrap().path())
         .collect();
     files.sort();
-    let known: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    let mut known: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).unwrap()).collect();
     for (path, bytes) in files.iter().zip(&known) {
         held(target, bytes).map_err(|what| format!("{}: {what}", path.display()))?;
     }
+    known.extend(more);
     let mut chance = Chance(seed | 1);
     for n in 0..CHANGED {
         let input = changed(&known, &mut chance);
         held(target, &input).map_err(|what| format!("changed input {n}: {what}"))?;
     }
     Ok(known.len() as u64 + CHANGED)
+}
+
+/// What the daemon leaves behind with some requests in it, which a salvage has to find all of; also libFuzzer's seed.
+fn sample_spool(folder: &Path) -> Result<Vec<u8>, String> {
+    const REQUESTS: usize = 6;
+    let config = "[gateway]\ndata_dir = \"@DIR@/data\"\n[http]\nsocket = \"@DIR@/hf.sock\"\n[[uplink]]\nname = \"no\"\n\
+                  base_url = \"http://127.0.0.1:9/v1\"\n[local]\nbase_url = \"\"\n[limits]\nrate = 0\n";
+    let mut gateway = Gateway::start(Setup { config: config.to_owned(), ..Setup::default() });
+    for n in 0..REQUESTS {
+        gateway.store(&chat(&format!("{n} {}", "long ".repeat(n * 300))))?;
+    }
+    gateway.kill();
+    let file = |name: &str| std::fs::read(gateway.dir().join("data").join(name)).unwrap_or_default();
+    let (db, wal) = (file("spool.db"), file("spool.db-wal"));
+    let mut input = vec![u8::try_from(db.len() / 4096).map_err(|_| "a new spool is larger than 1 MB")?];
+    input.extend([db.as_slice(), wal.as_slice()].concat());
+    let seeds = folder.join("target/corpus/salvage");
+    if std::fs::create_dir_all(&seeds).is_ok() {
+        let _ = std::fs::write(seeds.join("a-killed-daemon"), &input);
+    }
+    let found = catch_unwind(AssertUnwindSafe(|| holdfast::spool::fuzz_salvage(db, wal)));
+    match found {
+        Ok(REQUESTS) => Ok(input),
+        Ok(found) => Err(format!("{found} of {REQUESTS} requests come out of a sound spool")),
+        Err(_) => Err(WHERE.with(|place| place.borrow().clone())),
+    }
 }
 
 fn held(target: fn(&[u8]), bytes: &[u8]) -> Result<(), String> {

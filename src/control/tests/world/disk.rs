@@ -5,7 +5,7 @@ use super::{Happening, World};
 
 #[derive(Debug)]
 pub(super) enum DiskOp {
-    Lease(u32),
+    Lease(u32, Vec<String>),
     Settle { seq: u64, verdict: Verdict },
     Release(Vec<u64>),
 }
@@ -32,6 +32,19 @@ pub(super) struct Row {
     pub(super) settling: bool,
 }
 
+impl Row {
+    /// The process that had it is gone.
+    pub(super) fn orphaned(&mut self, hold_unknown: bool) {
+        self.settling = false;
+        if self.state == RowState::Sending && (self.maybe_billed || hold_unknown) {
+            (self.state, self.dead) = (RowState::Over, true);
+        } else {
+            self.maybe_billed |= self.state == RowState::Sending;
+            self.state = RowState::Queued;
+        }
+    }
+}
+
 impl World {
     /// The disk does one thing after the other, each in up to 20 ms.
     pub(super) fn disk(&mut self, op: DiskOp) {
@@ -49,18 +62,19 @@ impl World {
 
     pub(super) fn disk_done(&mut self, op: DiskOp) {
         match op {
-            DiskOp::Lease(max) => return self.lease(max),
+            DiskOp::Lease(max, except) => return self.lease(max, &except),
             DiskOp::Settle { seq, verdict } => self.settled(seq, verdict),
             DiskOp::Release(seqs) => seqs.into_iter().for_each(|seq| self.released(seq)),
         }
         self.tell_count();
     }
 
-    pub(super) fn lease(&mut self, max: u32) {
+    pub(super) fn lease(&mut self, max: u32, except: &[String]) {
         if self.chance.up_to(200) == 0 {
             return self.after(5, Happening::Tell(Event::LeaseFailed));
         }
-        let seqs: Vec<u64> = self.offerable.iter().take(max as usize).copied().collect();
+        let wanted = |seq: &&u64| !except.iter().any(|model| model == self.rows[*seq].model);
+        let seqs: Vec<u64> = self.offerable.iter().filter(wanted).take(max as usize).copied().collect();
         let mut items = Vec::new();
         for seq in seqs {
             self.offerable.remove(&seq);
@@ -84,6 +98,7 @@ impl World {
     pub(super) fn settled(&mut self, seq: u64, verdict: Verdict) {
         let Some(row) = self.rows.get_mut(&seq) else { panic!("request {seq} is not known") };
         row.settling = false;
+        assert_eq!(row.state, RowState::Sending, "request {seq} has an outcome already");
         match verdict {
             Verdict::Answered => row.state = RowState::Over,
             Verdict::Dead(_) => (row.state, row.dead) = (RowState::Over, true),

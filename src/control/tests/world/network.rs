@@ -19,11 +19,19 @@ pub(in super::super) enum Mode {
     PostCut,
     Limited,
     BadKey,
+    /// Probes are refused too.
+    BadKeySeen,
     BadModel(&'static str),
+    /// Every request is refused alike.
+    Refusing,
+    /// Probes pass, a page answers requests.
+    PostPortal,
+    /// The certificate is not accepted.
+    BadCertificate,
 }
 
 impl Mode {
-    pub(in super::super) const ALL: [Mode; 9] = [
+    pub(in super::super) const ALL: [Mode; 13] = [
         Mode::Good,
         Mode::Refused,
         Mode::Silent,
@@ -32,7 +40,11 @@ impl Mode {
         Mode::PostCut,
         Mode::Limited,
         Mode::BadKey,
+        Mode::BadKeySeen,
         Mode::BadModel("old"),
+        Mode::Refusing,
+        Mode::PostPortal,
+        Mode::BadCertificate,
     ];
 }
 
@@ -43,6 +55,8 @@ pub(super) enum Whose {
     Stored {
         seq: u64,
         urgent: bool,
+        /// Its record says that it may have been paid for already.
+        labelled: bool,
         out: bool,
     },
 }
@@ -66,8 +80,11 @@ impl World {
     }
 
     pub(super) fn probe(&mut self, uplink: UplinkIndex) {
+        self.probed += 1;
         let (wait_ms, check) = match self.modes[uplink] {
             Mode::Refused => (5, NO_CONNECTION),
+            Mode::BadCertificate => (50, Check::Failed(Fault::Tls)),
+            Mode::BadKeySeen => (50, Check::Passed { latency_ms: 10, key_refused: true }),
             Mode::Portal => (50, Check::Failed(Fault::Portal)),
             // One probe in eight is lost altogether.
             Mode::Silent if self.chance.up_to(7) == 0 => return,
@@ -83,7 +100,8 @@ impl World {
         assert!(row.billed == 0 || row.maybe_billed, "request {seq} is sent again without a label");
         let most = u32::from(!self.hold_unknown || row.born_billed);
         assert!(row.billed <= most, "request {seq} was paid for {} times already", row.billed);
-        let model = row.model;
+        let (model, labelled) = (row.model, row.maybe_billed);
+        self.second_sends += u32::from(labelled);
         let place = self.offered.iter().position(|offered| *offered == seq);
         if let Some(place) = place {
             assert_eq!(place, 0, "request {seq} overtakes {:?}", self.offered);
@@ -93,7 +111,7 @@ impl World {
         }
         self.sent += 1;
         let urgent = place.is_none();
-        self.start(attempt, Whose::Stored { seq, urgent, out: false }, uplink, model);
+        self.start(attempt, Whose::Stored { seq, urgent, labelled, out: false }, uplink, model);
     }
 
     pub(super) fn start(&mut self, attempt: AttemptId, whose: Whose, uplink: UplinkIndex, model: &str) {
@@ -113,15 +131,17 @@ impl World {
             Mode::Refused => (None, 5, Outcome::Unreachable(Fault::Connect)),
             Mode::Silent if quick.is_multiple_of(2) => (None, 2_000, Outcome::Unreachable(Fault::Connect)),
             Mode::Silent => (Some(quick), 30_000, Outcome::Unknown(Fault::Timeout)),
-            Mode::Portal => (None, quick, Outcome::Unreachable(Fault::Portal)),
+            Mode::BadCertificate => (None, quick, Outcome::Unreachable(Fault::Tls)),
+            Mode::Refusing => (Some(quick), slow, Outcome::Permanent(Fault::Unprocessable)),
+            Mode::Portal | Mode::PostPortal => (None, quick, Outcome::Unreachable(Fault::Portal)),
             Mode::PostBroken => (Some(quick), slow, Outcome::Transient(Fault::ServerError)),
             Mode::PostCut => (Some(quick), slow, Outcome::Unknown(Fault::Reset)),
             Mode::Limited => {
                 let retry_after_ms = (quick.is_multiple_of(2)).then(|| slow * 20);
                 (Some(quick), slow, Outcome::RateLimited { retry_after_ms })
             }
-            Mode::BadKey => (Some(quick), slow, Outcome::Blocked(Block::Key)),
-            Mode::BadModel(bad) if bad == model => (Some(quick), slow, Outcome::Blocked(Block::Model)),
+            Mode::BadKey | Mode::BadKeySeen => (Some(quick), slow, Outcome::Blocked(Block::Key)),
+            Mode::BadModel(bad) if bad == model => (Some(quick), slow, Outcome::Blocked(Block::Configuration)),
             Mode::Good | Mode::BadModel(_) => (Some(quick), slow, self.good_end()),
         }
     }
@@ -137,10 +157,20 @@ impl World {
         }
     }
 
+    /// The truth about money, which control cannot know.
+    pub(super) fn count_paid(&mut self, running: &Running) {
+        let Whose::Stored { seq, labelled, .. } = running.whose else { return };
+        let paid = matches!(running.outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Unknown(_));
+        let Some(row) = self.rows.get_mut(&seq) else { panic!("request {seq} is not known") };
+        row.billed += u32::from(paid);
+        self.second_sends -= u32::from(labelled && !paid);
+    }
+
     pub(super) fn end(&mut self, attempt: AttemptId, latency_ms: u64) -> Event {
         let Some(running) = self.running.remove(&attempt) else { panic!("attempt {attempt} ended twice") };
         let outcome = running.outcome;
-        let billed = matches!(outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Unknown(_));
+        self.earned_tenths += u32::from(outcome == Outcome::Delivered);
+        self.count_paid(&running);
         let next = match running.whose {
             Whose::Live(ask) => {
                 let next = !matches!(outcome, Outcome::Delivered | Outcome::Permanent(_) | Outcome::NoAnswer)
@@ -150,11 +180,7 @@ impl World {
                 }
                 next
             }
-            Whose::Stored { seq, .. } => {
-                let Some(row) = self.rows.get_mut(&seq) else { panic!("request {seq} is not known") };
-                row.billed += u32::from(billed);
-                false
-            }
+            Whose::Stored { .. } => false,
         };
         Event::Ended { attempt, outcome, latency_ms, next }
     }

@@ -1,0 +1,205 @@
+//! What ends of attempts and probes tell about routes: shut, tried again, open; and who may be sent twice.
+//!
+//! Owns the way from an outcome to a pause; the schedule is the pause's own, the verdict on a request the backlog's.
+
+use super::event::{Block, Check, Effect, Fault, Notice, Outcome, UplinkIndex};
+use super::pause::News;
+use super::{Control, Item};
+
+/// So many requests in a row answered by something else, with a green probe after, shut an uplink: one may have met
+/// the very end of an outage.
+const PORTALS_TO_WALL: u32 = 2;
+
+/// Why the budget of second sends grew.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Grant {
+    /// A request was answered.
+    Earned,
+    /// A second send cost nothing.
+    Refunded,
+}
+
+impl Control {
+    /// An uplink whose requests meet a page or a redirect is down for everybody until a trial is due.
+    pub(super) fn see_walls(&mut self, now_ms: u64) {
+        for (index, uplink) in self.uplinks.iter_mut().enumerate() {
+            uplink.walled = self.pauses.is_walled(index, now_ms);
+        }
+    }
+
+    pub(super) fn told_storage(&mut self, works: bool, effects: &mut Vec<Effect>) {
+        if self.storage_works != works {
+            self.storage_works = works;
+            effects.push(Effect::Notice(Notice::Storage { works }));
+        }
+    }
+
+    /// Probes that are the trial of a shut route are due now.
+    pub(super) fn probe_shut(&mut self, now_ms: u64) {
+        for index in 0..self.uplinks.len() {
+            if self.pauses.probe_at_ms(index, now_ms).is_some() {
+                self.uplinks[index].health.check_now(now_ms);
+            }
+        }
+    }
+
+    /// What a probe tells about key and certificate, and when the next one is due.
+    pub(super) fn learn_probe(
+        &mut self,
+        i: UplinkIndex,
+        check: Check,
+        was_down: bool,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        match check {
+            Check::Passed { key_refused, .. } => {
+                self.probe_passed(i, key_refused, was_down, now_ms, effects);
+            }
+            Check::Failed(Fault::Tls) => self.tls_failed(i, Block::Tls, now_ms, effects),
+            Check::Failed(Fault::Clock | Fault::WaitingForTime) => self.tls_failed(i, Block::Clock, now_ms, effects),
+            Check::Failed(_) => {}
+        }
+        if matches!(check, Check::Failed(_)) {
+            // The probe meets it too: an ordinary outage.
+            self.uplinks[i].portals = 0;
+        }
+        // Waiting for the time costs nothing: it is looked at as often as ever.
+        let asks = matches!(check, Check::Passed { key_refused: true, .. } | Check::Failed(Fault::Tls | Fault::Clock));
+        if let Some(at_ms) = self.pauses.probe_at_ms(i, now_ms).filter(|_| asks) {
+            self.uplinks[i].health.postpone(at_ms);
+        }
+    }
+
+    fn probe_passed(
+        &mut self,
+        i: UplinkIndex,
+        key_refused: bool,
+        was_down: bool,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.pauses.open_block(i, Block::Tls) || self.pauses.open_block(i, Block::Clock) {
+            self.resumed(i, now_ms, effects);
+        }
+        if was_down {
+            self.pauses.hurry_wall(i, now_ms);
+        }
+        if self.uplinks[i].portals >= PORTALS_TO_WALL {
+            self.uplinks[i].portals = 0;
+            let wait = self.pauses.shut(i, "", Block::Portal, now_ms);
+            alarm(i, Block::Portal, wait, effects);
+        }
+        match self.pauses.key_probed(i, key_refused, now_ms) {
+            News::None => {}
+            News::Shut(wait_ms) => alarm(i, Block::Key, Some(wait_ms), effects),
+            News::Opened => self.resumed(i, now_ms, effects),
+        }
+    }
+
+    fn tls_failed(&mut self, i: UplinkIndex, block: Block, now_ms: u64, effects: &mut Vec<Effect>) {
+        if let News::Shut(wait_ms) = self.pauses.tls_probed(i, block, now_ms) {
+            alarm(i, block, Some(wait_ms), effects);
+        }
+    }
+
+    /// Whether the uplink itself answered, whoever asked.
+    pub(super) fn learn_portal(&mut self, i: UplinkIndex, outcome: Outcome, now_ms: u64, effects: &mut Vec<Effect>) {
+        match outcome {
+            Outcome::Unreachable(Fault::Portal | Fault::Redirect) => {
+                self.uplinks[i].portals = self.uplinks[i].portals.saturating_add(1);
+                if self.pauses.block_of(i) == Some(Block::Portal) {
+                    self.pauses.shut(i, "", Block::Portal, now_ms);
+                }
+            }
+            Outcome::Unreachable(_) | Outcome::Transient(Fault::Write) | Outcome::Unknown(_) | Outcome::GivenUp => {
+                if self.pauses.block_of(i) == Some(Block::Portal) {
+                    self.pauses.trial_undecided(i, "");
+                }
+            }
+            _ => {
+                self.uplinks[i].portals = 0;
+                if self.pauses.open_block(i, Block::Portal) {
+                    self.resumed(i, now_ms, effects);
+                }
+            }
+        }
+    }
+
+    /// A stored request's end, as far as its route is concerned.
+    pub(super) fn learn_route(
+        &mut self,
+        i: UplinkIndex,
+        item: &Item,
+        outcome: Outcome,
+        now_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        match outcome {
+            Outcome::Blocked(block) => self.shut(i, &item.model, block, now_ms, effects),
+            Outcome::Unreachable(Fault::Tls) => self.shut(i, "", Block::Tls, now_ms, effects),
+            Outcome::Unreachable(Fault::Clock | Fault::WaitingForTime) => {
+                self.shut(i, "", Block::Clock, now_ms, effects);
+            }
+            Outcome::Permanent(_) if self.pauses.is_struck(i, &item.model) => {
+                self.shut(i, &item.model, Block::Configuration, now_ms, effects);
+            }
+            Outcome::NoAnswer if self.strikes.no_answer(i, &item.model) || self.pauses.is_struck(i, &item.model) => {
+                let wait = self.pauses.strike(i, &item.model, now_ms);
+                alarm(i, Block::Configuration, wait, effects);
+            }
+            Outcome::Delivered => self.route_works(i, &item.model, now_ms, effects),
+            Outcome::Permanent(_) | Outcome::NoAnswer | Outcome::RateLimited { .. }
+                if self.pauses.open(i, &item.model) =>
+            {
+                self.resumed(i, now_ms, effects);
+            }
+            _ => {}
+        }
+        // Whatever came of it, this request tries nothing any more.
+        self.pauses.trial_undecided(i, &item.model);
+    }
+
+    /// A request was answered: nothing of its route is shut, and who was refused there is at fault.
+    pub(super) fn route_works(&mut self, i: UplinkIndex, model: &str, now_ms: u64, effects: &mut Vec<Effect>) {
+        let judged = self.strikes.success(i, model);
+        self.hurry(&judged, now_ms);
+        if self.pauses.open(i, model) {
+            self.resumed(i, now_ms, effects);
+        }
+    }
+
+    fn shut(&mut self, i: UplinkIndex, model: &str, block: Block, now_ms: u64, effects: &mut Vec<Effect>) {
+        let wait = self.pauses.shut(i, model, block, now_ms);
+        alarm(i, block, wait, effects);
+    }
+
+    /// Different requests were refused alike: the route is shut, and who was set aside goes back.
+    pub(super) fn strike(&mut self, i: UplinkIndex, item: &Item, held: &[u64], now_ms: u64, effects: &mut Vec<Effect>) {
+        let wait = self.pauses.strike(i, &item.model, now_ms);
+        alarm(i, Block::Configuration, wait, effects);
+        self.hurry(held, now_ms);
+    }
+
+    fn resumed(&mut self, i: UplinkIndex, now_ms: u64, effects: &mut Vec<Effect>) {
+        self.hurry_deferred(now_ms);
+        self.uplinks[i].health.hasten(now_ms);
+        effects.push(Effect::Notice(Notice::RouteResumed { uplink: i }));
+    }
+
+    pub(super) fn grant_resends(&mut self, why: Grant, effects: &mut Vec<Effect>) {
+        let free = match why {
+            Grant::Earned => self.resends.earn(),
+            Grant::Refunded => self.resends.refund(),
+        };
+        if !free.is_empty() {
+            effects.push(Effect::Release(free));
+        }
+    }
+}
+
+fn alarm(uplink: UplinkIndex, block: Block, wait_ms: Option<u64>, effects: &mut Vec<Effect>) {
+    if let Some(wait_ms) = wait_ms {
+        effects.push(Effect::Notice(Notice::RoutePaused { uplink, block, retry_in_s: wait_ms / 1000 }));
+    }
+}

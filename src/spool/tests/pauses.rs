@@ -1,0 +1,38 @@
+//! Shut routes and the time floor over restarts, and leases around shut models.
+
+use super::super::SavedPause;
+use super::*;
+
+fn pause(model: &str, step: u32) -> SavedPause {
+    SavedPause { uplink: "u".into(), model: model.into(), block: "key:00ff".into(), step, until_ms: 60_000 }
+}
+
+#[tokio::test]
+async fn pauses_and_the_floor_survive_a_restart() {
+    let (dir, spool) = fresh();
+    spool.save_pauses(vec![pause("", 1), pause("m", 2)]).await.unwrap();
+    spool.save_pauses(vec![pause("", 3)]).await.unwrap();
+    spool.save_floor(7_000).await.unwrap();
+    spool.save_floor(5_000).await.unwrap();
+    spool.close().await;
+    drop(spool);
+    let spool = super::super::open(options(dir.path())).unwrap();
+    assert_eq!(spool.load_pauses().await.unwrap(), [pause("", 3)]);
+    assert_eq!(spool.load_floor().await.unwrap(), 7_000);
+}
+
+#[tokio::test]
+async fn a_shut_model_holds_up_no_other() {
+    let (_dir, spool) = fresh();
+    for n in 0..300 {
+        let model = if n % 100 == 99 { "new" } else { "o\"ld" };
+        take(&spool, NewRequest { model: model.into(), ..request(&format!("r{n}")) }).await;
+    }
+    let except = vec!["o\"ld".to_owned()];
+    let ids = |leased: Vec<crate::spool::record::Leased>| leased.into_iter().map(|l| l.id).collect::<Vec<_>>();
+    assert_eq!(ids(spool.lease_around(2, &except).await.unwrap()), ["r99", "r199"]);
+    assert_eq!(ids(spool.lease_around(9, &except).await.unwrap()), ["r299"]);
+    assert_eq!(ids(spool.lease_around(9, &except).await.unwrap()).len(), 0);
+    assert_eq!(ids(spool.lease(2).await.unwrap()), ["r0", "r1"]);
+    assert_counted(&spool).await;
+}
