@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::SpoolError;
 use super::codes::sql;
+use crate::plant::{self, Fault};
 
 /// Columns of `request` before `sum`, in the table's order; all of them are summed.
 pub(super) const REQUEST: [&str; 26] = [
@@ -147,6 +148,9 @@ pub(super) fn call(prefix: &str, columns: &[&str]) -> String {
 
 /// Whether a request's row, and its source's, are as they were written.
 pub(super) fn holds(conn: &Connection, seq: u64) -> Result<bool, SpoolError> {
+    if plant::is(Fault::TrustIntegrityCheck) {
+        return Ok(true);
+    }
     let text = format!(
         "SELECT r.sum = {} AND s.sum = {} FROM request r JOIN source s USING (source_id) WHERE r.seq = ?1",
         call("r.", &REQUEST),

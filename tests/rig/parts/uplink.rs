@@ -110,6 +110,11 @@ impl Uplink {
         self.sent.lock().unwrap().iter().filter(|sent| sent.user == user).cloned().collect()
     }
 
+    /// Every chat there was.
+    pub fn all(&self) -> Vec<Sent> {
+        self.sent.lock().unwrap().clone()
+    }
+
     /// How many requests of any kind it saw.
     pub fn requests(&self) -> u64 {
         *self.requests.lock().unwrap()
