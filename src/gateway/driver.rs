@@ -241,7 +241,7 @@ impl Driver {
                     shared.tell(Input::Leased(leased));
                 });
             }
-            Effect::Keep(shut) => self.keep(shut),
+            Effect::Keep(shut) => self.keep(&shut),
             Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
             Effect::Settle { seq, attempt, verdict } => self.settle(seq, attempt, verdict),
             Effect::Release(seqs) => {
@@ -373,7 +373,7 @@ impl Driver {
     }
 
     /// Shut routes outlive a restart under names, in powered-on time, and with the configuration they were shut under.
-    fn keep(&mut self, shut: Vec<Shut>) {
+    fn keep(&mut self, shut: &[Shut]) {
         let shared = self.shared.clone();
         let (now_ms, powered_ms) = (shared.now_ms(), shared.spool.powered_ms());
         let saved = shut.iter().filter_map(|one| routes::save(one, &shared.uplinks, now_ms, powered_ms)).collect();

@@ -203,7 +203,9 @@ impl Cloud {
         for (model, name) in &self.options.models {
             digest.update(format!("{model}\0{name}\0"));
         }
-        digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        let mut first = [0u8; 8];
+        first.copy_from_slice(&digest.finalize()[..8]);
+        format!("{:016x}", u64::from_be_bytes(first))
     }
 
     /// Its name.
