@@ -199,7 +199,7 @@ fn boot_in_1970(library: &Path) -> Result<(), String> {
     let word = until(15, || {
         let uplink = over_tls.gateway.uplink();
         let said = format!("{} {}", uplink["reason"], uplink["paused"]).to_lowercase().replace('_', " ");
-        (uplink["available"] == false && (said.contains("waiting for time") || said.contains("clock"))).then_some(said)
+        (uplink["available"] == false && said.contains("waiting for time")).then_some(said)
     });
     word.ok_or_else(|| format!("it does not say that it waits for time: {}", over_tls.gateway.uplink()))?;
     over_tls.expect(&waiting, "queued", "below the clock's floor")?;
