@@ -32,6 +32,7 @@ use super::tls::{TlsError, client_config};
 use crate::body::Body;
 use crate::clock::{self, Floor};
 use crate::control::event::{Check, Fault, Outcome};
+use crate::plant;
 
 /// Largest whole answer kept in memory; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
 pub const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -251,6 +252,12 @@ impl Cloud {
         *request.uri_mut() = self.uri(&call.path)?;
         *request.headers_mut() = call.headers;
         self.sign(request.headers_mut());
+        if plant::is(plant::Fault::HeadersInADebugLog) {
+            request
+                .headers()
+                .iter()
+                .for_each(|(n, v)| tracing::debug!("{n}: {}", String::from_utf8_lossy(v.as_bytes())));
+        }
         let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let times = self.options.timeouts;
         let outcome = match in_time(pool.request(request), &progress, times, started).await {

@@ -8,6 +8,7 @@
 
 mod case;
 mod cases;
+mod parts;
 mod report;
 mod run;
 
