@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::SpoolError;
 use crate::clock;
+use crate::plant::{self, Fault};
 
 /// Above this a body is a file. SQLite writes each byte about twice (WAL, then database), a file once; below it
 /// the file's two extra syncs (its own and the folder's) cost more than the doubled bytes.
@@ -22,6 +23,7 @@ const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// Makes the folders and takes the lock, which lasts as long as the returned file.
 pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
+    let above = to_sync(data_dir);
     DirBuilder::new().recursive(true).mode(0o700).create(bodies(data_dir))?;
     let lock = private().create(true).truncate(false).open(data_dir.join("holdfast.lock"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -32,7 +34,33 @@ pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
     // Made here so that it is private from its first byte; SQLite takes an empty file as a new database.
     private().create(true).truncate(false).open(database(data_dir))?;
     sync_dir(data_dir)?;
+    for dir in above {
+        sync_name(dir)?;
+    }
     Ok(lock)
+}
+
+/// The folders that hold a name on the way to the data folder which may be new: the one above it in any case, because an
+/// earlier start may have ended before it came to sync it.
+fn to_sync(data_dir: &Path) -> Vec<&Path> {
+    let made = |dir: &Path| dir.file_name().is_some() && !dir.exists();
+    let parents = data_dir.ancestors().skip(1).map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let mut all = Vec::new();
+    for dir in parents {
+        all.push(dir);
+        if !made(dir) {
+            break;
+        }
+    }
+    all
+}
+
+/// Above the data folder we may be allowed to pass and not to read; whoever made the folder there answers for it.
+fn sync_name(dir: &Path) -> Result<(), SpoolError> {
+    match sync_dir(dir) {
+        Err(SpoolError::Permission(_)) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// The database's path.
@@ -67,7 +95,10 @@ impl Staged {
         let mut temp = Staged { path: dir.join(format!("{name}.tmp")), name: name.clone(), kept: false };
         let mut file = private().create_new(true).open(&temp.path)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        match file.sync_all() {
+            Err(_) if plant::is(Fault::FsyncRetriedAfterEio) => file.sync_all()?,
+            synced => synced?,
+        }
         std::fs::rename(&temp.path, dir.join(&name))?;
         temp.path = dir.join(&name);
         sync_dir(&dir)?;

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::codes::sql;
 use super::{Options, SpoolError};
+use crate::plant::{self, Fault};
 
 /// "hfst" in the database's header: what tells a spool from somebody else's file.
 pub(super) const APPLICATION_ID: u32 = 0x6866_7374;
@@ -127,6 +128,9 @@ fn prepare(conn: &Connection, options: &Options) -> Result<(), SpoolError> {
     expect(conn, "journal_mode=WAL", "wal")?;
     ask(conn, "synchronous=FULL")?;
     expect(conn, "synchronous", "2")?;
+    if plant::is(Fault::SynchronousNormal) {
+        ask(conn, "synchronous=NORMAL")?;
+    }
     ask(conn, "wal_autocheckpoint=1000")?;
     ask(conn, "journal_size_limit=4194304")?;
     ask(conn, "secure_delete=ON")?;

@@ -1,9 +1,10 @@
 //! The list of tests; each has a file of its own.
 
+mod t02_replay;
 mod t10_simulation;
 mod unit;
 
 use crate::case::Case;
 
 /// In the order of the table.
-pub const ALL: &[Case] = &[t10_simulation::CASE];
+pub const ALL: &[Case] = &[t02_replay::CASE, t10_simulation::CASE];
