@@ -4,10 +4,10 @@
 
 use rusqlite::params;
 
-use super::SpoolError;
 use super::accept::{check_source, is_full};
 use super::codes::{num, sql, state_code};
-use super::store::Store;
+use super::store::{DAMAGED, Store};
+use super::{SpoolError, sum};
 use crate::control::types::State;
 
 /// Rows purged in one transaction: some tens of milliseconds, so that nobody waits long behind it.
@@ -41,6 +41,9 @@ pub(super) fn retry(store: &mut Store, id: &str) -> Result<Option<State>, SpoolE
     if !row.state.is_final() || row.state == State::Answered || !row.body_kept {
         return Ok(Some(row.state));
     }
+    if is_damaged(store, row.seq)? {
+        return Ok(Some(row.state));
+    }
     check_source(store, row.source_id)?;
     // Its bytes are counted already.
     if is_full(store, 0) {
@@ -53,6 +56,13 @@ pub(super) fn retry(store: &mut Store, id: &str) -> Result<Option<State>, SpoolE
         .prepare_cached("UPDATE request SET attempts = 0, reason = NULL, expires_at = ?2 WHERE seq = ?1")?
         .execute([sql(row.seq), sql(expires_at)])?;
     Ok(Some(State::Queued))
+}
+
+/// What was once found damaged is not sent, whoever asks.
+fn is_damaged(store: &Store, seq: u64) -> Result<bool, SpoolError> {
+    let text = "SELECT reason IS ?2 FROM request WHERE seq = ?1";
+    let marked: bool = store.conn.prepare_cached(text)?.query_row(params![sql(seq), DAMAGED], |r| r.get(0))?;
+    Ok(marked || !sum::holds(&store.conn, seq)?)
 }
 
 pub(super) const IN_STATE: &str =

@@ -151,12 +151,12 @@ pub(super) fn free_bytes(data_dir: &Path) -> Result<u64, SpoolError> {
     Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
 }
 
-fn private() -> OpenOptions {
+pub(super) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     options
 }
 
-fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
+pub(super) fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
     Ok(File::open(dir)?.sync_all()?)
 }

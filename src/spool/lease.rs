@@ -5,15 +5,15 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::SpoolError;
 use super::codes::{self, num, sql};
 use super::record::Leased;
 use super::store::{Standing, Store};
+use super::{SpoolError, sum};
 use crate::control::types::State;
 
 /// Leases per call; the drain's window is far smaller.
 const LEASE_MAX: u32 = 256;
-/// Overdue requests one lease may meet and expire on its way, so that its time stays bounded.
+/// Overdue or damaged requests one lease may meet and end on its way, so that its time stays bounded.
 const OVERDUE_MAX: u32 = 256;
 
 /// The lane whose turn it is: most urgent first, then the one served longest ago.
@@ -41,6 +41,11 @@ pub(super) fn lease(store: &mut Store, max: u32) -> Result<Vec<Drawn>, SpoolErro
         let Some(row) = next(store)? else { break };
         if row.expires_at <= store.powered.now_ms() {
             store.end_untold(&row, State::Expired, "ttl")?;
+            overdue += 1;
+            continue;
+        }
+        if !sum::holds(&store.conn, row.seq)? {
+            store.set_aside(&row)?;
             overdue += 1;
             continue;
         }
@@ -119,7 +124,7 @@ pub(super) fn give_back(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolErro
 pub(super) fn damaged(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError> {
     for seq in seqs {
         if let Some(row) = store.by_seq(*seq)?.filter(|row| row.state == State::Sending) {
-            store.end_untold(&row, State::Dead, "damaged")?;
+            store.set_aside(&row)?;
         }
     }
     Ok(())

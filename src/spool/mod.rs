@@ -10,6 +10,7 @@ mod error;
 mod files;
 mod handle;
 mod lease;
+mod migrate;
 mod open;
 mod powered;
 mod read;
@@ -17,6 +18,7 @@ pub mod record;
 mod schema;
 mod settle;
 mod store;
+mod sum;
 mod sweep;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::codes::sql;
-use super::{Options, SpoolError};
+use super::{Options, SpoolError, migrate, sum};
 use crate::plant::{self, Fault};
 
 /// "hfst" in the database's header: what tells a spool from somebody else's file.
@@ -21,7 +21,7 @@ const ROW_BYTES: u64 = 2048;
 /// Slack of the page cap, so that it stops a runaway and never ordinary work.
 const HEADROOM_BYTES: u64 = 64 << 20;
 /// Versions in order; each runs in one transaction.
-pub(super) const MIGRATIONS: [&str; 1] = [V1];
+pub(super) const MIGRATIONS: [&str; 2] = [V1, V2];
 /// The newest version this program knows.
 pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;
 
@@ -78,6 +78,20 @@ CREATE TABLE answer (
 CREATE UNIQUE INDEX answer_file ON answer (file) WHERE file IS NOT NULL;
 ";
 
+/// Version 2: versions and sums of rows, pauses that outlive a restart, the latest believable wall time.
+/// `version` grows with every change of a row, so that of two copies the newer is known; `sum` is that of `sum.rs`.
+pub(super) const V2: &str = "
+ALTER TABLE request ADD COLUMN version INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE request ADD COLUMN sum BLOB NOT NULL DEFAULT x'';
+ALTER TABLE answer ADD COLUMN sum BLOB NOT NULL DEFAULT x'';
+ALTER TABLE source ADD COLUMN sum BLOB NOT NULL DEFAULT x'';
+ALTER TABLE service ADD COLUMN unix_floor INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE pause (
+  uplink TEXT NOT NULL, model TEXT NOT NULL, block TEXT NOT NULL, step INTEGER NOT NULL,
+  until_ms INTEGER NOT NULL, PRIMARY KEY (uplink, model)
+) STRICT, WITHOUT ROWID;
+";
+
 /// Opens the database and brings it to the newest version; refuses what is foreign or newer, untouched.
 pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, SpoolError> {
     refuse_by_header(path)?;
@@ -87,7 +101,9 @@ pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, Spoo
     ask(&conn, "locking_mode=EXCLUSIVE")?;
     refuse_by_pragma(&conn)?;
     prepare(&conn, options)?;
-    migrate(&mut conn)?;
+    sum::register(&conn)?;
+    migrate::run(&mut conn, path)?;
+    sum::watch(&conn)?;
     Ok(conn)
 }
 
@@ -150,17 +166,6 @@ fn page_cap(options: &Options) -> i64 {
     let bytes = options.max_bytes.saturating_add(options.max_bytes / 4).saturating_add(rows);
     // SQLite's own ceiling is 2^32 - 2 pages.
     sql(bytes.saturating_add(HEADROOM_BYTES) / PAGE_SIZE).min(0xffff_fffe)
-}
-
-fn migrate(conn: &mut Connection) -> Result<(), SpoolError> {
-    let version: u32 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-    for (step, text) in (1..).zip(MIGRATIONS).skip(version as usize) {
-        let tx = conn.transaction()?;
-        tx.execute_batch(text)?;
-        tx.execute_batch(&format!("PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={step}"))?;
-        tx.commit()?;
-    }
-    Ok(())
 }
 
 /// Runs one pragma and returns its answer, if it has one.

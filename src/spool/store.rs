@@ -94,6 +94,9 @@ pub(super) struct Place {
     pub(super) body_bytes: u64,
 }
 
+/// Why a request was set aside whose stored bytes are not what was written.
+pub(super) const DAMAGED: &str = "damaged";
+
 const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, maybe_billed, body_bytes, body_kept,
     body_file, expires_at, ttl_ms FROM request";
 
@@ -216,6 +219,19 @@ impl Store {
     pub(super) fn end_untold(&mut self, row: &Standing, to: State, reason: &str) -> Result<(), SpoolError> {
         self.end(row, to, Some(reason))?;
         self.effects.notices.push((row.seq, row.id.clone(), to));
+        Ok(())
+    }
+
+    /// A row or a body that is not as it was written: never sent, kept for whoever wants to look. Of a finished
+    /// request the end stays as it is, since nothing says which part is wrong.
+    pub(super) fn set_aside(&mut self, row: &Standing) -> Result<(), SpoolError> {
+        tracing::error!(seq = row.seq, "a stored request is damaged: it is set aside and will not be sent");
+        if !row.state.is_final() {
+            return self.end_untold(row, State::Dead, DAMAGED);
+        }
+        self.conn
+            .prepare_cached("UPDATE request SET reason = ?2 WHERE seq = ?1")?
+            .execute(params![sql(row.seq), DAMAGED])?;
         Ok(())
     }
 

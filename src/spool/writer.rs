@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::record::Tally;
 use super::store::{Counts, Effects, Store};
-use super::{SpoolError, files, lease, open, read};
+use super::{SpoolError, files, lease, migrate, open, read};
 use crate::plant::{self, Fault};
 
 /// Writes per transaction: enough that the fsync is shared by all who wait, few enough for one to wait little.
@@ -248,7 +248,10 @@ impl Writer {
         self.commands.close();
         if self.broken.is_none() {
             let _ = self.store.save();
-            let _ = open::checkpoint(&self.store.conn);
+            let folded = open::checkpoint(&self.store.conn);
+            if folded.is_ok() {
+                let _ = migrate::forget(&files::database(&self.store.options.data_dir));
+            }
         }
     }
 }

@@ -2,16 +2,18 @@
 
 mod bounds;
 mod life;
+mod migrating;
 mod model;
 mod opening;
 mod storage;
+mod sums;
 
 use std::path::Path;
 
 use bytes::Bytes;
 
 use super::record::{Accepted, LastError, LocalAnswer, NewRequest, Settlement, UplinkAnswer, Usage};
-use super::{Options, Spool, files, open};
+use super::{Options, Spool, files, open, sum};
 use crate::control::types::{Policy, Priority};
 
 const HOUR: u64 = 3_600_000;
@@ -113,9 +115,9 @@ async fn take(spool: &Spool, new: NewRequest) -> Accepted {
     spool.accept(new).await.unwrap()
 }
 
-/// Every counter against a real count; what the product itself never does.
+/// Every counter against a real count, every row against its sum; what the product itself never does.
 async fn assert_counted(spool: &Spool) {
-    let (counts, real, lanes) = spool
+    let (counts, real, lanes, unsummed) = spool
         .look(|store| {
             let one = |text: &str| store.conn.query_row(text, [], |r| r.get::<_, i64>(0)).unwrap() as u64;
             let mut requests = [0; 8];
@@ -136,10 +138,15 @@ async fn assert_counted(spool: &Spool) {
                 r.state = 0 AND r.deferred = 0 AND r.priority = l.priority AND r.source_id = l.source_id)")
                 + one("SELECT count(*) FROM source s WHERE unfinished <> (SELECT count(*) FROM request r WHERE
                 r.state < 3 AND r.source_id = s.source_id)");
-            Ok((store.counts, real, lanes))
+            let summed = [("request", &sum::REQUEST[..]), ("answer", &sum::ANSWER[..]), ("source", &sum::SOURCE[..])];
+            let unsummed = summed.map(|(table, columns)| {
+                one(&format!("SELECT count(*) FROM {table} WHERE sum IS NOT {}", sum::call("", columns)))
+            });
+            Ok((store.counts, real, lanes, unsummed))
         })
         .await
         .unwrap();
+    assert_eq!(unsummed, [0; 3], "rows whose sum does not hold");
     assert_eq!(counts, real);
     assert_eq!(lanes, 0, "lanes or sources that miscount");
     let tally = spool.tally();

@@ -72,7 +72,7 @@ async fn a_newer_spool_is_refused_untouched() {
     spool.close().await;
     let path = files::database(dir.path());
     let before = std::fs::read(&path).unwrap();
-    assert_eq!(open(options(dir.path())).unwrap_err(), SpoolError::Newer { found: 7, known: 1 });
+    assert_eq!(open(options(dir.path())).unwrap_err(), SpoolError::Newer { found: 7, known: 2 });
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
@@ -87,7 +87,7 @@ async fn a_newer_version_in_the_log_alone_is_refused_too() {
     drop(conn);
     let wal = dir.path().join("spool.db-wal");
     let before = (std::fs::read(&path).unwrap(), std::fs::read(&wal).unwrap());
-    assert_eq!(open(options(dir.path())).unwrap_err(), SpoolError::Newer { found: 7, known: 1 });
+    assert_eq!(open(options(dir.path())).unwrap_err(), SpoolError::Newer { found: 7, known: 2 });
     assert_eq!((std::fs::read(&path).unwrap(), std::fs::read(&wal).unwrap()), before);
 }
 
@@ -111,22 +111,41 @@ service: one INTEGER, boot_id TEXT, boot_ms INTEGER, powered_ms INTEGER, starts 
 source: source_id INTEGER, name TEXT, unfinished INTEGER
 ";
 
+/// What version 2 added. Never edit this either.
+const FROZEN_V2: [(&str, &str); 5] = [
+    ("hash BLOB, bytes BLOB, file TEXT", ", sum BLOB"),
+    ("reason TEXT, error_kind TEXT, error_message TEXT", ", version INTEGER, sum BLOB"),
+    ("kept_bytes INTEGER, answer_bytes INTEGER", ", unix_floor INTEGER"),
+    ("name TEXT, unfinished INTEGER", ", sum BLOB"),
+    ("served INTEGER\n", "pause: uplink TEXT, model TEXT, block TEXT, step INTEGER, until_ms INTEGER\n"),
+];
+
 #[test]
-fn version_1_is_frozen() {
+fn versions_are_frozen() {
     let conn = rusqlite::Connection::open_in_memory().unwrap();
     conn.execute_batch(schema::V1).unwrap();
+    assert_eq!(shape(&conn), FROZEN_V1);
+    conn.execute_batch(schema::V2).unwrap();
+    let v2 = FROZEN_V2.iter().fold(FROZEN_V1.to_owned(), |text, (after, new)| {
+        assert_eq!(text.matches(after).count(), 1, "{after}");
+        text.replace(after, &format!("{after}{new}"))
+    });
+    assert_eq!(shape(&conn), v2);
+    assert_eq!(crate::spool::codes::FIRST_FINAL, crate::spool::codes::state_code(State::Answered));
+}
+
+fn shape(conn: &rusqlite::Connection) -> String {
     let text = "SELECT group_concat(line, '') FROM (SELECT m.name || ': ' || group_concat(c.name || ' ' || c.type, ', '
         ORDER BY c.cid) || char(10) AS line FROM sqlite_schema m, pragma_table_info(m.name) c
         WHERE m.type = 'table' GROUP BY m.name ORDER BY m.name)";
-    let shape: String = conn.query_row(text, [], |r| r.get(0)).unwrap();
-    assert_eq!(shape, FROZEN_V1);
-    assert_eq!(crate::spool::codes::FIRST_FINAL, crate::spool::codes::state_code(State::Answered));
+    conn.query_row(text, [], |r| r.get(0)).unwrap()
 }
 
 #[test]
 fn no_question_reads_the_whole_backlog() {
     let conn = rusqlite::Connection::open_in_memory().unwrap();
     conn.execute_batch(schema::V1).unwrap();
+    conn.execute_batch(schema::V2).unwrap();
     let mut texts: Vec<String> = [
         lease::NEXT_LANE,
         lease::NEXT_IN_LANE,
@@ -184,6 +203,7 @@ async fn a_large_backlog_does_not_slow_the_start() {
 /// Copies the one row there is, counters included.
 fn multiply(path: &std::path::Path, rows: u32) {
     let conn = rusqlite::Connection::open(path).unwrap();
+    crate::spool::sum::register(&conn).unwrap();
     conn.execute_batch(&format!(
         "BEGIN;
         CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
@@ -191,14 +211,16 @@ fn multiply(path: &std::path::Path, rows: u32) {
         CREATE TEMP TABLE t AS SELECT * FROM request;
         INSERT INTO request SELECT n.i, t.id || n.i, t.source_id, t.state, t.priority, t.deferred, t.attempts,
             t.maybe_billed, t.accepted_at, t.expires_at, t.ended_at, t.created_unix_ms, t.ttl_ms, t.policy,
-            t.endpoint, t.model, t.label, t.idempotency_key, t.body_bytes, t.body_hash, 1, NULL, NULL, NULL, NULL
-            FROM t, n;
+            t.endpoint, t.model, t.label, t.idempotency_key, t.body_bytes, t.body_hash, 1, NULL, NULL, NULL, NULL,
+            0, x'' FROM t, n;
+        UPDATE request SET sum = {};
         INSERT INTO body SELECT n.i, b.bytes FROM body b, n WHERE b.seq = 1;
         UPDATE lane SET ready = {rows};
         UPDATE source SET unfinished = {rows};
         UPDATE service SET queued = {rows}, ready = {rows}, backlog_bytes = backlog_bytes * {rows},
             kept_bytes = kept_bytes * {rows}, next_seq = {rows} + 1;
-        COMMIT;"
+        COMMIT;",
+        crate::spool::sum::call("", &crate::spool::sum::REQUEST)
     ))
     .unwrap();
 }
