@@ -1,7 +1,8 @@
 //! The program under the shims: works the library's own spool, and writes down what it was told the moment it was.
 //!
 //! Owns the workloads and the marks; never judges. `rig --drive <workload>` with RIG_DIR (the spool's folder),
-//! RIG_MARKS (the file of marks) and RIG_ROWS (how much). A mark is one line and one write: `a? n size` before a request is
+//! RIG_MARKS (the file of marks), RIG_ROWS (how much), RIG_FIRST (the first
+//! request's number) and RIG_ABRUPT=1 (end as a crash does). A mark is one line and one write: `a? n size` before a request is
 //! offered, `a! n` once it was accepted, `ax n` where it was refused; `l` (lease), `s` (settle) and `p` (prune) likewise.
 
 use std::fs::File;
@@ -96,17 +97,23 @@ pub fn drive(workload: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     // Only what already stands there is a promise: a spool that does not open has made none.
     let Ok(spool) = holdfast::spool::open(options.clone()) else { return };
-    let mut driver = Driver { marks, spool, options, chance: Chance::new(7), next: 1 };
+    let next = variable("RIG_FIRST").parse().unwrap_or(1);
+    let mut driver = Driver { marks, spool, options, chance: Chance::new(next), next };
     driver.mark("open");
     runtime.block_on(async {
         match workload {
             "accept" => driver.accept(rows).await,
             "drain" => driver.drain(rows).await,
             "prune" => driver.prune(rows).await,
+            "mixed" => driver.mixed(rows).await,
             other => panic!("no workload {other}"),
         }
         driver.last_words().await;
     });
+    if variable("RIG_ABRUPT") == "1" {
+        // Without the spool's own end: the log stays as the last commit left it.
+        std::process::exit(0);
+    }
 }
 
 impl Driver {
@@ -231,12 +238,31 @@ impl Driver {
         }
     }
 
+    /// A little of everything, with a body of its own file in every other turn.
+    async fn mixed(&mut self, rows: u64) {
+        for turn in 0..rows / TOGETHER {
+            let large = if turn % 2 == 0 { 70 << 10 } else { 900 };
+            self.offer(&[300, large, 2_000, 60]).await;
+            for one in self.lease(2).await {
+                self.end(&one).await;
+            }
+            let _ = self.spool.sweep().await;
+            if turn == 3 && !self.reopen().await {
+                return;
+            }
+        }
+    }
+
     async fn reopen(&mut self) -> bool {
         self.spool.close().await;
         self.mark("reopen");
         match holdfast::spool::open(self.options.clone()) {
             Ok(spool) => self.spool = spool,
-            Err(_) => return false,
+            // A supervisor would start it again.
+            Err(_) => match holdfast::spool::open(self.options.clone()) {
+                Ok(spool) => self.spool = spool,
+                Err(_) => return false,
+            },
         }
         true
     }

@@ -86,7 +86,8 @@ impl Ledger {
                 known.accepted = true;
                 self.accepted += 1;
             }
-            "l!" => known.handed = true,
+            // Offered anew: an end that was asked for before is not on record.
+            "l!" => (known.handed, known.asked) = (true, None),
             "s?" => known.asked = End::of(rest),
             "s!" => known.settled(),
             _ => {}

@@ -11,6 +11,8 @@ mod cases;
 mod chance;
 mod driver;
 mod ledger;
+mod old;
+mod process;
 mod replay;
 mod report;
 mod run;

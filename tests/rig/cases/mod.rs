@@ -1,10 +1,11 @@
 //! The list of tests; each has a file of its own.
 
 mod t02_replay;
+mod t05_failing;
 mod t10_simulation;
 mod unit;
 
 use crate::case::Case;
 
 /// In the order of the table.
-pub const ALL: &[Case] = &[t02_replay::CASE, t10_simulation::CASE];
+pub const ALL: &[Case] = &[t02_replay::CASE, t05_failing::CASE, t10_simulation::CASE];
