@@ -9,6 +9,7 @@
 mod case;
 mod cases;
 mod chance;
+mod daemon;
 mod driver;
 mod ledger;
 mod old;

@@ -11,6 +11,15 @@ const STEP: Duration = Duration::from_millis(1);
 
 /// Waits until `end`; what still runs then is killed, and `None` says so.
 pub fn wait(mut child: Child, end: Instant) -> Option<ExitStatus> {
+    wait_until(&mut child, end)
+}
+
+/// The same for a child that is still of use, and a length of time.
+pub fn wait_for(child: &mut Child, time: Duration) -> Option<ExitStatus> {
+    wait_until(child, clock::now() + time)
+}
+
+fn wait_until(child: &mut Child, end: Instant) -> Option<ExitStatus> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),

@@ -1,5 +1,6 @@
 //! The list of tests; each has a file of its own.
 
+mod t01_kill;
 mod t02_replay;
 mod t05_failing;
 mod t10_simulation;
@@ -8,4 +9,4 @@ mod unit;
 use crate::case::Case;
 
 /// In the order of the table.
-pub const ALL: &[Case] = &[t02_replay::CASE, t05_failing::CASE, t10_simulation::CASE];
+pub const ALL: &[Case] = &[t01_kill::CASE, t02_replay::CASE, t05_failing::CASE, t10_simulation::CASE];
