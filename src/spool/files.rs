@@ -32,12 +32,23 @@ pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
         Err(e) => return Err(std::io::Error::from(e).into()),
     }
     // Made here so that it is private from its first byte; SQLite takes an empty file as a new database.
-    private().create(true).truncate(false).open(database(data_dir))?;
-    sync_dir(data_dir)?;
+    make_database(data_dir)?;
     for dir in above {
         sync_name(dir)?;
     }
     Ok(lock)
+}
+
+/// An empty database, where there is none.
+pub(super) fn make_database(data_dir: &Path) -> Result<(), SpoolError> {
+    private().create(true).truncate(false).open(database(data_dir))?;
+    sync_dir(data_dir)
+}
+
+/// The latest start that any body's name tells of.
+pub(super) fn latest_start(data_dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(bodies(data_dir)) else { return 0 };
+    entries.flatten().filter_map(|e| start_of(&e.file_name().to_string_lossy())).max().unwrap_or(0)
 }
 
 /// The folders that hold a name on the way to the data folder which may be new: the one above it in any case, because an
@@ -66,6 +77,11 @@ fn sync_name(dir: &Path) -> Result<(), SpoolError> {
 /// The database's path.
 pub(super) fn database(data_dir: &Path) -> PathBuf {
     data_dir.join("spool.db")
+}
+
+/// The write-ahead log's path.
+pub(super) fn wal(data_dir: &Path) -> PathBuf {
+    data_dir.join("spool.db-wal")
 }
 
 /// The folder of large bodies.

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::SpoolError;
 use super::codes::sql;
+use crate::plant::{self, Fault};
 
 /// Columns of `request` before `sum`, in the table's order; all of them are summed.
 pub(super) const REQUEST: [&str; 26] = [
@@ -147,6 +148,9 @@ pub(super) fn call(prefix: &str, columns: &[&str]) -> String {
 
 /// Whether a request's row, and its source's, are as they were written.
 pub(super) fn holds(conn: &Connection, seq: u64) -> Result<bool, SpoolError> {
+    if plant::is(Fault::TrustIntegrityCheck) {
+        return Ok(true);
+    }
     let text = format!(
         "SELECT r.sum = {} AND s.sum = {} FROM request r JOIN source s USING (source_id) WHERE r.seq = ?1",
         call("r.", &REQUEST),
@@ -155,6 +159,15 @@ pub(super) fn holds(conn: &Connection, seq: u64) -> Result<bool, SpoolError> {
     // A row without its source is as little worth as a wrong sum.
     let held = conn.prepare_cached(&text)?.query_row([sql(seq)], |r| r.get(0)).optional()?;
     Ok(held.unwrap_or(false))
+}
+
+/// Whether the answers of a request are as they were written.
+pub(super) fn answers_hold(conn: &Connection, seq: u64) -> Result<bool, SpoolError> {
+    if plant::is(Fault::TrustIntegrityCheck) {
+        return Ok(true);
+    }
+    let text = format!("SELECT coalesce(min(sum = {}), 1) FROM answer WHERE seq = ?1", call("", &ANSWER));
+    Ok(conn.prepare_cached(&text)?.query_row([sql(seq)], |r| r.get(0))?)
 }
 
 #[cfg(test)]
