@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use holdfast::control::types::{Policy, Priority, State};
-use holdfast::spool::record::{LastError, Leased, NewRequest, Settlement, UplinkAnswer};
+use holdfast::spool::record::{Filter, LastError, Leased, NewRequest, Settlement, UplinkAnswer};
 use holdfast::spool::{Options, Spool, SpoolError};
 
 use crate::chance::{self, Chance};
@@ -94,6 +94,12 @@ pub fn drive(workload: &str) {
     if workload == "prune" {
         (options.max_bytes, options.keep_results_bytes) = (1 << 20, 400 << 10);
     }
+    if workload == "bounds" {
+        (options.keep_results_bytes, options.max_requests) = (4 << 20, 2_000);
+    }
+    if workload == "cap" {
+        options.max_bytes = variable("RIG_CAP").parse().unwrap_or(16 << 20);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     // Only what already stands there is a promise: a spool that does not open has made none.
     let Ok(spool) = holdfast::spool::open(options.clone()) else { return };
@@ -106,9 +112,15 @@ pub fn drive(workload: &str) {
             "drain" => driver.drain(rows).await,
             "prune" => driver.prune(rows).await,
             "mixed" => driver.mixed(rows).await,
+            "upgrade" => {} // Opening was all.
+            "bounds" => driver.bounds(rows).await,
+            "cap" => driver.cap(rows).await,
             other => panic!("no workload {other}"),
         }
-        driver.last_words().await;
+        if workload != "upgrade" {
+            driver.last_words().await;
+        }
+        driver.mark("end");
     });
     if variable("RIG_ABRUPT") == "1" {
         // Without the spool's own end: the log stays as the last commit left it.
@@ -197,15 +209,7 @@ impl Driver {
     }
 
     async fn answered(&mut self, one: &Leased, n: u64, size: usize) {
-        let answer = UplinkAnswer {
-            uplink: "u".into(),
-            model: "m".into(),
-            status: 200,
-            content_type: "application/json".into(),
-            latency_ms: 1,
-            usage: None,
-            body: Bytes::from(answer(n, size)),
-        };
+        let answer = UplinkAnswer { body: Bytes::from(answer(n, size)), ..small(one) };
         self.settle(one, &format!("A{size}"), Settlement::Answered(answer)).await;
     }
 
@@ -253,6 +257,54 @@ impl Driver {
         }
     }
 
+    /// Accept, answer, prune, as fast as it goes; how much it takes is marked again and again.
+    async fn bounds(&mut self, rows: u64) {
+        let per_turn = 64;
+        for turn in 0..rows / per_turn {
+            let first = self.next;
+            self.next += per_turn;
+            let spool = self.spool.clone();
+            let told = join_all((first..self.next).map(|n| spool.accept(request(n, 1_500)))).await;
+            assert!(told.iter().all(Result::is_ok), "a row was refused below every cap");
+            for _ in 0..2 {
+                let leased = self.spool.lease(per_turn as u32 / 2).await.expect("leases");
+                join_all(leased.iter().map(|one| spool.settle(one.seq, Settlement::Answered(small(one))))).await;
+            }
+            let _ = self.spool.sweep().await;
+            if turn % 20 == 0 {
+                let _ = self.spool.list(Filter { limit: 10, ..Filter::default() }).await;
+                self.measure();
+            }
+        }
+        self.measure();
+    }
+
+    /// Offers until long after the cap is reached: most are refused, and that must cost nothing.
+    async fn cap(&mut self, rows: u64) {
+        for turn in 0..rows / 64 {
+            let first = self.next;
+            self.next += 64;
+            let spool = self.spool.clone();
+            join_all((first..self.next).map(|n| spool.accept(request(n, 4_000)))).await;
+            if turn % 20 == 0 {
+                self.measure();
+            }
+        }
+        self.measure();
+    }
+
+    /// Resident memory, the log and the folder in KiB, and open descriptors.
+    fn measure(&mut self) {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        let resident: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+        let data = &self.options.data_dir;
+        let log = std::fs::metadata(data.join("spool.db-wal")).map_or(0, |m| m.len() >> 10);
+        let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        let text = format!("b {resident} {log} {} {descriptors}", size_of_folder(data) >> 10);
+        self.mark(&text);
+    }
+
     async fn reopen(&mut self) -> bool {
         self.spool.close().await;
         self.mark("reopen");
@@ -281,10 +333,33 @@ impl Driver {
             }
             self.mark(&format!("ax {n} late"));
         }
-        self.mark("end");
     }
 }
 
 fn failed(kind: &str) -> LastError {
     LastError { kind: kind.into(), message: kind.into() }
+}
+
+/// A short answer.
+fn small(one: &Leased) -> UplinkAnswer {
+    UplinkAnswer {
+        uplink: "u".into(),
+        model: one.model.clone(),
+        status: 200,
+        content_type: "application/json".into(),
+        latency_ms: 1,
+        usage: None,
+        body: Bytes::from_static(b"{\"choices\":[{\"message\":{\"content\":\"yes\"}}]}"),
+    }
+}
+
+fn size_of_folder(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => size_of_folder(&entry.path()),
+            Ok(meta) => meta.len(),
+            Err(_) => 0,
+        })
+        .sum()
 }

@@ -12,6 +12,7 @@ mod chance;
 mod daemon;
 mod driver;
 mod ledger;
+mod limit;
 mod mount;
 mod old;
 mod process;

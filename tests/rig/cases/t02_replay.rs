@@ -60,10 +60,15 @@ fn run(effort: &Effort) -> Outcome {
     Outcome::held(states, "states", format!("{accepted} acknowledged, {} damages", Damage::ALL.len()))
 }
 
-/// Runs the workload under the recorder and reads what it recorded.
+/// Runs the workload on an empty folder under the recorder and reads what it recorded.
 fn record(recorder: &Path, at: &Path, workload: &str, rows: u64) -> Result<Vec<Event>, String> {
+    std::fs::create_dir(at.join("root")).map_err(|e| e.to_string())?;
+    record_in(recorder, at, workload, rows)
+}
+
+/// The same on the folder `at/root` as it stands.
+pub fn record_in(recorder: &Path, at: &Path, workload: &str, rows: u64) -> Result<Vec<Event>, String> {
     let root = at.join("root");
-    std::fs::create_dir(&root).map_err(|e| e.to_string())?;
     let mut command = Command::new(std::env::current_exe().map_err(|e| e.to_string())?);
     command.args(["--drive", workload]).env("RIG_ROWS", rows.to_string());
     // A sync as slow as a card's: what is told too early is told before it.
@@ -79,8 +84,12 @@ fn record(recorder: &Path, at: &Path, workload: &str, rows: u64) -> Result<Vec<E
 }
 
 /// One trace and the states that are made of it.
-struct Replay {
-    long: bool,
+pub struct Replay {
+    /// Every damage at every call.
+    all: bool,
+    /// What the disk held before, and what had been told of it.
+    before: Option<std::path::PathBuf>,
+    told: Ledger,
     seed: u64,
     workload: &'static str,
     events: Vec<Event>,
@@ -92,12 +101,37 @@ struct Replay {
 
 impl Replay {
     fn new(effort: &Effort, workload: &'static str, events: Vec<Event>, at: std::path::PathBuf) -> Arc<Replay> {
+        Replay::make(effort, workload, events, at, None, effort.long)
+    }
+
+    /// States of a run that began with this folder, of which this had been told.
+    pub fn from(
+        effort: &Effort,
+        workload: &'static str,
+        events: Vec<Event>,
+        at: std::path::PathBuf,
+        before: (&Path, Ledger),
+        all: bool,
+    ) -> Arc<Replay> {
+        Replay::make(effort, workload, events, at, Some(before), all)
+    }
+
+    fn make(
+        effort: &Effort,
+        workload: &'static str,
+        events: Vec<Event>,
+        at: std::path::PathBuf,
+        before: Option<(&Path, Ledger)>,
+        all: bool,
+    ) -> Arc<Replay> {
         let (states, fault, stop) = (AtomicU64::new(0), Mutex::new(None), AtomicBool::new(false));
-        Arc::new(Replay { long: effort.long, seed: effort.seed, workload, events, at, states, fault, stop })
+        let (before, told) = before.map(|(folder, told)| (folder.to_path_buf(), told)).unzip();
+        let told = told.unwrap_or_default();
+        Arc::new(Replay { all, before, told, seed: effort.seed, workload, events, at, states, fault, stop })
     }
 
     /// Opens every state; how many there were, or the first fault.
-    fn all(self: &Arc<Replay>) -> Result<u64, String> {
+    pub fn all(self: &Arc<Replay>) -> Result<u64, String> {
         let threads: Vec<_> = (0..THREADS)
             .map(|part| {
                 let replay = Arc::clone(self);
@@ -112,7 +146,10 @@ impl Replay {
     }
 
     fn part(&self, part: u64) {
-        let (mut disk, mut ledger) = (Disk::default(), Ledger::default());
+        let (mut disk, mut ledger) = (Disk::default(), self.told.clone());
+        if let Some(before) = &self.before {
+            disk.load(before).expect("what the disk held before");
+        }
         for (at, event) in self.events.iter().enumerate() {
             disk.apply(event);
             if let Event::Mark { text } = event {
@@ -140,7 +177,7 @@ impl Replay {
         if matches!(self.events[at], Event::Open { .. } | Event::Close { .. }) {
             return Vec::new();
         }
-        if self.long {
+        if self.all {
             return Damage::ALL.to_vec();
         }
         // Of marks in a row the last one holds what the others hold.
@@ -153,7 +190,7 @@ impl Replay {
     }
 
     fn state(&self, at: usize, damage: Damage, disk: &Disk, ledger: &Ledger) -> Result<(), String> {
-        let mut chance = Chance::new(self.seed ^ (at as u64) << 8 ^ damage as u64);
+        let mut chance = Chance::new(self.seed ^ (at as u64) << 8 ^ (1 + damage as u64));
         let target = self.at.join(format!("{at}-{damage:?}"));
         std::fs::create_dir(&target).map_err(|e| e.to_string())?;
         let written = disk.write(&target, damage, &mut chance).map_err(|e| e.to_string());

@@ -7,7 +7,6 @@ use holdfast::plant::Fault;
 use holdfast::spool::record::{Leased, Settlement, UplinkAnswer};
 use holdfast::spool::{Options, Spool, SpoolError};
 
-use super::t02_replay::judge;
 use crate::case::{Case, Effort, Outcome, Planted};
 use crate::ledger::Ledger;
 use crate::mount::Mount;
@@ -61,31 +60,44 @@ struct Disk {
     outcomes: u64,
 }
 
-/// Fill, lease and settle without a free byte, start without a free byte, make room, go on.
+/// What new requests leave free; somebody else's file takes that, too.
+const LEFT: u64 = 512 << 10;
+
+/// Fill, record the outcome of what is on its way, start, all without a free byte; then make room and go on.
 async fn full(mount: &Mount, seed: u64) -> Result<Disk, String> {
     let data = mount.path().join("data");
-    let mut disk = Disk::open(driver::options(&data))?;
+    let options = || Options { min_disk_free: LEFT, ..driver::options(&data) };
+    let mut disk = Disk::open(options())?;
+    disk.offer(700).await.map_err(|e| format!("an empty disk takes nothing: {e}"))?;
+    let sent = disk.lease(1).await.map_err(|e| format!("an empty disk hands nothing out: {e}"))?;
     disk.fill(seed).await?;
     mount.fill();
+    for one in &sent {
+        disk.answer(one).await?;
+    }
     disk.drain_a_little().await?;
     if disk.outcomes == 0 {
-        return Err("not one outcome could be recorded on the full disk".into());
+        return Err("nothing was on its way when the disk was full".into());
     }
+    // With room again the reserve is set aside anew; then somebody fills the disk while the gateway is down.
+    mount.make_room();
+    let _ = disk.spool.sweep().await;
     disk.spool.close().await;
-    std::fs::remove_file(mount.path().join("filler")).map_err(|e| e.to_string())?;
-    mount.fill();
     let Disk { spool, ledger, next, outcomes } = disk;
     drop(spool);
-    let spool = holdfast::spool::open(driver::options(&data)).map_err(|e| format!("no start on the full disk: {e}"))?;
+    mount.fill();
+    let reserve = std::fs::metadata(data.join("ballast")).map_or(0, |m| m.len());
+    let opened = holdfast::spool::open(options());
+    let spool = opened.map_err(|e| format!("no start on the full disk, with a reserve of {reserve} bytes: {e}"))?;
     let mut disk = Disk { spool, ledger, next, outcomes };
     mount.make_room();
     disk.go_on().await?;
     disk.spool.close().await;
     let Disk { spool, ledger, next, outcomes } = disk;
     drop(spool);
-    judge(&data, &ledger)?;
-    let spare = holdfast::spool::open(driver::options(&data)).map_err(|e| e.to_string())?;
-    Ok(Disk { spool: spare, ledger, next, outcomes })
+    let spool = holdfast::spool::open(options()).map_err(|e| format!("no start with room again: {e}"))?;
+    ledger.judge(&spool).await?;
+    Ok(Disk { spool, ledger, next, outcomes })
 }
 
 /// The same against the spool's own cap, on a disk with room: refused in words, drained, accepted again.
@@ -99,7 +111,8 @@ async fn capped(data: &Path) -> Result<(), String> {
     drop(disk.spool);
     // What was answered may have made room.
     disk.ledger.take("p?");
-    judge(data, &disk.ledger)
+    let spool = holdfast::spool::open(driver::options(data)).map_err(|e| format!("does not open: {e}"))?;
+    disk.ledger.judge(&spool).await
 }
 
 impl Disk {
@@ -137,16 +150,22 @@ impl Disk {
         if self.ledger.accepted == 0 { Err("nothing fitted".into()) } else { Ok(()) }
     }
 
+    async fn lease(&mut self, max: u32) -> Result<Vec<Leased>, SpoolError> {
+        self.ledger.take("l?");
+        let leased = self.spool.lease(max).await?;
+        self.ledger.take("le");
+        for one in &leased {
+            self.ledger.take(&format!("l! {}", driver::number(&one.id).unwrap_or(0)));
+        }
+        Ok(leased)
+    }
+
     /// As many attempts as are still given out; each of them must find room for its outcome.
     async fn drain_a_little(&mut self) -> Result<(), String> {
         for _ in 0..20 {
-            self.ledger.take("l?");
-            let Ok(leased) = self.spool.lease(1).await else { return Ok(()) };
+            let Ok(leased) = self.lease(1).await else { return Ok(()) };
             for one in &leased {
                 self.answer(one).await?;
-            }
-            if leased.is_empty() {
-                return Ok(());
             }
         }
         Ok(())
@@ -154,7 +173,6 @@ impl Disk {
 
     async fn answer(&mut self, one: &Leased) -> Result<(), String> {
         let n = driver::number(&one.id).unwrap_or(0);
-        self.ledger.take(&format!("l! {n}"));
         self.ledger.take(&format!("s? {n} A{ANSWER}"));
         let mut last = None;
         for _ in 0..TRIES {
@@ -182,12 +200,8 @@ impl Disk {
     /// With room again everything drains and new requests are taken.
     async fn go_on(&mut self) -> Result<(), String> {
         for _ in 0..OFFERS_MAX {
-            self.ledger.take("l?");
-            let leased = match self.spool.lease(8).await {
-                Ok(leased) => leased,
-                Err(error) => return Err(format!("nothing is handed out though there is room again: {error}")),
-            };
-            self.ledger.take("le");
+            let leased = self.lease(8).await;
+            let leased = leased.map_err(|e| format!("nothing is handed out though there is room again: {e}"))?;
             if leased.is_empty() {
                 break;
             }

@@ -85,6 +85,31 @@ impl Default for Disk {
 }
 
 impl Disk {
+    /// Begins with a folder as it stands on disk, all of it durable.
+    pub fn load(&mut self, folder: &Path) -> std::io::Result<()> {
+        self.load_into(0, folder)
+    }
+
+    fn load_into(&mut self, at: usize, folder: &Path) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let node = if entry.file_type()?.is_dir() {
+                self.folders.push(Folder::default());
+                let inner = self.folders.len() - 1;
+                self.load_into(inner, &entry.path())?;
+                Node::Folder(inner)
+            } else {
+                let bytes = std::fs::read(entry.path())?;
+                self.files.push(Content { durable: bytes.clone(), now: bytes, pending: Vec::new() });
+                Node::File(self.files.len() - 1)
+            };
+            let name = entry.file_name().to_string_lossy().into_owned();
+            self.folders[at].durable.insert(name.clone(), node);
+            self.folders[at].now.insert(name, node);
+        }
+        Ok(())
+    }
+
     /// The next event of the trace.
     pub fn apply(&mut self, event: &Event) {
         match event {
