@@ -2,6 +2,8 @@
 //!
 //! The only place that sees both the configuration and the parts. Contains no behaviour of its own.
 
+pub mod offline;
+
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
@@ -131,7 +133,13 @@ impl Signals {
 }
 
 async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError> {
-    let options = spool::Options {
+    let options = spool_options(settings);
+    let opened = tokio::task::spawn_blocking(move || spool::open(options)).await;
+    opened.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::of_spool)
+}
+
+fn spool_options(settings: &Settings) -> spool::Options {
+    spool::Options {
         data_dir: settings.gateway.data_dir.clone(),
         max_bytes: settings.queue.max_bytes,
         max_requests: settings.queue.max_requests,
@@ -141,9 +149,7 @@ async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError
         keep_results_ms: settings.queue.keep_results.as_millis() as u64,
         keep_results_bytes: settings.queue.keep_results_bytes,
         hold_unknown: settings.retry.on_unknown == OnUnknown::Hold,
-    };
-    let opened = tokio::task::spawn_blocking(move || spool::open(options)).await;
-    opened.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::of_spool)
+    }
 }
 
 /// The listeners, and whether the UNIX socket is ours to remove: one that systemd made outlives this process.

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, a thin client of the daemon's socket.
 //!
-//! Owns arguments, exit codes and what people read. Never opens the database and decides nothing about a request.
+//! Owns arguments, exit codes and what people read. Never opens the database, except for the two commands that look
+//! into a stopped daemon's folder (`offline.rs`, through the supervisor), and decides nothing about a request.
 
 pub mod ask;
 pub mod client;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod demo;
 pub mod exit;
 pub mod health;
+pub mod offline;
 pub mod out;
 pub mod queue;
 pub mod run;
@@ -133,7 +135,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Status(args) => status::run(args.watch, &client(global), out).await,
         Command::Top => status::run(true, &client(global), out).await,
         Command::Ask(args) => ask::run(args, &client(global), out).await,
-        Command::Queue(command) => queue::run(command, &client(global), out).await,
+        Command::Queue(command) => queue::run(command, global, &client(global), out).await,
         Command::Pause => switch::run("pause", &client(global), out).await,
         Command::Resume => switch::run("resume", &client(global), out).await,
         Command::Drain => switch::run("drain", &client(global), out).await,

@@ -1,13 +1,16 @@
-//! `holdfast queue`: the backlog and the dead letters, through the daemon.
+//! `holdfast queue`: the backlog and the dead letters, through the daemon; `offline.rs` has what needs none.
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use hyper::Method;
 use serde_json::Value;
 
+use super::Global;
 use super::client::{Client, encoded};
 use super::exit::{Done, Failure, IO, USAGE};
+use super::offline::{self, Sink};
 use super::out::{Out, age, clean, columns, count_at, number_at, text_at};
 use crate::clock;
 use crate::control::types::State;
@@ -48,12 +51,22 @@ pub enum Command {
     },
     /// Print every record with its answers, one JSON object per line
     Export {
-        /// Read the data folder of a stopped daemon (not in this version)
+        /// Read the data folder of a stopped daemon, a damaged one too; changes nothing
         #[arg(long)]
         offline: bool,
+        /// Add each request's body in base64
+        #[arg(long, requires = "offline")]
+        bodies: bool,
+        /// Write to this file instead of standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
     },
-    /// Check the data folder of a stopped daemon (not in this version)
-    Fsck,
+    /// Check the data folder of a stopped daemon; exit 1 where something is not in order
+    Fsck {
+        /// Set damaged files aside, save what can be read, and check again
+        #[arg(long)]
+        repair: bool,
+    },
 }
 
 /// Which requests to list.
@@ -74,16 +87,16 @@ pub struct Filter {
 }
 
 /// Does what was asked.
-pub async fn run(command: Command, client: &Client, out: &Out) -> Done {
+pub async fn run(command: Command, global: &Global, client: &Client, out: &Out) -> Done {
     match command {
         Command::List(filter) => list(&filter, client, out).await,
         Command::Show { id } => show(&id, client, out).await,
         Command::Retry { id } => change(Method::POST, &id, "/retry", client, out).await,
         Command::Cancel { id } => change(Method::DELETE, &id, "", client, out).await,
         Command::Purge { state, yes } => purge(state, yes, client, out).await,
-        Command::Export { offline: false } => export(client, out).await,
-        Command::Export { offline: true } => Err(Failure::not_in_this_version("queue export --offline")),
-        Command::Fsck => Err(Failure::not_in_this_version("queue fsck")),
+        Command::Export { offline: false, output, .. } => export(output.as_deref(), client, out).await,
+        Command::Export { bodies, output, .. } => offline::export(bodies, output.as_deref(), global, out),
+        Command::Fsck { repair } => offline::fsck(repair, global, out).await,
     }
 }
 
@@ -194,14 +207,15 @@ fn confirmed(state: State) -> Result<bool, Failure> {
     Ok(matches!(reply.trim(), "y" | "Y" | "yes"))
 }
 
-async fn export(client: &Client, out: &Out) -> Done {
+async fn export(file: Option<&Path>, client: &Client, out: &Out) -> Done {
+    let mut sink = Sink::open(file)?;
     let mut filter = Filter { limit: PAGE, ..Filter::default() };
     loop {
         let page = client.call(Method::GET, &query(&filter)).await?;
         for request in data(&page) {
             let id = text_at(request, "/id");
             match client.call(Method::GET, &path(&id)?).await {
-                Ok(record) => out.json(&record)?,
+                Ok(record) => sink.line(&record, out)?,
                 // Results age out while the export runs; what is gone is said, and the rest still comes.
                 Err(failure) if failure.message.contains("status 404") => out.note(&format!("{id}: no longer kept")),
                 Err(failure) => return Err(failure),
@@ -210,9 +224,11 @@ async fn export(client: &Client, out: &Out) -> Done {
         // A mark that does not move would never end.
         match next(&page) {
             Some(next) if filter.after.as_ref() != Some(&next) => filter.after = Some(next),
-            _ => return Ok(0),
+            _ => break,
         }
     }
+    sink.finish()?;
+    Ok(0)
 }
 
 fn data(page: &Value) -> &[Value] {

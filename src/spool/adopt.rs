@@ -46,7 +46,6 @@ pub(super) struct SalvagedRow {
 
 /// Where a salvaged row's body is.
 #[derive(Debug, Clone)]
-#[allow(dead_code, reason = "made by what reads damaged files")]
 pub(super) enum SalvagedBody {
     /// The row needs none.
     NotKept,

@@ -22,6 +22,7 @@ mod quarantine;
 mod read;
 pub mod record;
 mod rescue;
+mod salvage;
 mod schema;
 mod scrub;
 mod settle;
@@ -38,6 +39,7 @@ pub use condition::Condition;
 pub use error::SpoolError;
 pub use handle::Spool;
 pub use open::open;
+pub use salvage::offline::{Fault, Offline, Shown, repair};
 
 /// What the spool needs to know; see `[queue]` and `[retry]` of the configuration.
 #[derive(Debug, Clone)]

@@ -22,7 +22,7 @@ use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
-use super::{Condition, Options, SpoolError, change, files, mounts, read, schema, store, sweep};
+use super::{Condition, Options, SpoolError, change, files, mounts, read, salvage, schema, store, sweep};
 use crate::clock;
 use crate::control::types::State;
 use crate::plant::{self, Fault};
@@ -117,7 +117,7 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
         return anew(options);
     }
     // A clean stop folds the log in and removes it: where there is one, the last stop was none.
-    if log > 0 && rescue::dropped_frames(&files::wal(dir))? > 0 {
+    if log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0 {
         tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
         quarantine::set_aside(dir, How::Copy)?;
     }
@@ -133,6 +133,10 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
 
 fn anew(options: &Options) -> Result<(Connection, Floors), SpoolError> {
     quarantine::set_aside(&options.data_dir, How::Move)?;
+    empty(options)
+}
+
+fn empty(options: &Options) -> Result<(Connection, Floors), SpoolError> {
     files::make_database(&options.data_dir)?;
     let conn = schema::connect(&files::database(&options.data_dir), options)?;
     Ok((conn, Floors::find(options)))
@@ -167,14 +171,22 @@ fn quick_check(conn: &mut Connection) -> Result<(), SpoolError> {
 pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
     store.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     store.conn = Connection::open_in_memory()?;
-    let (conn, mut floors) = anew(&store.options)?;
+    if store.rescue.is_unused {
+        quarantine::drop_unused(&store.options.data_dir)?;
+    } else {
+        quarantine::set_aside(&store.options.data_dir, How::Move)?;
+        store.rescue.is_unused = true;
+    }
+    let (conn, mut floors) = empty(&store.options)?;
     floors.next_seq = floors.next_seq.max(store.counts.next_seq);
     floors.starts = floors.starts.max(store.counts.starts);
     let (mut mark, mut counts) = store::load(&conn)?;
     floors.raise(&mut counts, &mut mark);
     (store.conn, store.counts) = (conn, counts);
     (store.effects, store.scrub) = (store::Effects::default(), Scrub::default());
-    store.save()
+    store.save()?;
+    store.rescue.is_unused = false;
+    Ok(())
 }
 
 /// What an earlier process left on its way is an outcome too: the reserve is for it.

@@ -66,6 +66,12 @@ fn remove(path: &Path) -> Result<(), SpoolError> {
     }
 }
 
+/// Removes a database that was made a moment ago and never served from: it holds nothing of anybody.
+pub(super) fn drop_unused(data_dir: &Path) -> Result<(), SpoolError> {
+    remove(&files::database(data_dir))?;
+    remove(&files::wal(data_dir))
+}
+
 /// Sets that wait to be salvaged, oldest first.
 pub(super) fn due(data_dir: &Path) -> Vec<PathBuf> {
     sets(data_dir).into_iter().map(|(_, path)| path).filter(|path| path.join(DUE).exists()).collect()

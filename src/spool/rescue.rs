@@ -7,8 +7,10 @@ use std::path::Path;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::adopt::{self, Adopted, SalvagedRow};
+use super::adopt::{self, Adopted, SalvagedBody, SalvagedRow};
+use super::codes::num;
 use super::outcomes::{self, Known, Line};
+use super::salvage::{Body, Found, Salvage};
 use super::store::Store;
 use super::writer::{Command, Job};
 use super::{SpoolError, quarantine};
@@ -16,24 +18,21 @@ use super::{SpoolError, quarantine};
 /// Rows per transaction: new work waits behind one batch only.
 const BATCH: usize = 64;
 
-/// Reads one set, row by row.
-pub(super) trait Reader: Send {
-    /// The next rows by ascending sequence number, at most `max`; none at the end.
-    fn next_batch(&mut self, max: usize) -> Result<Vec<SalvagedRow>, SpoolError>;
-    /// Writes the report into the set's folder.
-    fn finish(self: Box<Self>, set: &Path) -> Result<(), SpoolError>;
-}
-
-/// What can read a set; `None` where this program cannot, and the set stays due.
-#[allow(clippy::unnecessary_wraps, reason = "reading a set can fail")]
-fn reader(_set: &Path, _data_dir: &Path) -> Result<Option<Box<dyn Reader>>, SpoolError> {
-    Ok(None)
-}
-
-/// Frames of a log that were committed and that SQLite will drop without a word.
-#[allow(clippy::unnecessary_wraps, reason = "reading a log can fail")]
-pub(super) fn dropped_frames(_wal: &Path) -> Result<u64, SpoolError> {
-    Ok(0)
+fn row(found: Found) -> SalvagedRow {
+    let body = match found.body {
+        Body::NotKept => SalvagedBody::NotKept,
+        Body::Inline(bytes) => SalvagedBody::Inline(bytes),
+        Body::File(_) => SalvagedBody::File,
+        Body::Lost(_) => SalvagedBody::Lost,
+    };
+    SalvagedRow {
+        values: found.values,
+        version: num(found.version),
+        superseded: found.superseded,
+        source: found.source,
+        body,
+        answers: found.answers.into_iter().map(|answer| answer.values).collect(),
+    }
 }
 
 /// What is known while sets wait to be salvaged.
@@ -43,6 +42,8 @@ pub(super) struct Rescue {
     known: Option<Known>,
     /// Bodies may belong to rows that are not back yet.
     under_way: bool,
+    /// The database in place is a new one that was never served from: should it fail, it may simply go.
+    pub(super) is_unused: bool,
 }
 
 impl Rescue {
@@ -89,12 +90,11 @@ pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
 
 fn salvage(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
     match bring_back(set, data_dir, commands) {
-        Ok(Some(rows)) => {
+        Ok(rows) => {
             tracing::warn!(set = %set.display(), adopted = rows.adopted, known = rows.known, ended = rows.ended,
                 refused = rows.refused, "a damaged spool was salvaged; its report lies beside it");
             true
         }
-        Ok(None) => false,
         Err(error) => {
             tracing::error!(%error, set = %set.display(), "the salvage stopped; the next start tries again");
             false
@@ -111,14 +111,15 @@ struct Rows {
     refused: u64,
 }
 
-fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> Result<Option<Rows>, SpoolError> {
-    let Some(mut reader) = reader(set, data_dir)? else { return Ok(None) };
+fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> Result<Rows, SpoolError> {
+    let mut reader = Salvage::open(&set.join("spool.db"), &set.join("spool.db-wal"), data_dir)?;
     let mut rows = Rows::default();
     loop {
-        let batch = reader.next_batch(BATCH)?;
+        let batch = reader.next_batch(BATCH);
         if batch.is_empty() {
             break;
         }
+        let batch = batch.into_iter().map(row).collect();
         for verdict in adopt_all(batch, commands)? {
             match verdict {
                 Some(Adopted::Inserted | Adopted::Updated) => rows.adopted += 1,
@@ -128,9 +129,9 @@ fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>)
             }
         }
     }
-    reader.finish(set)?;
+    reader.report().write(set)?;
     quarantine::done(data_dir, set)?;
-    Ok(Some(rows))
+    Ok(rows)
 }
 
 /// One transaction; a row that cannot be taken costs none of the others.

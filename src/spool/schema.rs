@@ -144,7 +144,7 @@ const VERSION_MAX: u32 = 255;
 /// So many bits of the application's mark may be wrong before the file is somebody else's.
 const MARK_BITS: u32 = 4;
 
-fn refuse(application: u32, version: u32) -> Result<(), SpoolError> {
+pub(super) fn refuse(application: u32, version: u32) -> Result<(), SpoolError> {
     let wrong_bits = (application ^ APPLICATION_ID).count_ones();
     if version > VERSION_MAX || (1..=MARK_BITS).contains(&wrong_bits) {
         return Err(SpoolError::Damaged("the header of spool.db has flipped bits".into()));

@@ -155,8 +155,8 @@ impl Writer {
             if batch.is_ok() {
                 let done = job.run(&mut self.store);
                 no_room |= done == Err(SpoolError::DiskFull);
-                if self.store.conn.is_autocommit() {
-                    // SQLite gave the whole transaction up: nothing of it stands.
+                if self.store.hurt || self.store.conn.is_autocommit() {
+                    // SQLite gave the whole transaction up, or the file is about to be set aside: nothing of it stands.
                     batch = Err(done.err().unwrap_or(SpoolError::DiskFull));
                 }
             }

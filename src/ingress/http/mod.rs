@@ -43,6 +43,7 @@ use attach::Attach;
 use call::{Call, RequestId};
 pub use listen::{Listeners, serve};
 pub use models::Models;
+pub use record_json::record_json;
 use refusal::Refusal;
 pub use tokens::Tokens;
 

@@ -1,0 +1,178 @@
+//! The page images there are: those of the database file, and those of its log laid over them.
+//!
+//! Owns which image of a page is the newest; never interprets one.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use super::wal::{self, Fate, Log};
+
+/// What the spool always writes; another size is believed from a sound file header only.
+pub(super) const PAGE_SIZE: usize = 4096;
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Bytes that can be read by place: a file, or memory in tests.
+pub(super) trait Source: Send {
+    /// How many there are.
+    fn len(&self) -> u64;
+    /// Fills `into` from `offset`; false where it cannot be filled.
+    fn fill(&self, offset: u64, into: &mut [u8]) -> bool;
+}
+
+impl Source for Vec<u8> {
+    fn len(&self) -> u64 {
+        <[u8]>::len(self) as u64
+    }
+
+    fn fill(&self, offset: u64, into: &mut [u8]) -> bool {
+        let from = usize::try_from(offset).ok().and_then(|at| self.get(at..at.checked_add(into.len())?));
+        from.is_some_and(|bytes| {
+            into.copy_from_slice(bytes);
+            true
+        })
+    }
+}
+
+impl Source for File {
+    fn len(&self) -> u64 {
+        self.metadata().map_or(0, |m| m.len())
+    }
+
+    fn fill(&self, offset: u64, into: &mut [u8]) -> bool {
+        self.read_exact_at(into, offset).is_ok()
+    }
+}
+
+/// One image of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Image {
+    /// The page of this number in the database file.
+    File(u32),
+    /// The frame of this place in the log.
+    Frame(u32),
+}
+
+/// How far the log is laid over the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum View {
+    /// With what SQLite drops.
+    Newest,
+    /// As SQLite sees it.
+    Applied,
+    /// The file alone.
+    File,
+}
+
+/// Both files and the order of their images.
+pub(super) struct Images {
+    db: Box<dyn Source>,
+    wal: Box<dyn Source>,
+    pub(super) log: Log,
+    pub(super) page_size: usize,
+    /// Frames of a page, oldest first; unfinished transactions are not among them.
+    frames: HashMap<u32, Vec<u32>>,
+    /// Pages of the file, a cut-off one included.
+    file_pages: u32,
+    /// Pages of file and log.
+    pub(super) pages: u32,
+}
+
+impl Images {
+    /// Reads the log and the file's size.
+    pub(super) fn new(db: Box<dyn Source>, wal: Box<dyn Source>) -> Images {
+        let page_size = page_size(db.as_ref());
+        let log = wal::scan(wal.as_ref(), page_size);
+        // The file's own header may be gone while the log's is sound.
+        let page_size = log.page_size;
+        let mut frames: HashMap<u32, Vec<u32>> = HashMap::new();
+        for (n, frame) in log.frames.iter().enumerate().filter(|(_, f)| f.fate != Fate::Unfinished && f.page > 0) {
+            frames.entry(frame.page).or_default().push(n as u32);
+        }
+        let file_pages = u32::try_from(db.len().div_ceil(page_size as u64)).unwrap_or(u32::MAX);
+        // A flipped bit in a frame's page number must not make the walk longer than what there is to read.
+        let most = file_pages.saturating_add(log.frames.len() as u32);
+        let pages = frames.keys().copied().filter(|p| *p <= most).max().unwrap_or(0).max(file_pages);
+        Images { db, wal, log, page_size, frames, file_pages, pages }
+    }
+
+    /// Bytes of one page, to read images into.
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        vec![0; self.page_size]
+    }
+
+    /// Images of both files; what bounds the work of a walk.
+    pub(super) fn count(&self) -> u64 {
+        u64::from(self.file_pages) + self.log.frames.len() as u64
+    }
+
+    /// The images of a page, newest first, each with whether it is certainly what was written.
+    pub(super) fn of(&self, page: u32) -> Vec<(Image, bool)> {
+        let frames = self.frames.get(&page).map_or(&[][..], Vec::as_slice).iter().rev();
+        let whole = |n: &u32| self.log.frames.get(*n as usize).is_some_and(|f| f.whole);
+        let mut images: Vec<_> = frames.map(|n| (Image::Frame(*n), whole(n))).collect();
+        if (1..=self.file_pages).contains(&page) {
+            images.push((Image::File(page), false));
+        }
+        images
+    }
+
+    /// Images that carry a number of no page: it is damaged, the rows on them need not be.
+    pub(super) fn strays(&self) -> Vec<Image> {
+        let stray = |f: &wal::Frame| f.fate == Fate::Dropped && !f.whole && !(1..=self.pages).contains(&f.page);
+        let frames = self.log.frames.iter().enumerate().filter(|(_, frame)| stray(frame));
+        frames.map(|(n, _)| Image::Frame(n as u32)).collect()
+    }
+
+    /// The newest image of a page in a view.
+    pub(super) fn newest(&self, page: u32, view: View) -> Option<Image> {
+        let fits = |n: &&u32| match view {
+            View::Newest => true,
+            View::Applied => self.log.frames.get(**n as usize).is_some_and(|f| f.fate == Fate::Applied),
+            View::File => false,
+        };
+        let frame = self.frames.get(&page).and_then(|all| all.iter().rev().find(fits));
+        let file = (1..=self.file_pages).contains(&page).then_some(Image::File(page));
+        frame.map(|n| Image::Frame(*n)).or(file)
+    }
+
+    /// Reads an image; the missing end of a cut-off page reads as zeroes. False where the disk refuses.
+    pub(super) fn read(&self, image: Image, into: &mut [u8]) -> bool {
+        let size = self.page_size as u64;
+        match image {
+            Image::Frame(n) => {
+                let frame = wal::HEADER + u64::from(n) * (wal::FRAME_HEADER + size);
+                self.wal.fill(frame + wal::FRAME_HEADER, into)
+            }
+            Image::File(page) => {
+                let at = u64::from(page.saturating_sub(1)) * size;
+                let there = self.db.len().saturating_sub(at).min(size) as usize;
+                into[there..].fill(0);
+                self.db.fill(at, &mut into[..there])
+            }
+        }
+    }
+
+    /// The number of the page an image is of.
+    pub(super) fn page_of(&self, image: Image) -> u32 {
+        match image {
+            Image::File(page) => page,
+            Image::Frame(n) => self.log.frames.get(n as usize).map_or(0, |f| f.page),
+        }
+    }
+}
+
+/// The file header's word, where the header is whole in what surrounds it.
+fn page_size(db: &dyn Source) -> usize {
+    let mut header = [0u8; 24];
+    if !db.fill(0, &mut header) || header[..16] != MAGIC[..] {
+        return PAGE_SIZE;
+    }
+    // These four bytes are the same in every SQLite file; reserved bytes a spool never has.
+    let fixed = header[20..24] == [0, 64, 32, 32];
+    match usize::from(u16::from_be_bytes([header[16], header[17]])) {
+        1 if fixed => 65536,
+        said if fixed && said.is_power_of_two() && said >= 512 => said,
+        _ => PAGE_SIZE,
+    }
+}

@@ -1,0 +1,121 @@
+//! Names for what is lost: the index of ids, rows that belong to a request that is gone, numbers without a trace.
+//!
+//! Owns the rule that a loss is said even where nothing of the row is left.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use rusqlite::types::Value;
+
+use super::images::{Images, View};
+use super::index::{self, Index};
+use super::report::{Lost, Report};
+use super::rows::{self, Worth};
+use super::{pages, record};
+
+/// Names remembered at a time; each is some 100 bytes.
+const NAMES_MAX: usize = 262_144;
+/// A next sequence number further than this beyond every row is damage itself.
+const AHEAD_MAX: i64 = 1 << 20;
+
+#[derive(Default)]
+struct Trace {
+    id: Option<String>,
+    state: Option<i64>,
+    why: &'static str,
+}
+
+/// Reports every request that left a trace and is not among the rows, and the runs of numbers that left none.
+///
+/// Adds sources whose row is gone and whose name the index of names still has.
+pub(super) fn lost(images: &Images, index: &mut Index, report: &mut Report) {
+    let mut sources = std::mem::take(&mut index.sources);
+    name(images, index, &mut sources, report);
+    index.sources = sources;
+    index.answers_wanted = answers(images, index);
+    report.answers_unsure = index.answers_wanted.is_none();
+}
+
+/// Walks the index of answers from its root; `None` where a page or an entry of it is damaged.
+fn answers(images: &Images, index: &Index) -> Option<Vec<i64>> {
+    let mut wanted = Vec::new();
+    let mut seen = HashSet::new();
+    let mut due = vec![index.answers_root?];
+    let mut buffer = images.buffer();
+    while let Some(page) = due.pop() {
+        // A page stands in a tree once; a second time is damage, and would have no end.
+        if !seen.insert(page) || !images.read(images.newest(page, View::Newest)?, &mut buffer) {
+            return None;
+        }
+        let (entries, below) = pages::branch(&buffer, page)?;
+        for cell in entries {
+            let values = record::decode(buffer.get(cell.local)?)?;
+            let (seq, local) = rows::answer_entry(&values)?;
+            wanted.push(index::answer_key(seq, local));
+        }
+        due.extend(below);
+    }
+    wanted.sort_unstable();
+    Some(wanted)
+}
+
+fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Worth)>, report: &mut Report) {
+    let found = |seq: i64| index.requests.binary_search_by_key(&seq, |p| p.seq).is_ok();
+    let mut traces: BTreeMap<i64, Trace> = BTreeMap::new();
+    for (seq, id, state) in index.damaged.iter().filter(|d| !found(d.0)).take(NAMES_MAX) {
+        traces.insert(*seq, Trace { id: id.clone(), state: *state, why: "its row is damaged" });
+    }
+    let sure = index.bodies.iter().chain(&index.answers).filter(|p| p.worth > Worth::Damaged);
+    let orphans = sure.map(|p| p.seq).filter(|seq| !found(*seq));
+    for seq in orphans.take(NAMES_MAX) {
+        traces.entry(seq).or_insert_with(|| Trace { why: "its row is gone", ..Trace::default() });
+    }
+    entries(images, &mut |values| {
+        let room = traces.len() < NAMES_MAX;
+        match (rows::id_entry(values), rows::source_entry(values)) {
+            (Some((id, seq)), _) if !found(seq) && (room || traces.contains_key(&seq)) => {
+                let trace = traces.entry(seq).or_insert_with(|| Trace { why: "its row is gone", ..Trace::default() });
+                // The index repeats the id apart from the row, whose own copy may be what is damaged.
+                trace.id = Some(id.to_owned());
+            }
+            (_, Some((name, id))) if sources.len() < NAMES_MAX => {
+                sources.entry(id).or_insert_with(|| (name.to_owned(), Worth::Plausible));
+            }
+            _ => {}
+        }
+    });
+    gaps(index, &traces, report);
+    for (seq, trace) in traces {
+        let seq = u64::try_from(seq).ok();
+        report.lose(Lost { seq, id: trace.id, state: trace.state, what: "request", why: trace.why });
+    }
+}
+
+/// Tells every entry of every index, as the newest image of each page has it.
+fn entries(images: &Images, tell: &mut dyn FnMut(&[Value])) {
+    let mut buffer = images.buffer();
+    for page in 1..=images.pages {
+        let newest = images.newest(page, View::Newest);
+        if !newest.is_some_and(|image| images.read(image, &mut buffer)) {
+            continue;
+        }
+        for cell in pages::index(&buffer, page) {
+            if let Some(values) = buffer.get(cell.local).and_then(record::decode) {
+                tell(&values);
+            }
+        }
+    }
+}
+
+fn gaps(index: &Index, traces: &BTreeMap<i64, Trace>, report: &mut Report) {
+    let last = index.requests.last().map_or(0, |p| p.seq).max(traces.keys().next_back().copied().unwrap_or(0));
+    let end = if index.next_seq <= last.saturating_add(AHEAD_MAX) { index.next_seq.max(last + 1) } else { last + 1 };
+    let mut seqs: Vec<i64> = index.requests.iter().map(|p| p.seq).chain(traces.keys().copied()).collect();
+    seqs.sort_unstable();
+    let mut expected = 1;
+    for seq in seqs.into_iter().chain([end]).filter(|seq| *seq > 0) {
+        if seq > expected {
+            report.gap(expected as u64, (seq - 1) as u64);
+        }
+        expected = expected.max(seq.saturating_add(1));
+    }
+}

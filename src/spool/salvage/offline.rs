@@ -1,0 +1,240 @@
+//! A stopped spool looked at from outside: is it in order, and what does it hold.
+//!
+//! Owns the lock while it looks, so that no daemon starts meanwhile. Never changes a byte, of a damaged spool
+//! least of all: rows are read by salvage, and SQLite is only asked for its opinion.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+use rustix::fs::FlockOperation;
+
+use super::convert;
+use super::report::Lost;
+use super::{Body, Found, Salvage};
+use crate::spool::record::Record;
+use crate::spool::{self, Options, SpoolError, files, schema};
+
+/// Rows held in memory at a time.
+const BATCH: usize = 64;
+/// Complaints of SQLite that are shown; the first says what is wrong.
+const COMPLAINTS_MAX: u32 = 20;
+
+/// Something that is not in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The request's id, where it is about one and its id is readable.
+    pub id: Option<String>,
+    /// The request's sequence number, likewise.
+    pub seq: Option<u64>,
+    /// What it is about: `request`, `state`, `body`, `answer`, `source`, `structure`, `log`, `counter`, `file`.
+    pub what: &'static str,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl Fault {
+    fn of(what: &'static str, why: impl Into<String>) -> Fault {
+        Fault { id: None, seq: None, what, why: why.into() }
+    }
+
+    fn lost(lost: &Lost) -> Fault {
+        Fault { id: lost.id.clone(), seq: lost.seq, what: lost.what, why: lost.why.to_owned() }
+    }
+}
+
+/// A data folder whose daemon is stopped, kept so while this lives.
+#[derive(Debug)]
+pub struct Offline {
+    data_dir: PathBuf,
+    _lock: Option<File>,
+}
+
+/// A request as it is shown, its body apart.
+#[derive(Debug)]
+pub struct Shown {
+    /// The record with its answers' bytes.
+    pub record: Record,
+    /// The request's own body, where it is kept and whole.
+    pub body: Option<Bytes>,
+}
+
+impl Offline {
+    /// Takes the folder's lock; refuses where a daemon has it, or where there is no spool.
+    pub fn take(data_dir: &Path) -> Result<Offline, SpoolError> {
+        if !files::database(data_dir).try_exists()? {
+            let folder = data_dir.display();
+            return Err(SpoolError::Storage(format!("there is no spool in {folder}; see gateway.data_dir")));
+        }
+        let lock = match File::open(data_dir.join("holdfast.lock")) {
+            Ok(file) => Some(file),
+            // Without it no daemon runs: each makes it first. Making it here would change the folder.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e.into()),
+        };
+        match lock.as_ref().map(|file| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)) {
+            None | Some(Ok(())) => Ok(Offline { data_dir: data_dir.to_owned(), _lock: lock }),
+            Some(Err(rustix::io::Errno::WOULDBLOCK)) => Err(SpoolError::Busy),
+            Some(Err(e)) => Err(std::io::Error::from(e).into()),
+        }
+    }
+
+    /// Tells every request that is left, by ascending sequence number; gives what is lost. A `tell` that says no
+    /// ends it.
+    pub fn export(&self, tell: &mut dyn FnMut(Shown) -> bool) -> Result<Vec<Fault>, SpoolError> {
+        let mut salvage = self.salvage()?;
+        let now = salvage.powered_ms();
+        loop {
+            let batch = salvage.next_batch(BATCH);
+            if batch.is_empty() {
+                return Ok(salvage.report().lost.iter().map(Fault::lost).collect());
+            }
+            for found in batch {
+                let shown = self.shown(&found, now)?;
+                if !tell(shown) {
+                    return Ok(Vec::new());
+                }
+            }
+        }
+    }
+
+    /// Everything that is not in order, and how many requests were looked at.
+    pub fn check(&self) -> Result<(Vec<Fault>, u64), SpoolError> {
+        let mut faults = self.structure()?;
+        let mut salvage = self.salvage()?;
+        let (mut rows, mut named) = (0, HashSet::new());
+        loop {
+            let batch = salvage.next_batch(BATCH);
+            if batch.is_empty() {
+                break;
+            }
+            rows += batch.len() as u64;
+            named.extend(batch.iter().flat_map(Found::files));
+        }
+        let report = salvage.report();
+        faults.extend(report.lost.iter().map(Fault::lost));
+        for (count, what, why) in [
+            (report.pages_damaged, "structure", "pages are not as the spool writes them"),
+            (report.pages_unreadable, "structure", "pages cannot be read from the disk"),
+            (report.frames_dropped, "log", "committed frames of the write-ahead log would be dropped"),
+            (report.sources_damaged, "source", "rows of sources are damaged"),
+        ] {
+            if count > 0 {
+                faults.push(Fault::of(what, format!("{count} {why}")));
+            }
+        }
+        faults.extend(self.orphans(&named)?);
+        Ok((faults, rows))
+    }
+
+    fn salvage(&self) -> Result<Salvage, SpoolError> {
+        let db = files::database(&self.data_dir);
+        Salvage::open(&db, &db.with_file_name("spool.db-wal"), &self.data_dir)
+    }
+
+    fn shown(&self, found: &Found, powered_ms: u64) -> Result<Shown, SpoolError> {
+        let file = |name: &str| files::read(&self.data_dir, name);
+        let body = match &found.body {
+            Body::Inline(bytes) => Some(Bytes::copy_from_slice(bytes)),
+            Body::File(name) => file(name)?,
+            Body::NotKept | Body::Lost(_) => None,
+        };
+        Ok(Shown { record: convert::record(found, powered_ms, &file)?, body })
+    }
+
+    /// What SQLite has to say about the whole, and whether the counters agree with the rows.
+    fn structure(&self) -> Result<Vec<Fault>, SpoolError> {
+        let conn = self.connect()?;
+        // A newer spool is refused and not called damaged.
+        match refused(&conn) {
+            Err(error @ SpoolError::Newer { .. }) => return Err(error),
+            Err(error) => return Ok(vec![Fault::of("structure", error.to_string())]),
+            Ok(()) => {}
+        }
+        let mut faults = complaints(&conn).unwrap_or_else(|error| vec![Fault::of("structure", error.to_string())]);
+        if faults.is_empty() {
+            match wrong_counters(&conn) {
+                Ok(wrong) => faults.extend(
+                    wrong.into_iter().map(|name| Fault::of("counter", format!("{name} does not agree with the rows"))),
+                ),
+                Err(error) => faults.push(Fault::of("structure", error.to_string())),
+            }
+        }
+        Ok(faults)
+    }
+
+    /// A connection that writes nothing: not at opening, because the log's index is kept in memory, and not at
+    /// closing, because the log is not folded in.
+    fn connect(&self) -> Result<Connection, SpoolError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(files::database(&self.data_dir), flags)?;
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        conn.execute_batch("PRAGMA query_only=ON; PRAGMA trusted_schema=OFF; PRAGMA mmap_size=0")?;
+        let _: String = conn.query_row("PRAGMA locking_mode=EXCLUSIVE", [], |r| r.get(0))?;
+        Ok(conn)
+    }
+
+    fn orphans(&self, named: &HashSet<String>) -> Result<Vec<Fault>, SpoolError> {
+        let mut faults = Vec::new();
+        let entries = match std::fs::read_dir(files::bodies(&self.data_dir)) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(faults),
+            Err(e) => return Err(e.into()),
+        };
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if !named.contains(&name) {
+                faults.push(Fault::of("file", format!("no request names bodies/{name}")));
+            }
+        }
+        Ok(faults)
+    }
+}
+
+/// Does what a start does after an unclean stop, and stops again.
+pub fn repair(options: Options) -> Result<(), SpoolError> {
+    drop(spool::open(options)?);
+    Ok(())
+}
+
+fn refused(conn: &Connection) -> Result<(), SpoolError> {
+    let number = |pragma: &str| conn.query_row(&format!("PRAGMA {pragma}"), [], |r| r.get::<_, i64>(0));
+    schema::refuse(number("application_id")? as u32, number("user_version")? as u32)
+}
+
+fn complaints(conn: &Connection) -> Result<Vec<Fault>, SpoolError> {
+    let mut statement = conn.prepare(&format!("PRAGMA quick_check({COMPLAINTS_MAX})"))?;
+    let lines = statement.query_map([], |r| r.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+    Ok(lines.into_iter().filter(|line| line != "ok").map(|line| Fault::of("structure", line)).collect())
+}
+
+/// Each counter with the count that it repeats.
+const COUNTERS: &str = "
+    SELECT 'queued', queued = (SELECT count(*) FROM request WHERE state = 0) FROM service UNION ALL
+    SELECT 'sending', sending = (SELECT count(*) FROM request WHERE state = 1) FROM service UNION ALL
+    SELECT 'unknown', unknown = (SELECT count(*) FROM request WHERE state = 2) FROM service UNION ALL
+    SELECT 'answered', answered = (SELECT count(*) FROM request WHERE state = 3) FROM service UNION ALL
+    SELECT 'expired', expired = (SELECT count(*) FROM request WHERE state = 4) FROM service UNION ALL
+    SELECT 'cancelled', cancelled = (SELECT count(*) FROM request WHERE state = 5) FROM service UNION ALL
+    SELECT 'evicted', evicted = (SELECT count(*) FROM request WHERE state = 6) FROM service UNION ALL
+    SELECT 'dead', dead = (SELECT count(*) FROM request WHERE state = 7) FROM service UNION ALL
+    SELECT 'ready', ready = (SELECT count(*) FROM request WHERE state = 0 AND deferred = 0) FROM service UNION ALL
+    SELECT 'lanes', ready = (SELECT coalesce(sum(ready), 0) FROM lane) FROM service UNION ALL
+    SELECT 'next_seq', next_seq > (SELECT coalesce(max(seq), 0) FROM request) FROM service UNION ALL
+    SELECT 'backlog_bytes', backlog_bytes = (SELECT coalesce(sum(body_bytes), 0) FROM request WHERE state < 3)
+        FROM service UNION ALL
+    SELECT 'answer_bytes', answer_bytes = (SELECT coalesce(sum(size), 0) FROM answer) FROM service UNION ALL
+    SELECT 'kept_bytes', kept_bytes = (SELECT coalesce(sum(body_bytes), 0) FROM request WHERE body_kept = 1)
+        + (SELECT coalesce(sum(size), 0) FROM answer) FROM service UNION ALL
+    SELECT 'unfinished of a source', NOT EXISTS (SELECT 1 FROM source s WHERE unfinished <>
+        (SELECT count(*) FROM request r WHERE r.source_id = s.source_id AND r.state < 3))";
+
+fn wrong_counters(conn: &Connection) -> Result<Vec<String>, SpoolError> {
+    let mut statement = conn.prepare(COUNTERS)?;
+    let rows = statement.query_map([], |r| Ok((r.get::<_, String>(0)?, r.get::<_, bool>(1)?)))?;
+    let rows = rows.collect::<Result<Vec<_>, _>>()?;
+    Ok(rows.into_iter().filter(|(_, right)| !right).map(|(name, _)| name).collect())
+}

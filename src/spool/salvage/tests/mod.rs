@@ -1,0 +1,7 @@
+//! Salvage on files that SQLite made and that were damaged on purpose.
+
+mod damage;
+mod garbage;
+mod offline;
+mod reading;
+mod sample;

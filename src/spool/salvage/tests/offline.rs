@@ -1,0 +1,99 @@
+//! Looking at a stopped spool: what is told, and that nothing is touched.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::sample::{Sample, options};
+use crate::spool::{Offline, SpoolError, files, open};
+
+/// Every file of a folder with its bytes.
+fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = ["", "bodies"].iter().flat_map(|below| std::fs::read_dir(dir.join(below)).unwrap());
+    let files = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    files.map(|path| (path.display().to_string(), std::fs::read(path).unwrap())).collect()
+}
+
+fn check(dir: &Path) -> (Vec<(Option<u64>, &'static str)>, u64) {
+    let (faults, rows) = Offline::take(dir).unwrap().check().unwrap();
+    (faults.into_iter().map(|fault| (fault.seq, fault.what)).collect(), rows)
+}
+
+#[test]
+fn a_sound_spool_is_in_order_and_stays_as_it_is() {
+    for sample in [Sample::closed(40, 31), Sample::cut(40, 32)] {
+        let dir = sample.folder(&sample.db, &sample.wal);
+        let before = contents(dir.path());
+        assert_eq!(check(dir.path()), (vec![], 40));
+        let mut told = 0;
+        let lost = Offline::take(dir.path()).unwrap().export(&mut |shown| {
+            told += u64::from(sample.known.contains_key(&(shown.record.seq as i64)));
+            true
+        });
+        assert_eq!((lost.unwrap(), told), (vec![], 40));
+        assert_eq!(contents(dir.path()), before);
+    }
+}
+
+#[test]
+fn what_is_not_in_order_is_told_and_nothing_is_touched() {
+    let sample = Sample::closed(40, 33);
+    let mut db = sample.db.clone();
+    // A body of which one bit is flipped: SQLite's own check sees nothing.
+    let (seq, known) = sample.known.iter().find(|(_, k)| k.body.as_ref().is_some_and(|b| b.len() > 300)).unwrap();
+    let start = &known.body.as_ref().unwrap()[..64];
+    let at = db.windows(64).position(|window| window == start).unwrap();
+    db[at + 5] ^= 4;
+    let dir = sample.folder(&db, &[]);
+    let body = std::fs::read_dir(files::bodies(dir.path())).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(&body, b"other bytes").unwrap();
+    std::fs::write(files::bodies(dir.path()).join("1-00"), b"nobody's").unwrap();
+    let before = contents(dir.path());
+    let (faults, rows) = check(dir.path());
+    assert_eq!((faults.len(), rows), (3, 40), "{faults:?}");
+    assert!(faults.contains(&(Some(*seq as u64), "body")) && faults.contains(&(None, "file")));
+    assert_eq!(contents(dir.path()), before);
+}
+
+#[test]
+fn a_counter_that_lies_is_told() {
+    let sample = Sample::closed(20, 34);
+    let dir = sample.folder(&sample.db, &[]);
+    let conn = rusqlite::Connection::open(files::database(dir.path())).unwrap();
+    conn.execute_batch("PRAGMA journal_mode=DELETE; UPDATE service SET queued = queued + 1").unwrap();
+    drop(conn);
+    assert_eq!(check(dir.path()).0, [(None, "counter")]);
+}
+
+#[test]
+fn a_wiped_header_is_told_and_everything_is_exported() {
+    let sample = Sample::closed(40, 35);
+    let mut db = sample.db.clone();
+    db[..100].fill(0);
+    let dir = sample.folder(&db, &[]);
+    let before = contents(dir.path());
+    let (faults, rows) = check(dir.path());
+    assert_eq!((faults, rows), (vec![(None, "structure")], 40));
+    let mut bodies = 0;
+    let lost = Offline::take(dir.path()).unwrap().export(&mut |shown| {
+        bodies += usize::from(shown.body.is_some());
+        true
+    });
+    assert_eq!(lost.unwrap(), []);
+    assert_eq!(bodies, sample.known.values().filter(|k| k.keeps_body()).count());
+    assert_eq!(contents(dir.path()), before);
+}
+
+#[test]
+fn a_live_daemon_is_not_disturbed_and_a_newer_spool_not_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = Offline::take(dir.path()).unwrap_err();
+    assert!(none.to_string().contains("there is no spool"), "{none}");
+    let spool = open(options(dir.path())).unwrap();
+    assert_eq!(Offline::take(dir.path()).unwrap_err(), SpoolError::Busy);
+    drop(spool);
+    let conn = rusqlite::Connection::open(files::database(dir.path())).unwrap();
+    conn.execute_batch("PRAGMA user_version=99").unwrap();
+    drop(conn);
+    let offline = Offline::take(dir.path()).unwrap();
+    assert!(matches!(offline.check().unwrap_err(), SpoolError::Newer { found: 99, .. }));
+}

@@ -1,0 +1,67 @@
+//! The two commands that look into a stopped daemon's folder: composed here, shown by the command line.
+//!
+//! Owns the form of an exported line; contains no behaviour of its own.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::{SupervisorError, spool_options};
+use crate::config::Settings;
+use crate::ingress::http::record_json;
+use crate::spool::{self, Fault, Offline, Shown};
+
+/// Something in the spool that is not in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The request's id, where it is about one and its id is readable.
+    pub id: Option<String>,
+    /// The request's sequence number, likewise.
+    pub seq: Option<u64>,
+    /// A stable word: what it is about.
+    pub what: &'static str,
+    /// What is wrong, for people.
+    pub why: String,
+}
+
+impl From<Fault> for Finding {
+    fn from(fault: Fault) -> Finding {
+        Finding { id: fault.id, seq: fault.seq, what: fault.what, why: fault.why }
+    }
+}
+
+/// Everything in the spool that is not in order, and how many requests are whole. Changes nothing.
+pub fn check(settings: &Settings) -> Result<(Vec<Finding>, u64), SupervisorError> {
+    let offline = Offline::take(&settings.gateway.data_dir).map_err(SupervisorError::of_spool)?;
+    let (faults, rows) = offline.check().map_err(SupervisorError::of_spool)?;
+    Ok((faults.into_iter().map(Finding::from).collect(), rows))
+}
+
+/// Does what a start of the daemon does about a damaged spool, and stops again.
+pub async fn repair(settings: &Settings) -> Result<(), SupervisorError> {
+    let options = spool_options(settings);
+    let repaired = tokio::task::spawn_blocking(move || spool::repair(options)).await;
+    repaired.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::of_spool)
+}
+
+/// Tells every request that is left as one JSON value, the body in base64 where wanted; gives what is lost.
+/// A `tell` that says no ends it. Changes nothing.
+pub fn export(
+    settings: &Settings,
+    bodies: bool,
+    tell: &mut dyn FnMut(Value) -> bool,
+) -> Result<Vec<Finding>, SupervisorError> {
+    let offline = Offline::take(&settings.gateway.data_dir).map_err(SupervisorError::of_spool)?;
+    let lost = offline.export(&mut |shown| tell(line(&shown, bodies))).map_err(SupervisorError::of_spool)?;
+    Ok(lost.into_iter().map(Finding::from).collect())
+}
+
+/// What `GET /holdfast/v1/requests/{id}` shows. Where it would stand in line is known to a running daemon only.
+fn line(shown: &Shown, bodies: bool) -> Value {
+    let mut value = record_json(&shown.record);
+    value["position"] = Value::Null;
+    if bodies {
+        value["body_base64"] = shown.body.as_ref().map(|body| STANDARD.encode(body)).into();
+    }
+    value
+}
