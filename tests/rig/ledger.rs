@@ -121,6 +121,10 @@ impl Ledger {
 
     async fn one(&self, n: u64, known: &Known, record: &Record, spool: &Spool) -> Result<(), String> {
         let said = || said(n, known, record);
+        if !known.accepted && record.state == State::Dead {
+            // Nobody was told that it was taken; what the salvage found of it is set aside.
+            return Ok(());
+        }
         if !self.may_stand(known, record) {
             return Err(said());
         }

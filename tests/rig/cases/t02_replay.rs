@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use holdfast::clock;
 use holdfast::plant::Fault;
 
 use crate::case::{Case, Effort, Outcome, Planted, environment};
@@ -16,13 +18,16 @@ use crate::chance::Chance;
 use crate::ledger::Ledger;
 use crate::replay::disk::{Damage, Disk};
 use crate::replay::trace::{self, Event};
-use crate::{driver, shim};
+use crate::{driver, process, shim};
 
 const LOST_SYNCS: &str = "one-in-100-fsyncs-dropped";
 /// Workloads with the rows of the short and of the long form.
 const WORKLOADS: [(&str, u64, u64); 3] = [("accept", 240, 280), ("drain", 60, 160), ("prune", 40, 120)];
 /// Threads that open states: the machine's two cores.
 const THREADS: u64 = 2;
+
+/// A spool of some hundred rows is read in milliseconds.
+const SALVAGE_MAX: Duration = Duration::from_secs(20);
 
 pub const CASE: Case = Case {
     id: "T2",
@@ -205,7 +210,24 @@ pub fn judge(data_dir: &Path, ledger: &Ledger) -> Result<(), String> {
     let judged = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
         let spool = holdfast::spool::open(driver::options(data_dir)).map_err(|e| format!("does not open: {e}"))?;
+        wait_for_salvage(data_dir)?;
         runtime.block_on(ledger.judge(&spool))
     }));
     judged.unwrap_or_else(|_| Err("opening it panicked".to_owned()))
+}
+
+/// What was set aside comes back while the service runs: rows stand still only after that.
+fn wait_for_salvage(data_dir: &Path) -> Result<(), String> {
+    let begun = clock::now();
+    let due = || {
+        let sets = std::fs::read_dir(data_dir.join("quarantine")).into_iter().flatten().flatten();
+        sets.map(|set| set.path().join("salvage.due")).any(|due| due.exists())
+    };
+    while due() {
+        if begun.elapsed() > SALVAGE_MAX {
+            return Err(format!("the salvage is not over after {} s", SALVAGE_MAX.as_secs()));
+        }
+        process::pause(Duration::from_millis(1));
+    }
+    Ok(())
 }
