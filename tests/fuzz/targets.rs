@@ -9,8 +9,11 @@ use holdfast::uplink::sse::Splitter;
 use holdfast::uplink::{body, classify};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
+/// Takes any bytes; panics where something does not hold.
+pub type Target = fn(&[u8]);
+
 /// Every target by the name of its corpus.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub const ALL: &[(&str, Target)] = &[
     ("answer", answer),
     ("body", request),
     ("config", config),
@@ -72,13 +75,10 @@ pub fn request(data: &[u8]) {
     let body = Bytes::copy_from_slice(rest);
     let Ok(head) = body::read(ENDPOINTS[usize::from(first % 4)], &body) else { return };
     let changed = body::for_uplink(&body, &head, Some("a \"new\" name"), false);
-    let value: serde_json::Value = match serde_json::from_slice(&changed) {
-        Ok(value) => value,
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(&changed) else {
         // What was too deep, or no number that fits, was so before.
-        Err(_) => {
-            assert!(serde_json::from_slice::<serde_json::Value>(&body).is_err(), "the change made it no JSON");
-            return;
-        }
+        assert!(serde_json::from_slice::<serde_json::Value>(&body).is_err(), "the change made it no JSON");
+        return;
     };
     assert_eq!(value["model"], "a \"new\" name");
     assert_ne!(value["stream"], true);
