@@ -24,7 +24,7 @@ use crate::control::health::ProbeSettings;
 use crate::control::retry::RetrySettings;
 use crate::gateway::{Gateway, Parts};
 use crate::ingress::http::{self, App, Listeners, Models, Tokens};
-use crate::plant;
+use crate::plant::{self, Fault};
 use crate::spool::{self, SpoolError};
 use crate::systemd;
 use crate::telemetry::log::{self, Form};
@@ -64,6 +64,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     // From here on a signal is remembered, however early it comes.
     let mut signals = Signals::listen()?;
     log::start(level(settings.log.level), form(settings.log.format));
+    more_descriptors();
     let spool = open_spool(&settings).await?;
     let (listeners, own_socket) = bind(&settings).await?;
     let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
@@ -106,6 +107,15 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         remove_socket(&settings.http.socket);
     }
     Ok(())
+}
+
+/// As many descriptors as the system allows: each connection and each large body on its way is one.
+fn more_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+    }
 }
 
 /// The signals that the daemon takes. SIGHUP is taken so that it ends nothing.
@@ -196,14 +206,19 @@ fn bind_unix(path: &Path, mode: u32) -> Result<StdUnixListener, SupervisorError>
         return Err(SupervisorError::Io(what));
     }
     remove_socket(path);
-    if plant::is(plant::Fault::ChmodAfterListen) {
-        let bound = StdUnixListener::bind(path).map_err(|e| failed(&e))?;
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).map_err(|e| failed(&e))?;
-        return Ok(bound);
-    }
-    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o777 & !mode));
+    let narrow = if plant::is(Fault::ChmodAfterListen) { 0 } else { 0o777 & !mode };
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(narrow));
     let bound = StdUnixListener::bind(path);
     rustix::process::umask(umask);
+    if plant::is(Fault::ChmodAfterListen) {
+        // Long enough to be seen: between listening and this anybody may connect.
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "a mistake that tests plant; nothing waits for this in a release"
+        )]
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let _ = std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode));
+    }
     bound.map_err(|e| failed(&e))
 }
 
@@ -347,6 +362,7 @@ fn http_options(settings: &Settings) -> http::Options {
         ttl: settings.queue.ttl,
         hold_unknown: settings.retry.on_unknown == OnUnknown::Hold,
         allowed_origins: settings.http.allowed_origins.clone(),
+        allowed_hosts: settings.http.allowed_hosts.clone(),
         local_model: settings.local.model.clone(),
         local_api: if settings.local.api == LocalApi::OpenAi { "openai" } else { "ollama" },
         data_dir: settings.gateway.data_dir.clone(),

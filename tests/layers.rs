@@ -9,16 +9,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may use, from the bottom up. Arrows point down only.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("plant", &[]),
     ("control", &["plant"]),
     ("clock", &[]),
+    ("body", &["clock", "plant"]),
     ("network", &[]),
     ("telemetry", &["clock", "plant"]),
-    ("spool", &["clock", "control", "plant"]),
-    ("uplink", &["clock", "control", "plant"]),
-    ("gateway", &["clock", "control", "plant", "spool", "telemetry", "uplink"]),
-    ("ingress", &["clock", "control", "gateway", "plant", "spool", "telemetry", "uplink"]),
+    ("spool", &["body", "clock", "control", "plant"]),
+    ("uplink", &["body", "clock", "control", "plant"]),
+    ("gateway", &["body", "clock", "control", "plant", "spool", "telemetry", "uplink"]),
+    ("ingress", &["body", "clock", "control", "gateway", "plant", "spool", "telemetry", "uplink"]),
     ("systemd", &["gateway"]),
     ("config", &["control"]),
     (

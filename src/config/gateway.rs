@@ -35,6 +35,8 @@ pub struct Http {
     pub tls_key: Option<PathBuf>,
     /// Browser origins that may call over TCP.
     pub allowed_origins: Vec<String>,
+    /// Names under which callers may ask for this gateway over TCP, beside its addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
     /// The largest request body in bytes.
     pub max_body: u64,
     /// How many requests are served at once.
@@ -71,6 +73,7 @@ pub(super) fn http(t: &mut Table<'_>, places: &Places) -> Http {
         tls_cert: t.path("tls_cert", ""),
         tls_key: t.path("tls_key", ""),
         allowed_origins: t.list("allowed_origins", "https://panel.example", origin),
+        allowed_hosts: t.list("allowed_hosts", "gateway.local", host),
         max_body: t.size("max_body", "32MiB", 1),
         max_in_flight: t.count("max_in_flight", 256, 1..=65_536),
     };
@@ -117,6 +120,13 @@ fn mode(text: &str) -> Result<u32, String> {
 fn address(text: &str) -> Result<SocketAddr, String> {
     let hint = "write an IP address and a port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"";
     text.parse().map_err(|_| format!("{} is not an address; {hint}", quoted(text)))
+}
+
+/// Without its port: that is checked by having been connected to.
+fn host(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+    let hint = "write a name without scheme and port, such as \"gateway.local\"";
+    if fits { Ok(text.to_ascii_lowercase()) } else { Err(format!("{} is not a host name; {hint}", quoted(text))) }
 }
 
 fn origin(text: &str) -> Result<String, String> {

@@ -13,6 +13,7 @@ http.token_file = ""
 http.tls_cert = ""
 http.tls_key = ""
 http.allowed_origins = []
+http.allowed_hosts = []
 http.max_body = "32MiB"
 http.max_in_flight = 256
 uplink[0].name = "holysheep"

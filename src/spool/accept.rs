@@ -27,6 +27,11 @@ pub(super) struct FreeSpace {
 }
 
 impl FreeSpace {
+    /// Whether the file system has its reserve, read anew.
+    pub(super) fn is_fine(dir: &Path, floor: u64) -> bool {
+        files::free_bytes(dir).is_ok_and(|free| free >= floor)
+    }
+
     fn take(&mut self, dir: &Path, size: u64, floor: u64) -> Result<(), SpoolError> {
         let now = clock::since_boot().as_millis();
         if self.read_at_ms.is_none_or(|at| now.saturating_sub(at) >= FREE_VALID_MS) {
@@ -48,6 +53,9 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     if let Some(known) = known(store, source_id, new)? {
         return Ok(known);
     }
+    if new.leased && !has_answer_room(store)? {
+        return Err(SpoolError::DiskFull);
+    }
     make_room(store, source_id, new)?;
     let seq = insert(store, source_id, new, file.as_ref())?;
     if let Some(file) = file {
@@ -56,7 +64,7 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     Ok(Accepted { id: new.id.clone(), seq, existing: false })
 }
 
-fn source(store: &Store, name: &str) -> Result<i64, SpoolError> {
+pub(super) fn source(store: &Store, name: &str) -> Result<i64, SpoolError> {
     let mut find = store.conn.prepare_cached("SELECT source_id FROM source WHERE name = ?1")?;
     if let Some(id) = find.query_row([name], |r| r.get(0)).optional()? {
         return Ok(id);
@@ -82,10 +90,13 @@ fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accep
 
 /// Finished requests go first, then less urgent ones where that is wanted; else the request is refused.
 fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), SpoolError> {
-    let size = new.body.len() as u64;
+    let size = new.body.len();
     check_source(store, source_id)?;
     let options = store.options.clone();
     store.free.take(&options.data_dir, size, options.min_disk_free)?;
+    if !has_pages(store, size)? {
+        return Err(SpoolError::DiskFull);
+    }
     if size > options.max_bytes {
         return Err(SpoolError::QueueFull);
     }
@@ -97,6 +108,30 @@ fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), 
         store.drop_body(&row)?;
     }
     Ok(())
+}
+
+/// Pages of the cap that new requests leave to outcomes: a window of 16 answers of up to 64 KiB each, which is
+/// where an answer becomes a file.
+const PAGES_KEPT: u64 = 256;
+
+/// Whether the page cap has room for a body and for the outcomes of those accepted before.
+fn has_pages(store: &Store, size: u64) -> Result<bool, SpoolError> {
+    let ask = |text: &str| store.conn.prepare_cached(text)?.query_row([], |r| r.get(0).map(num));
+    let (cap, used) = (ask("PRAGMA max_page_count")?, ask("PRAGMA page_count")?);
+    let wanted = (size.min(files::INLINE_MAX as u64) / 4096).saturating_add(PAGES_KEPT);
+    // The list of free pages is asked only where it matters.
+    Ok(used.saturating_add(wanted) <= cap || used.saturating_add(wanted) <= cap + ask("PRAGMA freelist_count")?)
+}
+
+/// The most an answer takes beside its request, and a reserve for the log; as a file it is at most this large too
+/// in nearly every case, and where it is not, the ballast is there.
+const ANSWER_ROOM: u64 = 256 << 10;
+
+/// Whether an outcome of one more attempt finds room, the ballast's included.
+pub(super) fn has_answer_room(store: &Store) -> Result<bool, SpoolError> {
+    let attempts = store.held.len() as u64 + store.effects.held.len() as u64 + 1;
+    let free = files::free_bytes(&store.options.data_dir)?;
+    Ok(free.saturating_add(store.ballast.bytes()) >= attempts.saturating_mul(ANSWER_ROOM))
 }
 
 pub(super) fn is_full(store: &Store, size: u64) -> bool {
@@ -133,7 +168,7 @@ fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Sta
     let seq = store.counts.next_seq;
     let state = if new.leased { State::Sending } else { State::Queued };
     let now = store.powered.now_ms();
-    let size = new.body.len() as u64;
+    let size = new.body.len();
     let (seq_sql, rank) = (sql(seq), i64::from(new.priority.rank()));
     store.conn.prepare_cached(INSERT)?.execute(params![
         seq_sql,
@@ -156,7 +191,9 @@ fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Sta
         file.map(Staged::name),
     ])?;
     if file.is_none() {
-        store.conn.prepare_cached("INSERT INTO body VALUES (?1, ?2)")?.execute(params![seq_sql, &new.body[..]])?;
+        // Whatever is no file is small, and small bodies are one piece.
+        let bytes = new.body.in_one_piece().unwrap_or_default();
+        store.conn.prepare_cached("INSERT INTO body VALUES (?1, ?2)")?.execute(params![seq_sql, &bytes[..]])?;
     }
     store.counts.next_seq += 1;
     store.counts.kept_bytes += size;

@@ -49,7 +49,7 @@ fn find<T: Copy>(table: &[(T, i64)], code: i64, what: &str) -> Result<T, SpoolEr
 }
 
 fn unknown(what: &str, code: i64) -> SpoolError {
-    SpoolError::Storage(format!("{what} {code} on disk has no meaning"))
+    SpoolError::Damaged(format!("{what} {code} on disk has no meaning"))
 }
 
 /// SQLite's integers are signed; what does not fit is as good as the largest.

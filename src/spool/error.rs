@@ -33,6 +33,9 @@ pub enum SpoolError {
     /// SQLite or the file system failed; the request in question was not accepted.
     #[error("storage failed: {0}")]
     Storage(String),
+    /// What is on disk is not what was written. The file is set aside and what can be read is salvaged.
+    #[error("the stored data is damaged: {0}")]
+    Damaged(String),
     /// The data folder or a file in it belongs to somebody else.
     #[error("no permission for the data folder: {0}; run as its owner, or set another gateway.data_dir")]
     Permission(String),
@@ -52,6 +55,7 @@ impl SpoolError {
             SpoolError::Newer { .. } => "spool_newer",
             SpoolError::Busy => "spool_busy",
             SpoolError::Storage(_) => "storage",
+            SpoolError::Damaged(_) => "damaged",
             SpoolError::Permission(_) => "permission",
             SpoolError::Closed => "closed",
         }
@@ -60,8 +64,15 @@ impl SpoolError {
 
 impl From<rusqlite::Error> for SpoolError {
     fn from(error: rusqlite::Error) -> SpoolError {
+        use rusqlite::Error as E;
+        // The tables are strict: a value of another type or range was not written by us.
+        if matches!(error, E::FromSqlConversionFailure(..) | E::IntegralValueOutOfRange(..) | E::InvalidColumnType(..))
+        {
+            return SpoolError::Damaged(error.to_string());
+        }
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => SpoolError::DiskFull,
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => SpoolError::Damaged(error.to_string()),
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => SpoolError::Busy,
             // SQLite's own text names tables and columns, never values.
             _ => SpoolError::Storage(error.to_string()),

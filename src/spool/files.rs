@@ -3,25 +3,29 @@
 //! Owns names, fsyncs and removal; never touches SQLite and never runs on the writer thread while it writes.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
 use super::SpoolError;
-use crate::clock;
+use crate::body::{Body, BodyFile};
 
 /// Above this a body is a file. SQLite writes each byte about twice (WAL, then database), a file once; below it
 /// the file's two extra syncs (its own and the folder's) cost more than the doubled bytes.
 pub(super) const INLINE_MAX: usize = 64 * 1024;
 
+// A body that fits into a row is one piece of memory.
+const _: () = assert!(INLINE_MAX <= crate::body::PIECE_BYTES);
+
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// Makes the folders and takes the lock, which lasts as long as the returned file.
 pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
+    let above = to_sync(data_dir);
     DirBuilder::new().recursive(true).mode(0o700).create(bodies(data_dir))?;
     let lock = private().create(true).truncate(false).open(data_dir.join("holdfast.lock"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -30,14 +34,56 @@ pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
         Err(e) => return Err(std::io::Error::from(e).into()),
     }
     // Made here so that it is private from its first byte; SQLite takes an empty file as a new database.
-    private().create(true).truncate(false).open(database(data_dir))?;
-    sync_dir(data_dir)?;
+    make_database(data_dir)?;
+    for dir in above {
+        sync_name(dir)?;
+    }
     Ok(lock)
+}
+
+/// An empty database, where there is none.
+pub(super) fn make_database(data_dir: &Path) -> Result<(), SpoolError> {
+    private().create(true).truncate(false).open(database(data_dir))?;
+    sync_dir(data_dir)
+}
+
+/// The latest start that any body's name tells of.
+pub(super) fn latest_start(data_dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(bodies(data_dir)) else { return 0 };
+    entries.flatten().filter_map(|e| start_of(&e.file_name().to_string_lossy())).max().unwrap_or(0)
+}
+
+/// The folders that hold a name on the way to the data folder which may be new: the one above it in any case, because an
+/// earlier start may have ended before it came to sync it.
+fn to_sync(data_dir: &Path) -> Vec<&Path> {
+    let made = |dir: &Path| dir.file_name().is_some() && !dir.exists();
+    let parents = data_dir.ancestors().skip(1).map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let mut all = Vec::new();
+    for dir in parents {
+        all.push(dir);
+        if !made(dir) {
+            break;
+        }
+    }
+    all
+}
+
+/// Above the data folder we may be allowed to pass and not to read; whoever made the folder there answers for it.
+fn sync_name(dir: &Path) -> Result<(), SpoolError> {
+    match sync_dir(dir) {
+        Err(SpoolError::Permission(_)) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// The database's path.
 pub(super) fn database(data_dir: &Path) -> PathBuf {
     data_dir.join("spool.db")
+}
+
+/// The write-ahead log's path.
+pub(super) fn wal(data_dir: &Path) -> PathBuf {
+    data_dir.join("spool.db-wal")
 }
 
 /// The folder of large bodies.
@@ -50,55 +96,36 @@ pub(super) fn hash(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
 
-/// A durable file that no row names yet; dropped without [`Staged::keep`], it is removed.
+/// A durable file that no row names yet; dropped without [`Staged::keep`], it goes with the last who reads it.
 #[derive(Debug)]
-pub(super) struct Staged {
-    path: PathBuf,
-    name: String,
-    kept: bool,
-}
+pub(super) struct Staged(pub(super) Arc<BodyFile>);
 
 impl Staged {
-    /// Writes, syncs, renames, syncs the folder. The name starts with the number of this start, so that
-    /// cleaning up after earlier starts never meets a file that is about to get its row.
-    pub(super) fn write(data_dir: &Path, start: u64, bytes: &Bytes) -> Result<Staged, SpoolError> {
-        let dir = bodies(data_dir);
-        let name = format!("{start}-{:016x}{:016x}", clock::random_u64(), clock::random_u64());
-        let mut temp = Staged { path: dir.join(format!("{name}.tmp")), name: name.clone(), kept: false };
-        let mut file = private().create_new(true).open(&temp.path)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temp.path, dir.join(&name))?;
-        temp.path = dir.join(&name);
-        sync_dir(&dir)?;
-        Ok(temp)
-    }
-
     /// The name a row keeps.
     pub(super) fn name(&self) -> &str {
-        &self.name
+        self.0.name()
     }
 
     /// A row names it now.
-    pub(super) fn keep(mut self) {
-        self.kept = true;
+    pub(super) fn keep(self) {
+        self.0.keep();
     }
 }
 
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if !self.kept {
-            // A file that stays is an orphan, and the next start removes it.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
+/// Opens a body's file and reads it through; `None` where it is gone or its blocks cannot be read.
+pub(super) fn open_body(data_dir: &Path, name: &str) -> Result<Option<Body>, SpoolError> {
+    present(Body::open(&bodies(data_dir), name))
 }
 
 /// Reads a body file; `None` where it is gone or its blocks cannot be read. Other errors (such as too many open
 /// files) say nothing about the body and pass.
 pub(super) fn read(data_dir: &Path, name: &str) -> Result<Option<Bytes>, SpoolError> {
-    match std::fs::read(bodies(data_dir).join(name)) {
-        Ok(bytes) => Ok(Some(bytes.into())),
+    present(std::fs::read(bodies(data_dir).join(name)).map(Bytes::from))
+}
+
+fn present<T>(read: std::io::Result<T>) -> Result<Option<T>, SpoolError> {
+    match read {
+        Ok(found) => Ok(Some(found)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound || e.raw_os_error() == Some(EIO) => Ok(None),
         Err(e) => Err(e.into()),
     }

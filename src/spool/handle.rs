@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::files::{self, INLINE_MAX, Staged};
 use super::lease::Drawn;
@@ -15,11 +15,10 @@ use super::read::Stored;
 use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, Settlement, Tally, UplinkAnswer};
 use super::store::Store;
 use super::writer::{Abandoned, Command, Job};
-use super::{Options, SpoolError, accept, change, lease, read, settle, sweep};
+use super::{Condition, Options, SpoolError, accept, change, lease, read, scrub, settle, sweep};
+use crate::body::{Bodies, Body};
 use crate::control::types::State;
-
-/// Large files written at the same time; more would only queue inside the disk.
-const FILE_WRITES: usize = 4;
+use crate::plant::{self, Fault};
 
 /// The spool's handle; clones share one thread, which ends with the last of them.
 #[derive(Clone)]
@@ -30,12 +29,17 @@ pub struct Spool {
 struct Inner {
     commands: Option<mpsc::Sender<Command>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    tally: watch::Receiver<Tally>,
+    seen: Seen,
     abandoned: Abandoned,
     options: Arc<Options>,
     powered: Powered,
-    starts: u64,
-    files: Semaphore,
+    bodies: Bodies,
+}
+
+/// What the thread shows without being asked.
+pub(super) struct Seen {
+    pub(super) tally: watch::Receiver<Tally>,
+    pub(super) condition: watch::Receiver<Condition>,
 }
 
 impl Drop for Inner {
@@ -71,15 +75,21 @@ impl Spool {
     pub(super) fn new(
         commands: mpsc::Sender<Command>,
         thread: JoinHandle<()>,
-        tally: watch::Receiver<Tally>,
+        seen: Seen,
         abandoned: Abandoned,
         options: Arc<Options>,
         powered: Powered,
         starts: u64,
     ) -> Spool {
-        let (thread, files) = (Mutex::new(Some(thread)), Semaphore::new(FILE_WRITES));
+        let thread = Mutex::new(Some(thread));
+        let bodies = Bodies::new(files::bodies(&options.data_dir), starts, options.min_disk_free);
         let commands = Some(commands);
-        Spool { inner: Arc::new(Inner { commands, thread, tally, abandoned, options, powered, starts, files }) }
+        Spool { inner: Arc::new(Inner { commands, thread, seen, abandoned, options, powered, bodies }) }
+    }
+
+    /// Where the bodies of requests go while they come in, so that storing one never copies its file.
+    pub fn bodies(&self) -> &Bodies {
+        &self.inner.bodies
     }
 
     /// Makes a request durable. Returns after the fsync, and only then may anybody be told.
@@ -109,11 +119,14 @@ impl Spool {
         let except = (!except.is_empty()).then(|| serde_json::json!(except).to_string());
         let to = self.inner.abandoned.clone();
         let (drawn, mut handed) = self
-            .write(move |store| {
-                let drawn = lease::lease(store, max, except.as_deref())?;
-                let seqs = drawn.iter().map(|d| d.leased.seq).collect();
-                Ok((drawn, Handed { seqs, to }))
-            })
+            .write_as(
+                move |store| {
+                    let drawn = lease::lease(store, max, except.as_deref())?;
+                    let seqs = drawn.iter().map(|d| d.leased.seq).collect();
+                    Ok((drawn, Handed { seqs, to }))
+                },
+                plant::is(Fault::SendingNotSynced) || plant::is(Fault::AckBeforeCommit),
+            )
             .await?;
         let options = self.inner.options.clone();
         let (whole, damaged) = blocking(move || verify(&options, drawn)).await??;
@@ -127,11 +140,15 @@ impl Spool {
     /// Ends a lease. A request that is not being sent is left as it is, without an error.
     pub async fn settle(&self, seq: u64, s: Settlement) -> Result<(), SpoolError> {
         let how = shortened(s);
-        let file = match &how {
-            Settlement::Answered(answer) => self.stage(&answer.body).await?,
-            _ => None,
-        };
-        self.write(move |store| settle::settle(store, seq, &how, file)).await
+        self.with_ballast(|| async {
+            let how = how.clone();
+            let file = match &how {
+                Settlement::Answered(answer) => self.stage(&answer.body.clone().into()).await?,
+                _ => None,
+            };
+            self.write(move |store| settle::settle(store, seq, &how, file)).await
+        })
+        .await
     }
 
     /// Makes deferred requests offerable again.
@@ -141,13 +158,22 @@ impl Spool {
 
     /// Keeps the local model's answer, in whatever state the request is.
     pub async fn record_local(&self, seq: u64, answer: LocalAnswer) -> Result<(), SpoolError> {
-        let file = self.stage(&answer.body).await?;
-        self.write(move |store| settle::record_local(store, seq, &answer, file)).await
+        self.with_ballast(|| async {
+            let (answer, file) = (answer.clone(), self.stage(&answer.body.clone().into()).await?);
+            self.write(move |store| settle::record_local(store, seq, &answer, file)).await
+        })
+        .await
     }
 
     /// One request with its answers.
     pub async fn get(&self, id: String) -> Result<Option<Record>, SpoolError> {
-        let Some(found) = self.read(move |store| read::get(store, &id)).await? else { return Ok(None) };
+        let (asked, again) = (id.clone(), id);
+        let mut found = self.read(move |store| read::get(store, &asked)).await?;
+        if let Some(wrong) = found.as_ref().filter(|f| !f.whole).map(|f| f.record.seq) {
+            self.write(move |store| scrub::set_aside(store, &[wrong])).await?;
+            found = self.read(move |store| read::get(store, &again)).await?;
+        }
+        let Some(found) = found else { return Ok(None) };
         let options = self.inner.options.clone();
         blocking(move || {
             let mut record = found.record;
@@ -176,7 +202,11 @@ impl Spool {
 
     /// Cancels what is not being sent; returns where the request stands then, `None` for an unknown id.
     pub async fn cancel(&self, id: String) -> Result<Option<State>, SpoolError> {
-        self.write(move |store| change::cancel(store, &id)).await
+        self.with_ballast(|| {
+            let id = id.clone();
+            self.write(move |store| change::cancel(store, &id))
+        })
+        .await
     }
 
     /// Queues a failed request once more while its body is kept; returns where it stands then.
@@ -188,7 +218,7 @@ impl Spool {
     pub async fn purge(&self, state: State) -> Result<u64, SpoolError> {
         let mut total = 0;
         loop {
-            let gone = self.write(move |store| change::purge(store, state)).await?;
+            let gone = self.with_ballast(|| self.write(move |store| change::purge(store, state))).await?;
             total += gone;
             if gone < u64::from(change::PURGE_MAX) {
                 return Ok(total);
@@ -199,12 +229,22 @@ impl Spool {
     /// One bounded step of what time takes away; returns every request that ended by itself since the last
     /// call: expired, evicted, damaged, or dead because an earlier process died while sending it.
     pub async fn sweep(&self) -> Result<Vec<(u64, String, State)>, SpoolError> {
+        if self.condition() != Condition::Fine {
+            // Its failure is the condition itself, which stays; the rest of a sweep goes on.
+            let _ = self.write(sweep::probe).await;
+        }
         let due = self.read(|store| sweep::is_due(store)).await?;
         if due {
-            self.write(sweep::sweep).await?;
+            self.with_ballast(|| self.write(sweep::sweep)).await?;
+        }
+        let wrong = self.read(scrub::step).await?;
+        if !wrong.is_empty() {
+            self.write(move |store| scrub::set_aside(store, &wrong)).await?;
         }
         self.read(|store| {
             sweep::orphans(store)?;
+            let floor = store.options.min_disk_free;
+            store.ballast.make(floor);
             Ok(std::mem::take(&mut store.told))
         })
         .await
@@ -222,12 +262,17 @@ impl Spool {
 
     /// The counters as of the latest commit; asks nobody.
     pub fn tally(&self) -> Tally {
-        self.inner.tally.borrow().clone()
+        self.inner.seen.tally.borrow().clone()
     }
 
     /// Changes after each commit.
     pub fn watch(&self) -> watch::Receiver<Tally> {
-        self.inner.tally.clone()
+        self.inner.seen.tally.clone()
+    }
+
+    /// What the storage can do now; asks nobody.
+    pub fn condition(&self) -> Condition {
+        *self.inner.seen.condition.borrow()
     }
 
     /// Now, in milliseconds of powered-on time.
@@ -249,13 +294,22 @@ impl Spool {
     }
 
     /// Large bytes become a durable file first, off the writer thread.
-    async fn stage(&self, bytes: &Bytes) -> Result<Option<Staged>, SpoolError> {
-        if bytes.len() <= INLINE_MAX {
+    async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
+        if body.len() <= INLINE_MAX as u64 && body.in_one_piece().is_some() {
             return Ok(None);
         }
-        let _permit = self.inner.files.acquire().await.map_err(|_| SpoolError::Closed)?;
-        let (options, starts, bytes) = (self.inner.options.clone(), self.inner.starts, bytes.clone());
-        blocking(move || Staged::write(&options.data_dir, starts, &bytes)).await?.map(Some)
+        Ok(Some(Staged(self.inner.bodies.durable(body).await?)))
+    }
+
+    /// For what must find room on a full disk: an outcome, a deletion. Tried once more after the ballast is gone.
+    async fn with_ballast<T, F>(&self, work: impl Fn() -> F) -> Result<T, SpoolError>
+    where
+        F: Future<Output = Result<T, SpoolError>>,
+    {
+        match work().await {
+            Err(SpoolError::DiskFull) if self.read(|store| Ok(store.ballast.give_up())).await? => work().await,
+            done => done,
+        }
     }
 
     async fn send(&self, command: Command) -> Result<(), SpoolError> {
@@ -267,8 +321,17 @@ impl Spool {
         &self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, SpoolError> {
+        self.write_as(work, plant::is(Fault::AckBeforeCommit)).await
+    }
+
+    /// `hasty`: answered before the commit, which only a planted mistake wants.
+    async fn write_as<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
+        hasty: bool,
+    ) -> Result<T, SpoolError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Write(Box::new(Job { work: Some(work), done: None, reply }))).await?;
+        self.send(Command::Write(Box::new(Job { work: Some(work), done: None, reply, hasty }))).await?;
         answer.await.map_err(|_| SpoolError::Closed)?
     }
 
@@ -278,7 +341,11 @@ impl Spool {
     ) -> Result<T, SpoolError> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Read(Box::new(move |store| {
-            let _ = reply.send(store.and_then(work));
+            let _ = reply.send(store.and_then(|store| {
+                let done = work(store);
+                store.note(&done);
+                done
+            }));
         })))
         .await?;
         answer.await.map_err(|_| SpoolError::Closed)?
@@ -290,6 +357,14 @@ impl Spool {
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
     ) -> Result<T, SpoolError> {
         self.read(work).await
+    }
+
+    #[cfg(test)]
+    pub(super) async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
+    ) -> Result<T, SpoolError> {
+        self.write(work).await
     }
 
     /// Makes the COMMIT of its batch fail, as a failed fsync would: a deferred constraint is broken.
@@ -324,9 +399,9 @@ fn verify(options: &Options, drawn: Vec<Drawn>) -> Result<(Vec<Leased>, Vec<u64>
     let (mut whole, mut damaged) = (Vec::new(), Vec::new());
     for mut one in drawn {
         if let Some(name) = &one.file {
-            one.leased.body = files::read(&options.data_dir, name)?.unwrap_or_default();
+            one.leased.body = files::open_body(&options.data_dir, name)?.unwrap_or_default();
         }
-        if files::hash(&one.leased.body) == one.body_hash {
+        if one.leased.body.hash() == one.body_hash {
             whole.push(one.leased);
         } else {
             damaged.push(one.leased.seq);

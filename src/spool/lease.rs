@@ -5,6 +5,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::accept::has_answer_room;
 use super::codes::{self, num, sql};
 use super::record::Leased;
 use super::store::{Standing, Store};
@@ -46,6 +47,13 @@ pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result
     let mut drawn = Vec::new();
     let mut overdue = 0;
     while drawn.len() < max && overdue < OVERDUE_MAX {
+        if store.counts.ready > 0 && !has_answer_room(store)? {
+            // What was drawn already goes out; the next call says what is missing.
+            if drawn.is_empty() {
+                return Err(SpoolError::DiskFull);
+            }
+            break;
+        }
         let Some(row) = next_but(store, except)? else { break };
         if row.expires_at <= store.powered.now_ms() {
             store.end_untold(&row, State::Expired, "ttl")?;

@@ -4,20 +4,28 @@
 //! Never decides where or when a request is sent, never reads wall time for anything but display.
 
 mod accept;
+mod adopt;
+mod ballast;
 mod change;
 mod codes;
+mod condition;
 mod error;
 mod files;
 mod handle;
 mod lease;
 mod migrate;
+mod mounts;
 mod open;
+mod outcomes;
 mod pauses;
 mod powered;
+mod quarantine;
 mod read;
 pub mod record;
+mod rescue;
 mod salvage;
 mod schema;
+mod scrub;
 mod settle;
 mod store;
 mod sum;
@@ -28,6 +36,7 @@ mod writer;
 
 use std::path::PathBuf;
 
+pub use condition::Condition;
 pub use error::SpoolError;
 pub use handle::Spool;
 pub use open::open;

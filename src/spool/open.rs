@@ -5,34 +5,62 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rusqlite::{Connection, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, params};
 use tokio::sync::{mpsc, watch};
 
+use super::accept::FreeSpace;
+use super::ballast::Ballast;
 use super::codes::{num, sql};
-use super::handle::Spool;
-use super::powered::Powered;
-use super::record::Tally;
+use super::handle::{Seen, Spool};
+use super::outcomes::{self, Outcomes};
+use super::powered::{Mark, Powered};
+use super::quarantine::{self, How};
+use super::rescue::{self, Rescue};
+use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
-use super::{Options, SpoolError, change, files, read, schema, store, sweep};
+use super::{Condition, Options, SpoolError, change, files, mounts, read, salvage, schema, store, sweep};
+use crate::clock;
 use crate::control::types::State;
+use crate::plant::{self, Fault};
 
 /// Rows handled per look-up; there are as many as were being sent, so this is one step in practice.
 const STEP: u32 = 1_000;
+
+/// How long a start after an unclean stop may look at the whole file; the slow look goes on in the background.
+const CHECK_MAX: Duration = Duration::from_secs(2);
+/// SQLite's steps between two looks at the clock while it checks: some tenths of a millisecond.
+const CHECK_STEPS: i32 = 10_000;
+/// Sequence numbers skipped at least after a file was set aside: far more than requests can be unfinished, so that
+/// none that comes back meets a new one.
+const LEAP: u64 = 1 << 20;
 
 /// Opens the spool, making it where there is none, and starts its thread. Blocks while it does.
 pub fn open(options: Options) -> Result<Spool, SpoolError> {
     let lock = files::take(&options.data_dir)?;
     let options = Arc::new(options);
+    mounts::warn(&options.data_dir);
+    if !FreeSpace::is_fine(&options.data_dir, options.min_disk_free) {
+        tracing::warn!("the data folder has less than queue.min_disk_free left: new requests are refused");
+    }
     let mut store = attach(&options)?;
-    adopt(&mut store)?;
+    adopt_on_full_disk_too(&mut store)?;
+    store.ballast.make(options.min_disk_free);
     start(store, lock)
 }
 
 fn attach(options: &Arc<Options>) -> Result<Store, SpoolError> {
-    let conn = schema::connect(&files::database(&options.data_dir), options)?;
-    let (mark, counts) = store::load(&conn)?;
+    let (conn, floors) = whole_or_new(options)?;
+    let (mut mark, mut counts) = store::load(&conn)?;
+    floors.raise(&mut counts, &mut mark);
+    if plant::is(Fault::ReaderLeftOpen) {
+        let reader = Connection::open(files::database(&options.data_dir))?;
+        reader.execute_batch("BEGIN; SELECT * FROM service")?;
+        Box::leak(Box::new(reader));
+    }
     Ok(Store {
         conn,
         options: options.clone(),
@@ -41,9 +69,138 @@ fn attach(options: &Arc<Options>) -> Result<Store, SpoolError> {
         effects: store::Effects::default(),
         held: HashSet::new(),
         told: Vec::new(),
-        free: super::accept::FreeSpace::default(),
+        free: FreeSpace::default(),
         orphans: sweep::Orphans::default(),
+        outcomes: Outcomes::open(options)?,
+        ballast: Ballast::find(&options.data_dir),
+        scrub: Scrub::default(),
+        rescue: Rescue::default(),
+        hurt: false,
+        condition: Condition::Fine,
     })
+}
+
+/// What a database that starts empty must stay above, because an earlier one may come back to it.
+#[derive(Debug, Default)]
+struct Floors {
+    next_seq: u64,
+    starts: u64,
+    powered_ms: u64,
+}
+
+impl Floors {
+    /// From what stands outside the database: the outcome log and the names of bodies. Above the highest that ended
+    /// there are at most as many as may be unfinished.
+    fn find(options: &Options) -> Floors {
+        let known = outcomes::read(&options.data_dir);
+        Floors {
+            next_seq: known.highest_seq.saturating_add(options.max_requests.max(LEAP)),
+            starts: files::latest_start(&options.data_dir),
+            powered_ms: known.powered_ms,
+        }
+    }
+
+    fn raise(&self, counts: &mut Counts, mark: &mut Mark) {
+        counts.next_seq = counts.next_seq.max(self.next_seq);
+        counts.starts = counts.starts.max(self.starts);
+        mark.powered_ms = mark.powered_ms.max(self.powered_ms);
+    }
+}
+
+/// The database as it is, or a new one in place of a damaged one.
+fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
+    let dir = &options.data_dir;
+    let log = std::fs::metadata(files::wal(dir)).map_or(0, |m| m.len());
+    let empty = std::fs::metadata(files::database(dir)).map_or(0, |m| m.len()) == 0;
+    if empty && log > 0 {
+        // A log must never be laid over a database that is not its own.
+        return anew(options);
+    }
+    // A clean stop folds the log in and removes it: where there is one, the last stop was none.
+    if log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0 {
+        tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
+        quarantine::set_aside(dir, How::Copy)?;
+    }
+    match schema::connect(&files::database(dir), options).and_then(|conn| checked(conn, log > 0)) {
+        Ok(conn) => Ok((conn, Floors::default())),
+        Err(SpoolError::Damaged(what)) => {
+            tracing::error!(what, "the spool's database is damaged: it is set aside and what can be read is salvaged");
+            anew(options)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn anew(options: &Options) -> Result<(Connection, Floors), SpoolError> {
+    quarantine::set_aside(&options.data_dir, How::Move)?;
+    empty(options)
+}
+
+fn empty(options: &Options) -> Result<(Connection, Floors), SpoolError> {
+    files::make_database(&options.data_dir)?;
+    let conn = schema::connect(&files::database(&options.data_dir), options)?;
+    Ok((conn, Floors::find(options)))
+}
+
+/// After an unclean stop the tree is looked at as far as time allows. Connections that are given up must not fold
+/// a log into a file that is going to be set aside.
+fn checked(mut conn: Connection, unclean: bool) -> Result<Connection, SpoolError> {
+    let done = if unclean { quick_check(&mut conn) } else { Ok(()) };
+    let done = done.and_then(|()| store::load(&conn).map(drop));
+    if done.is_err() {
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    }
+    done.map(|()| conn)
+}
+
+fn quick_check(conn: &mut Connection) -> Result<(), SpoolError> {
+    let begun = clock::now();
+    conn.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > CHECK_MAX))?;
+    let said: Result<String, _> = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0));
+    conn.progress_handler(0, None::<fn() -> bool>)?;
+    match said {
+        Ok(answer) if answer == "ok" => Ok(()),
+        Ok(answer) => Err(SpoolError::Damaged(answer)),
+        Err(e) if e.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Puts an empty database in place of a damaged one while the service runs. What is handed out stays so: the
+/// rows of those come back with the salvage.
+pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
+    store.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    store.conn = Connection::open_in_memory()?;
+    if store.rescue.is_unused {
+        quarantine::drop_unused(&store.options.data_dir)?;
+    } else {
+        quarantine::set_aside(&store.options.data_dir, How::Move)?;
+        store.rescue.is_unused = true;
+    }
+    let (conn, mut floors) = empty(&store.options)?;
+    floors.next_seq = floors.next_seq.max(store.counts.next_seq);
+    floors.starts = floors.starts.max(store.counts.starts);
+    let (mut mark, mut counts) = store::load(&conn)?;
+    floors.raise(&mut counts, &mut mark);
+    (store.conn, store.counts) = (conn, counts);
+    (store.effects, store.scrub) = (store::Effects::default(), Scrub::default());
+    store.save()?;
+    store.rescue.is_unused = false;
+    Ok(())
+}
+
+/// What an earlier process left on its way is an outcome too: the reserve is for it.
+fn adopt_on_full_disk_too(store: &mut Store) -> Result<(), SpoolError> {
+    let good = store.counts;
+    let done = adopt(store);
+    if done != Err(SpoolError::DiskFull) || !store.ballast.give_up() {
+        return done;
+    }
+    if !store.conn.is_autocommit() {
+        store.conn.execute_batch("ROLLBACK")?;
+    }
+    (store.counts, store.effects) = (good, store::Effects::default());
+    adopt(store)
 }
 
 /// Takes over from the process before, in one transaction.
@@ -66,6 +223,10 @@ fn adopt(store: &mut Store) -> Result<(), SpoolError> {
     store.conn.execute_batch("COMMIT")?;
     store.effects.freed.clear();
     store.told.append(&mut store.effects.notices);
+    let ends = std::mem::take(&mut store.effects.outcomes);
+    if let Err(error) = store.outcomes.append(&ends, store.powered.now_ms()) {
+        tracing::warn!(%error, "the outcome log could not be written; it is tried again");
+    }
     Ok(())
 }
 
@@ -88,11 +249,24 @@ fn settle_orphan(store: &mut Store, row: &Standing) -> Result<(), SpoolError> {
 
 fn start(store: Store, lock: File) -> Result<Spool, SpoolError> {
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-    let (tally, seen) = watch::channel(Tally::default());
-    tally.send_replace(read::tally(&store, 0)?);
+    let mut store = store;
+    let (tally, tally_seen) = watch::channel(read::tally(&store, 0)?);
+    let (condition, condition_seen) = watch::channel(store.condition);
+    let seen = Seen { tally: tally_seen, condition: condition_seen };
+    rescue::start(&mut store, sender.downgrade());
     let abandoned = Abandoned::default();
     let (options, powered, starts) = (store.options.clone(), store.powered.clone(), store.counts.starts);
-    let writer = Writer { store, commands, tally, abandoned: abandoned.clone(), commits: 0, _lock: lock, broken: None };
+    let writer = Writer {
+        store,
+        commands,
+        tally,
+        condition,
+        sender: sender.downgrade(),
+        abandoned: abandoned.clone(),
+        commits: 0,
+        _lock: lock,
+        broken: None,
+    };
     let thread = std::thread::Builder::new().name("spool".into()).spawn(move || writer.run())?;
     Ok(Spool::new(sender, thread, seen, abandoned, options, powered, starts))
 }
@@ -101,8 +275,7 @@ fn start(store: Store, lock: File) -> Result<Spool, SpoolError> {
 /// told that they did, so requests accepted in it are removed and leases of it given back.
 pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> {
     // The old connection must not sync once more on its way out, and must be gone before the next locks the file.
-    let dont = rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
-    store.conn.set_db_config(dont, true)?;
+    store.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     store.conn = Connection::open_in_memory()?;
     store.conn = schema::connect(&files::database(&store.options.data_dir), &store.options)?;
     // Frames whose sync failed may exist in memory only; nothing may ever be appended behind them.

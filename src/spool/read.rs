@@ -5,10 +5,10 @@
 use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 
-use super::SpoolError;
 use super::codes::{self, num, sql, state_code};
 use super::record::{Filter, LastError, LocalAnswer, Record, Tally, UplinkAnswer, Usage};
 use super::store::Store;
+use super::{SpoolError, sum};
 use crate::control::types::{Priority, State};
 
 /// A position is counted up to here; beyond it the number helps nobody and costs time.
@@ -30,6 +30,8 @@ pub(super) struct Stored {
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) record: Record,
+    /// Whether its rows are as they were written.
+    pub(super) whole: bool,
     pub(super) local: Option<Stored>,
     pub(super) uplink: Option<Stored>,
 }
@@ -43,7 +45,9 @@ pub(super) fn get(store: &Store, id: &str) -> Result<Option<Found>, SpoolError> 
     let mut statement = store.conn.prepare_cached(&format!("{RECORD} WHERE id = ?1"))?;
     let now = store.powered.now_ms();
     let Some(record) = statement.query_row([id], |r| Ok(record(r, now))).optional()? else { return Ok(None) };
-    let mut found = Found { record: record?, local: None, uplink: None };
+    let record = record?;
+    let whole = sum::holds(&store.conn, record.seq)? && sum::answers_hold(&store.conn, record.seq)?;
+    let mut found = Found { record, whole, local: None, uplink: None };
     found.record.position = position(store, &found.record)?;
     let record = &mut found.record;
     (record.local, found.local) = local(store, record.seq, true)?.unzip();

@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 
+use crate::body::Body;
 use crate::control::types::{Policy, Priority, State};
 
 /// A request to be made durable.
@@ -24,7 +25,7 @@ pub struct NewRequest {
     /// What it gets while offline.
     pub policy: Policy,
     /// The client's body, byte for byte.
-    pub body: Bytes,
+    pub body: Body,
     /// SHA-256 of `body`.
     pub body_hash: [u8; 32],
     /// `Idempotency-Key`, unique per source.
@@ -55,7 +56,7 @@ impl NewRequest {
             ttl_left_ms: self.ttl_ms,
             attempts: 0,
             maybe_billed: self.maybe_billed,
-            body_bytes: self.body.len() as u64,
+            body_bytes: self.body.len(),
             body_hash: self.body_hash,
             position,
             last_error: None,
@@ -97,8 +98,8 @@ pub struct Leased {
     pub maybe_billed: bool,
     /// The key to send with: the client's own, else the request's id.
     pub idempotency_key: String,
-    /// The client's body.
-    pub body: Bytes,
+    /// The client's body: a file where it is large, checked against its checksum.
+    pub body: Body,
 }
 
 /// An uplink's answer, to be kept.

@@ -10,9 +10,12 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::codes::sql;
 use super::{Options, SpoolError, migrate, sum};
+use crate::plant::{self, Fault};
 
 /// "hfst" in the database's header: what tells a spool from somebody else's file.
 pub(super) const APPLICATION_ID: u32 = 0x6866_7374;
+/// What every SQLite database begins with.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// SQLite's own default; fixed here because the page cap counts in it.
 const PAGE_SIZE: u64 = 4096;
 /// What the rows and index entries of one request take, rounded up: 8 index entries and 3 rows.
@@ -97,12 +100,16 @@ pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, Spoo
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)?;
     // Exclusive before anything is read: no -shm file, and a start needs no free byte on the disk.
-    ask(&conn, "locking_mode=EXCLUSIVE")?;
+    if !plant::is(Fault::ReaderLeftOpen) {
+        set(&conn, "locking_mode", "EXCLUSIVE", "exclusive")?;
+    }
     refuse_by_pragma(&conn)?;
     prepare(&conn, options)?;
     sum::register(&conn)?;
     migrate::run(&mut conn, path)?;
     sum::watch(&conn)?;
+    // Only a connection that is fit to be used may fold its log in when it closes.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     Ok(conn)
 }
 
@@ -113,6 +120,13 @@ fn refuse_by_header(path: &Path) -> Result<(), SpoolError> {
     if std::io::Read::read_exact(&mut file, &mut header).is_err() {
         return Ok(());
     }
+    if &header[..16] != MAGIC {
+        // Power that went while the log was folded in may have torn this page; the log still holds it whole.
+        if path.with_extension("db-wal").metadata().is_ok_and(|log| log.len() > 0) {
+            return Ok(());
+        }
+        return Err(SpoolError::Damaged("spool.db has no SQLite header".into()));
+    }
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     refuse(word(68), word(60))
 }
@@ -122,12 +136,19 @@ fn refuse_by_pragma(conn: &Connection) -> Result<(), SpoolError> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let application: i64 = conn.query_row("PRAGMA application_id", [], |r| r.get(0))?;
     let version: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-    refuse(application as u32, version as u32)?;
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
-    Ok(())
+    refuse(application as u32, version as u32)
 }
 
+/// Versions beyond this are a flipped bit and no program of the future.
+const VERSION_MAX: u32 = 255;
+/// So many bits of the application's mark may be wrong before the file is somebody else's.
+const MARK_BITS: u32 = 4;
+
 pub(super) fn refuse(application: u32, version: u32) -> Result<(), SpoolError> {
+    let wrong_bits = (application ^ APPLICATION_ID).count_ones();
+    if version > VERSION_MAX || (1..=MARK_BITS).contains(&wrong_bits) {
+        return Err(SpoolError::Damaged("the header of spool.db has flipped bits".into()));
+    }
     if application != APPLICATION_ID && (application != 0 || version != 0) {
         return Err(SpoolError::Storage("spool.db belongs to another program; it was left untouched".into()));
     }
@@ -139,22 +160,33 @@ pub(super) fn refuse(application: u32, version: u32) -> Result<(), SpoolError> {
 
 fn prepare(conn: &Connection, options: &Options) -> Result<(), SpoolError> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
-    ask(conn, &format!("page_size={PAGE_SIZE}"))?;
-    expect(conn, "journal_mode=WAL", "wal")?;
-    ask(conn, "synchronous=FULL")?;
-    expect(conn, "synchronous", "2")?;
-    ask(conn, "wal_autocheckpoint=1000")?;
-    ask(conn, "journal_size_limit=4194304")?;
-    ask(conn, "secure_delete=ON")?;
-    ask(conn, "cell_size_check=ON")?;
-    ask(conn, "trusted_schema=OFF")?;
-    ask(conn, "foreign_keys=ON")?;
-    ask(conn, "mmap_size=0")?;
-    ask(conn, "temp_store=MEMORY")?;
-    ask(conn, &format!("max_page_count={}", page_cap(options)))?;
+    let cap = page_cap(options).to_string();
+    set(conn, "page_size", &PAGE_SIZE.to_string(), &PAGE_SIZE.to_string())?;
+    set(conn, "journal_mode", "WAL", "wal")?;
+    for (pragma, value, answer) in PRAGMAS {
+        set(conn, pragma, value, answer)?;
+    }
+    if plant::is(Fault::SynchronousNormal) {
+        set(conn, "synchronous", "NORMAL", "1")?;
+    }
+    // A file that is larger already answers with its own size; growing is what the cap forbids.
+    ask(conn, &format!("max_page_count={cap}"))?;
     conn.set_prepared_statement_cache_capacity(96);
     Ok(())
 }
+
+/// What each connection is set to, and the answer that proves it.
+const PRAGMAS: [(&str, &str, &str); 9] = [
+    ("synchronous", "FULL", "2"),
+    ("wal_autocheckpoint", "1000", "1000"),
+    ("journal_size_limit", "4194304", "4194304"),
+    ("secure_delete", "ON", "1"),
+    ("cell_size_check", "ON", "1"),
+    ("trusted_schema", "OFF", "0"),
+    ("foreign_keys", "ON", "1"),
+    ("mmap_size", "0", "0"),
+    ("temp_store", "MEMORY", "2"),
+];
 
 /// Bytes of bodies, plus a quarter for page slack, plus the rows of finished and unfinished requests.
 fn page_cap(options: &Options) -> i64 {
@@ -178,12 +210,12 @@ fn text(value: rusqlite::types::ValueRef<'_>) -> String {
     }
 }
 
-fn expect(conn: &Connection, pragma: &str, wanted: &str) -> Result<(), SpoolError> {
-    match ask(conn, pragma)? {
-        Some(answer) if answer == wanted => Ok(()),
-        answer => {
-            let got = answer.unwrap_or_default();
-            Err(SpoolError::Storage(format!("PRAGMA {pragma} answered '{got}' and not '{wanted}'")))
-        }
+/// Sets one pragma and believes nothing but what it answers when asked again.
+fn set(conn: &Connection, pragma: &str, value: &str, answer: &str) -> Result<(), SpoolError> {
+    ask(conn, &format!("{pragma}={value}"))?;
+    let got = ask(conn, pragma)?.unwrap_or_default();
+    if got == answer {
+        return Ok(());
     }
+    Err(SpoolError::Storage(format!("PRAGMA {pragma}={value} has no effect here: it answers '{got}'")))
 }

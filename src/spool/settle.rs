@@ -17,7 +17,12 @@ pub(super) const REFUSAL_MAX: usize = 64 * 1024;
 
 /// Ends the lease of `seq`; `file` holds the answer's body where it is large.
 pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option<Staged>) -> Result<(), SpoolError> {
-    let Some(row) = store.by_seq(seq)?.filter(|row| row.state == State::Sending) else { return Ok(()) };
+    let row = store.by_seq(seq)?;
+    if row.is_none() && store.rescue.is_under_way() && store.held.contains(&seq) {
+        // Its row is on its way back: the outcome waits for it, at the caller's.
+        return Err(SpoolError::Storage("this request is being salvaged; its outcome is tried again".into()));
+    }
+    let Some(row) = row.filter(|row| row.state == State::Sending) else { return Ok(()) };
     match how {
         Settlement::Answered(answer) => {
             put(store, seq, &Kept::uplink(answer), file)?;

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::ballast::Ballast;
 use super::codes::{self, num, sql, state_code};
+use super::outcomes::{Line, Outcomes};
 use super::powered::{Mark, Powered};
-use super::{Options, SpoolError};
+use super::{Condition, Options, SpoolError};
 use crate::control::types::State;
 
 /// Everything that is counted instead of asked; persisted with each commit in the row `service`.
@@ -48,18 +50,21 @@ pub(super) struct Effects {
     pub(super) freed: Vec<u64>,
     /// Requests that ended by themselves; told by the next sweep.
     pub(super) notices: Vec<(u64, String, State)>,
+    /// For the outcome log.
+    pub(super) outcomes: Vec<Line>,
 }
 
 impl Effects {
-    fn lengths(&self) -> [usize; 4] {
-        [self.unlink.len(), self.held.len(), self.freed.len(), self.notices.len()]
+    fn lengths(&self) -> [usize; 5] {
+        [self.unlink.len(), self.held.len(), self.freed.len(), self.notices.len(), self.outcomes.len()]
     }
 
-    fn truncate(&mut self, to: [usize; 4]) {
+    fn truncate(&mut self, to: [usize; 5]) {
         self.unlink.truncate(to[0]);
         self.held.truncate(to[1]);
         self.freed.truncate(to[2]);
         self.notices.truncate(to[3]);
+        self.outcomes.truncate(to[4]);
     }
 }
 
@@ -78,6 +83,8 @@ pub(super) struct Standing {
     pub(super) body_file: Option<String>,
     pub(super) expires_at: u64,
     pub(super) ttl_ms: u64,
+    /// Grows with every change of the row.
+    pub(super) version: u64,
 }
 
 impl Standing {
@@ -98,7 +105,7 @@ pub(super) struct Place {
 pub(super) const DAMAGED: &str = "damaged";
 
 const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, maybe_billed, body_bytes, body_kept,
-    body_file, expires_at, ttl_ms FROM request";
+    body_file, expires_at, ttl_ms, version FROM request";
 
 /// The connection and what belongs to it.
 #[derive(Debug)]
@@ -114,6 +121,13 @@ pub(super) struct Store {
     pub(super) told: Vec<(u64, String, State)>,
     pub(super) free: super::accept::FreeSpace,
     pub(super) orphans: super::sweep::Orphans,
+    pub(super) outcomes: Outcomes,
+    pub(super) ballast: Ballast,
+    pub(super) scrub: super::scrub::Scrub,
+    pub(super) rescue: super::rescue::Rescue,
+    /// Something read was not what was written: the file is to be set aside.
+    pub(super) hurt: bool,
+    pub(super) condition: Condition,
 }
 
 impl Store {
@@ -128,6 +142,7 @@ impl Store {
             self.conn.prepare_cached("RELEASE one")?.execute([])?;
             Ok(value)
         });
+        self.note(&done);
         if done.is_err() {
             self.counts = counts;
             self.effects.truncate(effects);
@@ -137,6 +152,23 @@ impl Store {
             }
         }
         done
+    }
+
+    /// The same inside an operation: one part of it undoes itself alone.
+    pub(super) fn nested<T>(
+        &mut self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError>,
+    ) -> Result<T, SpoolError> {
+        let hurt = self.hurt;
+        let done = self.guarded(work);
+        // Damage that is brought from elsewhere says nothing about this file.
+        self.hurt = hurt;
+        done
+    }
+
+    /// Remembers that the file is damaged, whoever met it.
+    pub(super) fn note<T>(&mut self, done: &Result<T, SpoolError>) {
+        self.hurt |= matches!(done, Err(SpoolError::Damaged(_)));
     }
 
     pub(super) fn by_seq(&self, seq: u64) -> Result<Option<Standing>, SpoolError> {
@@ -163,7 +195,14 @@ impl Store {
         if row.state == State::Sending && to != State::Sending {
             self.effects.freed.push(row.seq);
         }
+        if to.is_final() {
+            self.log_end(row, Some(to));
+        }
         Ok(())
+    }
+
+    fn log_end(&mut self, row: &Standing, state: Option<State>) {
+        self.effects.outcomes.push(Line { seq: row.seq, id: row.id.clone(), state, version: row.version + 1 });
     }
 
     fn leave(&mut self, row: &Standing, stops_ready: bool) -> Result<(), SpoolError> {
@@ -256,6 +295,9 @@ impl Store {
             self.drop_answer(row.seq, local)?;
         }
         self.leave(row, row.state == State::Queued && !row.deferred)?;
+        if !row.state.is_final() {
+            self.log_end(row, None);
+        }
         self.conn.prepare_cached("DELETE FROM request WHERE seq = ?1")?.execute([sql(row.seq)])?;
         Ok(())
     }
@@ -351,6 +393,7 @@ fn standing(row: &Row<'_>) -> rusqlite::Result<Result<Standing, SpoolError>> {
         body_file: row.get(9)?,
         expires_at: num(row.get(10)?),
         ttl_ms: num(row.get(11)?),
+        version: num(row.get(12)?),
     }))
 }
 

@@ -161,6 +161,15 @@ pub(super) fn holds(conn: &Connection, seq: u64) -> Result<bool, SpoolError> {
     Ok(held.unwrap_or(false))
 }
 
+/// Whether the answers of a request are as they were written.
+pub(super) fn answers_hold(conn: &Connection, seq: u64) -> Result<bool, SpoolError> {
+    if plant::is(Fault::TrustIntegrityCheck) {
+        return Ok(true);
+    }
+    let text = format!("SELECT coalesce(min(sum = {}), 1) FROM answer WHERE seq = ?1", call("", &ANSWER));
+    Ok(conn.prepare_cached(&text)?.query_row([sql(seq)], |r| r.get(0))?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

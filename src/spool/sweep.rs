@@ -6,10 +6,10 @@ use std::fs::ReadDir;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::SpoolError;
 use super::codes::{num, sql};
 use super::files;
 use super::store::Store;
+use super::{Condition, SpoolError};
 use crate::control::types::State;
 
 /// Requests expired, and results pruned, per sweep: a few tens of milliseconds on slow flash.
@@ -21,7 +21,7 @@ pub(super) const STALE: u32 = 1_000;
 /// With a backlog, the service clock is stored at least this often, or a power cut would lose more of it.
 const CLOCK_MS: u64 = 600_000;
 /// Finished records kept at least, however small the queue.
-const FINISHED_MIN: u64 = 1_000;
+pub(super) const FINISHED_MIN: u64 = 1_000;
 
 pub(super) const DUE: &str = "SELECT seq FROM request INDEXED BY request_expiry
     WHERE state = 0 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
@@ -38,6 +38,20 @@ pub(super) fn is_due(store: &Store) -> Result<bool, SpoolError> {
         || !seqs(store, STALE_DEFERRED, store.counts.starts, 1)?.is_empty()
         || oldest_ended(store)?.is_some_and(|(_, ended_at)| to_prune(store, ended_at))
         || (store.counts.unfinished() > 0 && now.saturating_sub(stored) > CLOCK_MS))
+}
+
+/// One real write while the storage is in trouble: the transaction it runs in proves the disk. Of a full disk the
+/// reserve must be back too.
+pub(super) fn probe(store: &mut Store) -> Result<(), SpoolError> {
+    let options = &store.options;
+    if store.condition == Condition::Full {
+        if !super::accept::FreeSpace::is_fine(&options.data_dir, options.min_disk_free) {
+            return Err(SpoolError::DiskFull);
+        }
+        // Nothing else lifts this one; should the commit fail, it is set again.
+        store.condition = Condition::Failing;
+    }
+    Ok(())
 }
 
 /// One bounded step of everything.
@@ -128,6 +142,9 @@ pub(super) const NAMED: &str = "SELECT 1 FROM request WHERE body_file = ?1
 
 /// Looks at the next few files and removes those of earlier starts that no row names.
 pub(super) fn orphans(store: &mut Store) -> Result<(), SpoolError> {
+    if store.rescue.is_under_way() {
+        return Ok(());
+    }
     if matches!(store.orphans, Orphans::Waiting) {
         store.orphans = Orphans::Reading(std::fs::read_dir(files::bodies(&store.options.data_dir))?);
     }

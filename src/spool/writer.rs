@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::record::Tally;
 use super::store::{Counts, Effects, Store};
-use super::{SpoolError, files, lease, migrate, open, read};
+use super::{Condition, SpoolError, files, lease, migrate, open, read, rescue};
+use crate::plant::{self, Fault};
 
 /// Writes per transaction: enough that the fsync is shared by all who wait, few enough for one to wait little.
 pub(super) const BATCH_MAX: usize = 256;
@@ -38,6 +39,8 @@ pub(super) enum Command {
 pub(super) trait WriteJob: Send {
     /// Does its work, guarded by a savepoint.
     fn run(&mut self, store: &mut Store) -> Result<(), SpoolError>;
+    /// Only a planted mistake answers before the batch's fate is known.
+    fn is_hasty(&self) -> bool;
     /// Tells the caller, once the fate of the batch is known.
     fn answer(self: Box<Self>, batch: Result<(), SpoolError>);
 }
@@ -47,6 +50,7 @@ pub(super) struct Job<F, T> {
     pub(super) work: Option<F>,
     pub(super) done: Option<Result<T, SpoolError>>,
     pub(super) reply: oneshot::Sender<Result<T, SpoolError>>,
+    pub(super) hasty: bool,
 }
 
 impl<F, T> WriteJob for Job<F, T>
@@ -60,6 +64,10 @@ where
         let verdict = done.as_ref().map(|_| ()).map_err(Clone::clone);
         self.done = Some(done);
         verdict
+    }
+
+    fn is_hasty(&self) -> bool {
+        self.hasty
     }
 
     fn answer(self: Box<Self>, batch: Result<(), SpoolError>) {
@@ -88,6 +96,9 @@ pub(super) struct Writer {
     pub(super) tally: watch::Sender<Tally>,
     pub(super) abandoned: Abandoned,
     pub(super) commits: u64,
+    pub(super) condition: watch::Sender<Condition>,
+    /// For the salvage, which hands its rows back as commands.
+    pub(super) sender: mpsc::WeakSender<Command>,
     /// Held for as long as the thread lives.
     pub(super) _lock: File,
     /// After a failed commit: the counters of the last good one. Nothing is served until the file is open again.
@@ -139,18 +150,26 @@ impl Writer {
         }
         let good = self.store.counts;
         let mut batch = self.begin(&abandoned);
-        let mut waiting = Vec::with_capacity(jobs.len());
+        let (mut waiting, mut no_room) = (Vec::with_capacity(jobs.len()), false);
         for mut job in jobs {
             if batch.is_ok() {
                 let done = job.run(&mut self.store);
-                if self.store.conn.is_autocommit() {
-                    // SQLite gave the whole transaction up: nothing of it stands.
+                no_room |= done == Err(SpoolError::DiskFull);
+                if self.store.hurt || self.store.conn.is_autocommit() {
+                    // SQLite gave the whole transaction up, or the file is about to be set aside: nothing of it stands.
                     batch = Err(done.err().unwrap_or(SpoolError::DiskFull));
                 }
             }
-            waiting.push(job);
+            if job.is_hasty() {
+                job.answer(batch.clone());
+            } else {
+                waiting.push(job);
+            }
         }
         let fate = self.end(good, batch);
+        if no_room && fate.is_ok() {
+            self.set_condition(Condition::Full);
+        }
         for job in waiting {
             job.answer(fate.clone());
         }
@@ -172,20 +191,52 @@ impl Writer {
     /// Commits; whatever goes wrong, nobody is told that it went well.
     fn end(&mut self, good: Counts, batch: Result<(), SpoolError>) -> Result<(), SpoolError> {
         let done = batch.and_then(|()| self.commit());
-        match &done {
+        let fate = match &done {
             Ok(()) => {
                 self.commits += 1;
+                let logged = self.log_ends();
                 self.publish();
+                logged
             }
-            Err(error) => self.undo(good, error),
-        }
+            Err(error) => {
+                self.undo(good, error);
+                done.clone()
+            }
+        };
+        let condition = self.store.condition.after(&fate, &self.store.options.data_dir);
+        self.set_condition(condition);
         done
     }
 
     fn commit(&mut self) -> Result<(), SpoolError> {
         self.store.save()?;
-        self.store.conn.prepare_cached("COMMIT")?.execute([])?;
+        let done = self.store.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
+        if plant::is(Fault::FsyncRetriedAfterEio) && done.is_err() {
+            let log = File::open(files::wal(&self.store.options.data_dir))?;
+            return Ok(log.sync_all()?);
+        }
+        done?;
         Ok(())
+    }
+
+    /// Ends go into their log after the commit and before anybody is told. What cannot be written there is kept
+    /// and written with the next: the commit stands, and callers are told so.
+    fn log_ends(&mut self) -> Result<(), SpoolError> {
+        let store = &mut self.store;
+        let lines = std::mem::take(&mut store.effects.outcomes);
+        store.rescue.learn(&lines);
+        let done = store.outcomes.append(&lines, store.powered.now_ms());
+        if let Err(error) = &done {
+            tracing::warn!(%error, "the outcome log could not be written; it is tried again");
+        }
+        done
+    }
+
+    fn set_condition(&mut self, to: Condition) {
+        if std::mem::replace(&mut self.store.condition, to) != to {
+            tracing::warn!(condition = to.kind(), "the spool's storage is now in this condition");
+        }
+        self.condition.send_if_modified(|now| std::mem::replace(now, to) != to);
     }
 
     /// A full disk leaves a transaction that can be rolled back; after anything else the file is opened anew.
@@ -201,10 +252,34 @@ impl Writer {
 
     /// After a failed commit the connection is opened anew: an fsync that failed once must not be asked again.
     fn mend(&mut self) {
+        if self.store.hurt {
+            return self.start_over();
+        }
         let Some(good) = self.broken else { return };
-        if open::reopen(&mut self.store, good).is_ok() {
+        let done = open::reopen(&mut self.store, good);
+        self.store.note(&done);
+        if done.is_ok() {
             self.broken = None;
             self.publish();
+        }
+        if self.store.hurt {
+            self.start_over();
+        }
+    }
+
+    /// The file is damaged: it is set aside and an empty one takes its place, so that new work goes on.
+    fn start_over(&mut self) {
+        tracing::error!("the spool's database is damaged: it is set aside and what can be read is salvaged");
+        match open::start_over(&mut self.store) {
+            Ok(()) => {
+                (self.store.hurt, self.broken) = (false, None);
+                self.publish();
+                rescue::start(&mut self.store, self.sender.clone());
+            }
+            Err(error) => {
+                tracing::error!(%error, "no new database could be made; it is tried again");
+                self.broken = Some(self.store.counts);
+            }
         }
     }
 
@@ -240,7 +315,7 @@ impl Writer {
     /// Stores the clock and folds the WAL in; what fails here is made good by the next start.
     fn finish(&mut self) {
         self.commands.close();
-        if self.broken.is_none() {
+        if self.broken.is_none() && !self.store.hurt {
             let _ = self.store.save();
             let folded = open::checkpoint(&self.store.conn);
             if folded.is_ok() {

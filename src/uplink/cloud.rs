@@ -25,9 +25,11 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower::Service;
 
+use super::body::Spliced;
 use super::classify;
 use super::outgoing::{Outgoing, Progress};
 use super::tls::{TlsError, client_config};
+use crate::body::Body;
 use crate::clock::{self, Floor};
 use crate::control::event::{Check, Fault, Outcome};
 use crate::plant;
@@ -38,6 +40,11 @@ pub const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 const PROBE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Idle connections are closed before the middleboxes of mobile networks forget them.
 const POOL_IDLE: Duration = Duration::from_secs(45);
+/// What one connection holds back of a body on its way out, and of an answer on its way in: enough to fill the line,
+/// little enough for 64 of them.
+const BUFFER_BYTES: usize = 64 * 1024;
+const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// HTTP/2 pings on an idle connection, and how long one may go unanswered.
 const H2_PING_INTERVAL: Duration = Duration::from_secs(20);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -123,8 +130,8 @@ pub struct Call {
     pub path: String,
     /// Headers that may be forwarded.
     pub headers: HeaderMap,
-    /// The body.
-    pub body: Bytes,
+    /// The body, with what reads differently for this uplink.
+    pub body: Spliced,
     /// Told when the body has left entirely.
     pub on_out: Option<oneshot::Sender<()>>,
 }
@@ -284,7 +291,7 @@ impl Cloud {
             method: Method::GET,
             path: format!("/v1{}", self.options.probe_path),
             headers: HeaderMap::new(),
-            body: Bytes::new(),
+            body: Body::default().into(),
             on_out: None,
         };
         let answer = timeout(self.options.probe_timeout, async {
@@ -380,6 +387,10 @@ fn new_pool(options: &Options) -> Result<Pool, TlsError> {
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
         .pool_idle_timeout(POOL_IDLE)
+        .http1_max_buf_size(BUFFER_BYTES)
+        .http2_max_send_buf_size(BUFFER_BYTES)
+        .http2_initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+        .http2_initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
         .http2_keep_alive_interval(H2_PING_INTERVAL)
         .http2_keep_alive_timeout(H2_PING_TIMEOUT)
         .http2_keep_alive_while_idle(true)
@@ -476,7 +487,7 @@ mod tests {
     async fn a_slow_body_is_waited_for_and_a_silent_uplink_is_not() {
         let second = Duration::from_secs;
         let times = Timeouts { connect: second(2), first_byte: second(30), idle: second(30), total: second(3600) };
-        let (mut body, progress) = Outgoing::new(Bytes::from(vec![0; 320 * 1024]), None);
+        let (mut body, progress) = Outgoing::new(Body::from(vec![0; 320 * 1024]).into(), None);
         let slow_line = async {
             for _ in 0..5 {
                 tokio::time::sleep(second(25)).await;

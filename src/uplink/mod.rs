@@ -6,6 +6,6 @@ pub mod body;
 pub mod classify;
 pub mod cloud;
 pub mod local;
-mod outgoing;
+pub mod outgoing;
 pub mod sse;
 mod tls;

@@ -3,18 +3,22 @@
 //! Whether a body had begun to leave decides between "nothing was sent" and "it may have been billed"; whether it
 //! still moves, between a slow line and a dead one.
 
-use std::convert::Infallible;
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinHandle, spawn_blocking};
 
-/// Bytes handed to the connection at once, so that a slow line is noticed.
-const SLICE_BYTES: usize = 64 * 1024;
+use super::body::Spliced;
+use crate::body::Body as StoredBody;
 
 const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
@@ -52,43 +56,146 @@ impl Progress {
     }
 }
 
-/// A whole body, sent in slices without being copied.
+/// One stretch of what is sent.
+#[derive(Debug)]
+enum Stretch {
+    /// So much of the body.
+    Own(Range<u64>),
+    /// Something else in its place.
+    Other(Bytes),
+}
+
+/// A body on its way out; of a file at most one slice is in memory.
 #[derive(Debug)]
 pub struct Outgoing {
-    rest: Bytes,
+    body: StoredBody,
+    stretches: VecDeque<Stretch>,
+    left: u64,
+    reading: Option<JoinHandle<io::Result<Bytes>>>,
     progress: Progress,
     on_out: Option<oneshot::Sender<()>>,
 }
 
 impl Outgoing {
     /// A body; `on_out` is told when its last byte was handed over.
-    pub fn new(body: Bytes, on_out: Option<oneshot::Sender<()>>) -> (Self, Progress) {
+    pub fn new(spliced: Spliced, on_out: Option<oneshot::Sender<()>>) -> (Self, Progress) {
         let progress = Progress::default();
-        (Self { rest: body, progress: progress.clone(), on_out }, progress)
+        let Spliced { body, edits } = spliced;
+        let (mut stretches, mut done) = (VecDeque::new(), 0);
+        for (at, text) in edits {
+            stretches.push_back(Stretch::Own(done..at.start));
+            stretches.push_back(Stretch::Other(text));
+            done = at.end;
+        }
+        stretches.push_back(Stretch::Own(done..body.len()));
+        let length = |stretch: &Stretch| match stretch {
+            Stretch::Own(range) => range.end - range.start,
+            Stretch::Other(text) => text.len() as u64,
+        };
+        stretches.retain(|stretch| length(stretch) > 0);
+        let left = stretches.iter().map(length).sum();
+        (Self { body, stretches, left, reading: None, progress: progress.clone(), on_out }, progress)
+    }
+
+    /// The next slice; of a file it is read off the threads that serve.
+    fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        if let Some(reading) = &mut self.reading {
+            let read = ready!(Pin::new(reading).poll(cx));
+            self.reading = None;
+            return Poll::Ready(Some(self.took(read.map_err(io::Error::other).flatten())));
+        }
+        let range = match self.stretches.front() {
+            None => return Poll::Ready(None),
+            Some(Stretch::Other(text)) => {
+                let text = text.clone();
+                self.stretches.pop_front();
+                return Poll::Ready(Some(Ok(text)));
+            }
+            Some(Stretch::Own(range)) => range.clone(),
+        };
+        if let Some(slice) = self.body.glance(range.start, range.end) {
+            return Poll::Ready(Some(self.took(Ok(slice))));
+        }
+        let body = self.body.clone();
+        self.reading = Some(spawn_blocking(move || body.read(range.start, range.end)));
+        self.poll_slice(cx)
+    }
+
+    /// Moves on in the first stretch. A file that ends early is an error: what was promised cannot be sent.
+    fn took(&mut self, slice: io::Result<Bytes>) -> io::Result<Bytes> {
+        let slice = slice?;
+        if slice.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Some(Stretch::Own(range)) = self.stretches.front_mut() {
+            range.start += slice.len() as u64;
+            if range.start >= range.end {
+                self.stretches.pop_front();
+            }
+        }
+        Ok(slice)
     }
 }
 
 impl Body for Outgoing {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let slice = self.rest.len().min(SLICE_BYTES);
-        let part = self.rest.split_to(slice);
-        self.progress.tell(if self.rest.is_empty() { OUT } else { BEGUN });
-        if self.rest.is_empty()
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let slice = ready!(self.poll_slice(cx));
+        match &slice {
+            Some(Ok(part)) => self.left -= part.len() as u64,
+            Some(Err(_)) => return Poll::Ready(slice.map(|read| read.map(Frame::data))),
+            None => {}
+        }
+        self.progress.tell(if self.left == 0 { OUT } else { BEGUN });
+        if self.left == 0
             && let Some(on_out) = self.on_out.take()
         {
             let _ = on_out.send(());
         }
-        if part.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(Frame::data(part)))) }
+        Poll::Ready(slice.map(|read| read.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        self.left == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.len() as u64)
+        SizeHint::with_exact(self.left)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn edits_come_out_in_place_and_the_length_is_exact() {
+        let body: StoredBody = Bytes::from(vec![b'a'; 200_000]).into();
+        let edits = vec![
+            (0..1, Bytes::from_static(b"<")),
+            (100_000..100_010, Bytes::new()),
+            (199_999..200_000, Bytes::from_static(b">>")),
+        ];
+        let (outgoing, progress) = Outgoing::new(Spliced { body, edits }, None);
+        let promised = outgoing.size_hint().exact().unwrap();
+        assert!(!progress.has_begun());
+        let sent = outgoing.collect().await.unwrap().to_bytes();
+        assert!(progress.is_out());
+        let expected = [b"<".to_vec(), vec![b'a'; 199_988], b">>".to_vec()].concat();
+        assert_eq!((sent.len() as u64, &sent[..]), (promised, &expected[..]));
+    }
+
+    #[tokio::test]
+    async fn a_file_comes_out_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+        std::fs::write(dir.path().join("1-00"), &bytes).unwrap();
+        let body = StoredBody::open(dir.path(), "1-00").unwrap();
+        let (outgoing, progress) = Outgoing::new(body.into(), None);
+        assert_eq!(outgoing.collect().await.unwrap().to_bytes(), bytes);
+        assert!(progress.is_out());
     }
 }

@@ -35,36 +35,31 @@ pub fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     #[cfg(feature = "planted")]
     if crate::plant::is(crate::plant::Fault::VerifierSwitchedOff) {
-        let any = Arc::new(planted::Any);
-        return Ok(builder.dangerous().with_custom_certificate_verifier(any).with_no_client_auth());
+        let anybody = Arc::new(planted::Anybody(provider_of_schemes()));
+        return Ok(builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth());
     }
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
-    let fault = |reason: String| TlsError::CaFile { path: path.display().to_string(), reason };
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| fault(e.to_string()))?;
-    let mut added = 0;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|e| fault(e.to_string()))?;
-        roots.add(certificate).map_err(|e| fault(e.to_string()))?;
-        added += 1;
-    }
-    if added == 0 { Err(fault("no certificate in it".to_owned())) } else { Ok(()) }
+#[cfg(feature = "planted")]
+fn provider_of_schemes() -> rustls::crypto::WebPkiSupportedAlgorithms {
+    rustls::crypto::ring::default_provider().signature_verification_algorithms
 }
 
-/// The mistake that a test plants; no released binary has this module.
+/// The mistake that the tests plant: whoever answers is believed. Not in a released binary.
 #[cfg(feature = "planted")]
 mod planted {
+    use rustls::DigitallySignedStruct;
+    use rustls::Error;
+    use rustls::SignatureScheme;
     use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::crypto::WebPkiSupportedAlgorithms;
     use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
 
-    /// Believes any certificate.
     #[derive(Debug)]
-    pub(super) struct Any;
+    pub(super) struct Anybody(pub(super) WebPkiSupportedAlgorithms);
 
-    impl ServerCertVerifier for Any {
+    impl ServerCertVerifier for Anybody {
         fn verify_server_cert(
             &self,
             _: &CertificateDer<'_>,
@@ -95,7 +90,19 @@ mod planted {
         }
 
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            rustls::crypto::ring::default_provider().signature_verification_algorithms.supported_schemes()
+            self.0.supported_schemes()
         }
     }
+}
+
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+    let fault = |reason: String| TlsError::CaFile { path: path.display().to_string(), reason };
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|e| fault(e.to_string()))?;
+    let mut added = 0;
+    for certificate in certificates {
+        let certificate = certificate.map_err(|e| fault(e.to_string()))?;
+        roots.add(certificate).map_err(|e| fault(e.to_string()))?;
+        added += 1;
+    }
+    if added == 0 { Err(fault("no certificate in it".to_owned())) } else { Ok(()) }
 }

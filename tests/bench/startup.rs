@@ -93,7 +93,7 @@ async fn put(spool: Spool, first: u64, waiting: u64) {
             priority: Priority::Normal,
             policy: Policy::Queue,
             body_hash: Sha256::digest(&body).into(),
-            body,
+            body: body.into(),
             idempotency_key: None,
             ttl_ms: 3 * DAY_MS,
             leased: false,

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod abuse;
+mod brownout;
 mod clients;
 mod crash;
+mod memory;
 mod online;
 mod outages;
 mod policies;

@@ -2,32 +2,33 @@
 //!
 //! Owns the reading of bodies under limits of size and time. Sends and stores nothing.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::Body as HttpBody;
 use axum::extract::Request;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
-use sha2::{Digest, Sha256};
 use tokio::time::{sleep_until, timeout};
 
 use super::App;
 use super::refusal::Refusal;
 use super::wants::Wants;
+use crate::body::{Bodies, Body};
 use crate::clock;
 use crate::control::route::offline;
+use crate::plant::{self, Fault};
 use crate::spool::record::NewRequest;
 use crate::uplink::body::{self, Head};
 
 /// A body may take this long, and a second more per [`BODY_BYTES_PER_S`] that have come: a slow modem gets
 /// through, a client that sends a byte a second does not.
-const BODY_TIME: Duration = Duration::from_secs(15);
+const BODY_TIME: Duration = Duration::from_secs(8);
 const BODY_BYTES_PER_S: u64 = 4096;
 /// Longest silence in the middle of a body.
-const BODY_IDLE: Duration = Duration::from_secs(10);
+const BODY_IDLE: Duration = Duration::from_secs(8);
 
 /// How much of a refused body is taken, and for how long, so that its client reads the refusal.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -52,7 +53,7 @@ pub struct Call {
     /// `req_…`.
     pub id: String,
     /// The client's bytes.
-    pub body: Bytes,
+    pub body: Body,
     /// What the body says about itself.
     pub head: Head,
     /// What the headers ask for.
@@ -61,7 +62,6 @@ pub struct Call {
     pub forward: HeaderMap,
     /// When its head arrived.
     pub received: Instant,
-    hash: OnceLock<[u8; 32]>,
 }
 
 impl Call {
@@ -73,14 +73,14 @@ impl Call {
         let wants = Wants::read(request.headers(), app.options.offline)?;
         require_json(request.headers())?;
         let forward = forwardable(request.headers());
-        let body = read_body(request, app.options.max_body).await?;
+        let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
         let head = body::read(endpoint, &body)?;
-        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, hash: OnceLock::new() })
+        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received })
     }
 
-    /// SHA-256 of the body, computed once and only where it is needed.
+    /// SHA-256 of the body.
     pub fn hash(&self) -> [u8; 32] {
-        *self.hash.get_or_init(|| Sha256::digest(&self.body).into())
+        self.body.hash()
     }
 
     /// Somebody's question whether we live; never stored.
@@ -177,7 +177,7 @@ pub fn forwardable(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// Reads a body under limits of size and time; refuses a declared size before reading anything.
-pub async fn read_body(request: Request<Body>, limit: u64) -> Result<Bytes, Refusal> {
+pub async fn read_body(bodies: &Bodies, request: Request<HttpBody>, limit: u64) -> Result<Body, Refusal> {
     let declared = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limit) {
         discard(request.into_body());
@@ -185,27 +185,28 @@ pub async fn read_body(request: Request<Body>, limit: u64) -> Result<Bytes, Refu
     }
     let started = tokio::time::Instant::from_std(clock::now());
     let mut body = request.into_body();
-    let mut read = BytesMut::with_capacity(declared.unwrap_or(0).min(64 * 1024) as usize);
+    let mut read = bodies.receive(declared);
     loop {
-        let allowed = BODY_TIME + Duration::from_secs(read.len() as u64 / BODY_BYTES_PER_S);
+        let allowed = BODY_TIME + Duration::from_secs(read.len() / BODY_BYTES_PER_S);
         let frame = tokio::select! {
             frame = timeout(BODY_IDLE, body.frame()) => frame,
-            () = sleep_until(started + allowed) => return Err(too_slow()),
+            () = sleep_until(started + allowed), if !plant::is(Fault::NoTimers) => return Err(too_slow()),
         };
         match frame {
+            Err(_) if plant::is(Fault::NoTimers) => {}
             Err(_) => return Err(too_slow()),
-            Ok(None) => return Ok(read.freeze()),
+            Ok(None) => return Ok(read.finish().await?),
             Ok(Some(Err(error))) => return Err(broken(&error)),
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
-                if (read.len() + data.len()) as u64 > limit {
+                if read.len() + data.len() as u64 > limit {
                     discard(body);
                     return Err(Refusal::too_large(limit));
                 }
-                if read.is_empty() && declared == Some(data.len() as u64) {
-                    return Ok(data);
+                if let Err(error) = read.push(&data).await {
+                    discard(body);
+                    return Err(error.into());
                 }
-                read.extend_from_slice(&data);
             }
         }
     }
@@ -213,7 +214,7 @@ pub async fn read_body(request: Request<Body>, limit: u64) -> Result<Bytes, Refu
 
 /// Takes the rest of a refused body and forgets it, within bounds: a client that writes everything before it
 /// reads would otherwise see a broken connection instead of the refusal.
-pub fn discard(mut body: Body) {
+pub fn discard(mut body: HttpBody) {
     tokio::spawn(async move {
         let mut left = DISCARD_BYTES_MAX;
         let discarding = async {
@@ -241,9 +242,11 @@ fn broken(error: &axum::Error) -> Refusal {
         cause = e.source();
     }
     let message = if packed {
-        "the compressed body cannot be unpacked; send valid gzip or deflate, or no Content-Encoding"
+        "the body is not framed as HTTP demands, or its compression cannot be unpacked; send whole chunks, and valid \
+         gzip or deflate or no Content-Encoding"
     } else {
         "the body ended early or is not framed as HTTP demands"
     };
-    Refusal::bad_field("invalid_body", None, message)
+    // Nobody knows where the next request would begin.
+    Refusal::bad_field("invalid_body", None, message).header("connection", "close")
 }

@@ -19,6 +19,7 @@ use crate::clock;
 use crate::control::UplinkView;
 use crate::control::breaker::BreakerState;
 use crate::control::types::State as RequestState;
+use crate::spool::Condition;
 use crate::telemetry::metrics::Readings;
 
 fn text(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Response {
@@ -35,10 +36,22 @@ pub async fn health(State(app): State<Arc<App>>, request: Request) -> Response {
     if wants_json {
         return providers(State(app)).await;
     }
-    if app.gateway.is_accepting() {
-        text(StatusCode::OK, "text/plain; charset=utf-8", "healthy\n")
-    } else {
-        text(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", "stopping\n")
+    match unable(&app) {
+        None => text(StatusCode::OK, "text/plain; charset=utf-8", "healthy\n"),
+        Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", format!("{why}\n")),
+    }
+}
+
+/// Why the gateway cannot accept, where it cannot. What is answered at once goes on all the same.
+fn unable(app: &App) -> Option<&'static str> {
+    if !app.gateway.is_accepting() {
+        return Some("stopping");
+    }
+    match app.gateway.spool().condition() {
+        Condition::Fine => app.gateway.spool().bodies().trouble(),
+        Condition::Full => Some("disk_full"),
+        Condition::ReadOnly => Some("disk_read_only"),
+        Condition::Failing => Some("disk_failing"),
     }
 }
 
@@ -71,9 +84,15 @@ pub async fn providers(State(app): State<Arc<App>>) -> Response {
         "degraded" => "degraded",
         _ => "unhealthy",
     };
-    let status = if app.gateway.is_accepting() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = json!({"timestamp": unix_ms / 1000, "overall_status": overall, "providers": providers,
-        "storage": (!view.storage_works).then_some(STORAGE_SENTENCE)});
+    let unable = unable(&app);
+    let status = if unable.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "timestamp": unix_ms / 1000,
+        "overall_status": if unable.is_none() { overall } else { "unhealthy" },
+        "reason": unable,
+        "providers": providers,
+        "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
+    });
     json(status, body.to_string(), &Origin::default())
 }
 

@@ -1,10 +1,10 @@
 //! Sockets: accepts connections, says who is at the other end, bounds and times them.
 //!
-//! hyper closes nothing by itself: without a timer its header time-out is silently off, so every connection
-//! gets one here.
+//! hyper closes nothing by itself and takes heads that it should not, so every connection is guarded (see `guarded`).
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,29 +14,32 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::Request;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use hyper::header::{AUTHORIZATION, ORIGIN};
+use hyper::header::{AUTHORIZATION, HOST, ORIGIN};
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tower::ServiceExt;
 
 use super::call::Peer;
+use super::framing::{HEADERS_MAX, HeadFault};
+use super::guarded::{Guarded, HEAD_TIMEOUT, Line};
+use super::peers::{PeerKey, Peers};
 use super::refusal::Refusal;
 use super::{App, Tokens, router};
+use crate::plant::{self, Fault};
 use hyper::StatusCode;
 
-/// A request's head must be there by then.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once; each costs about 20 KiB.
-const CONNECTIONS_MAX: usize = 1024;
-/// Headers of one request.
-const HEADERS_MAX: usize = 100;
-/// Buffer of one connection, which also bounds a request's head.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
+/// What one connection holds back of a body on its way in and of an answer on its way out.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// What a connection is told that finds no place.
+const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+    connection: close\r\ncontent-length: 161\r\n\r\n{\"error\":{\"message\":\"too many connections are open here; close some, \
+    or try again in a moment\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
 /// After a failed accept (out of descriptors) the listener rests this long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -59,7 +62,7 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, mut stop: watch::Receive
         app,
         tokens: listeners.tokens,
         tls: listeners.tls,
-        connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        peers: Peers::default(),
     });
     let graceful = GracefulShutdown::new();
     let (unix, tcp) = (listeners.unix, listeners.tcp);
@@ -102,34 +105,43 @@ struct Server {
     app: Arc<App>,
     tokens: Option<Tokens>,
     tls: Option<tokio_rustls::TlsAcceptor>,
-    connections: Arc<Semaphore>,
+    peers: Peers,
 }
 
 impl Server {
     fn unix(self: Arc<Self>, stream: UnixStream, watcher: Watcher) {
-        // Over the limit the connection is closed at once: the peer sees it and can try again.
-        let Ok(permit) = self.connections.clone().try_acquire_owned() else { return };
         // The kernel's word, not the peer's.
-        let peer = stream.peer_cred().map_or_else(|_| "uid:unknown".to_owned(), |cred| format!("uid:{}", cred.uid()));
+        let user = stream.peer_cred().ok().map(|cred| cred.uid());
+        let Some(place) = self.peers.enter(PeerKey::User(user)) else {
+            let _ = stream.try_write(NO_PLACE);
+            return;
+        };
+        let peer = user.map_or_else(|| "uid:unknown".to_owned(), |uid| format!("uid:{uid}"));
         tokio::spawn(async move {
             self.connection(stream, Origin::Unix(peer), watcher).await;
-            drop(permit);
+            drop(place);
         });
     }
 
     fn tcp(self: Arc<Self>, stream: TcpStream, watcher: Watcher) {
-        let Ok(permit) = self.connections.clone().try_acquire_owned() else { return };
+        let (Ok(here), Ok(there)) = (stream.local_addr(), stream.peer_addr()) else { return };
+        let Some(place) = self.peers.enter(PeerKey::Address(there.ip())) else {
+            if self.tls.is_none() {
+                let _ = stream.try_write(NO_PLACE);
+            }
+            return;
+        };
         let _ = stream.set_nodelay(true);
         tokio::spawn(async move {
             match self.tls.clone() {
-                None => self.connection(stream, Origin::Tcp, watcher).await,
+                None => self.connection(stream, Origin::Tcp(here.ip()), watcher).await,
                 Some(tls) => {
                     if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
-                        self.connection(stream, Origin::Tcp, watcher).await;
+                        self.connection(stream, Origin::Tcp(here.ip()), watcher).await;
                     }
                 }
             }
-            drop(permit);
+            drop(place);
         });
     }
 
@@ -137,16 +149,27 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let line = Arc::new(Line::default());
+        let stream = Guarded::new(stream, line.clone());
         let server = self.clone();
         let service = service_fn(move |request: Request<Incoming>| {
-            let (server, origin) = (server.clone(), origin.clone());
-            async move { Ok::<_, Infallible>(server.request(request.map(Body::new), &origin).await) }
+            let (server, origin, line) = (server.clone(), origin.clone(), line.clone());
+            async move {
+                let busy = line.busy();
+                let response = match line.fault() {
+                    Some(fault) => refused(fault),
+                    None => server.request(request.map(Body::new), &origin).await,
+                };
+                Ok::<_, Infallible>(response.map(|body| Body::new(Held::new(body, busy))))
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(HEADERS_MAX)
-            .max_buf_size(HEAD_BYTES_MAX)
+            // The guard's own: it tells idle from slow.
+            .header_read_timeout(None)
+            // One more than the guard lets through: its words, not the library's.
+            .max_headers(HEADERS_MAX + 1)
+            .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!("a connection ended: {error}");
@@ -154,6 +177,9 @@ impl Server {
     }
 
     async fn request(&self, mut request: Request<Body>, origin: &Origin) -> Response {
+        if plant::is(Fault::HeadersInADebugLog) {
+            tracing::debug!("{} {:?}", request.uri(), request.headers());
+        }
         let peer = match self.identify(&request, origin) {
             Ok(peer) => peer,
             Err(refusal) => return refusal.into_response(),
@@ -166,8 +192,31 @@ impl Server {
     }
 
     fn identify(&self, request: &Request<Body>, origin: &Origin) -> Result<String, Refusal> {
-        let Origin::Unix(peer) = origin else { return self.identify_tcp(request) };
-        Ok(peer.clone())
+        match origin {
+            Origin::Unix(peer) => Ok(peer.clone()),
+            Origin::Tcp(here) => {
+                self.check_host(request, *here)?;
+                self.identify_tcp(request)
+            }
+        }
+    }
+
+    /// A page whose name was made to point here (DNS rebinding) asks under that name: only ours are answered.
+    fn check_host(&self, request: &Request<Body>, here: IpAddr) -> Result<(), Refusal> {
+        let header = request.headers().get(HOST).and_then(|v| v.to_str().ok());
+        let Some(asked) = request.uri().authority().map(Authority::as_str).or(header) else {
+            // HTTP/1.0 may leave it out; no browser speaks that.
+            return Ok(());
+        };
+        let name = asked.parse::<Authority>().map(|a| a.host().to_ascii_lowercase()).unwrap_or_default();
+        let ours = match name.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(address) => address == here || (address.is_loopback() && here.is_loopback()),
+            Err(_) => name == "localhost" || self.app.options.allowed_hosts.contains(&name),
+        };
+        let message =
+            "this Host is not a name of this gateway; use its address, or add the name to [http] allowed_hosts";
+        let refusal = || Refusal::new(StatusCode::MISDIRECTED_REQUEST, "host_not_allowed", message);
+        if ours { Ok(()) } else { Err(refusal()) }
     }
 
     /// On TCP a token tells who asks, and a browser's page is not let in unless its origin is listed.
@@ -192,23 +241,30 @@ impl Server {
 #[derive(Clone)]
 enum Origin {
     Unix(String),
-    Tcp,
+    /// Our own address.
+    Tcp(IpAddr),
 }
 
-/// A body that keeps its request's place until its last byte.
-pub struct Held {
+/// The answer to a refused head; nothing behind it can be trusted to be a request.
+fn refused(fault: HeadFault) -> Response {
+    let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST);
+    Refusal::new(status, fault.code, fault.message).header("connection", "close").into_response()
+}
+
+/// A body that keeps something until its last byte: its request's place, or its connection busy.
+pub struct Held<K> {
     body: Body,
-    _permit: OwnedSemaphorePermit,
+    _kept: K,
 }
 
-impl Held {
-    /// Ties a place to a body.
-    pub fn new(body: Body, permit: OwnedSemaphorePermit) -> Self {
-        Self { body, _permit: permit }
+impl<K> Held<K> {
+    /// Ties something to a body.
+    pub fn new(body: Body, kept: K) -> Self {
+        Self { body, _kept: kept }
     }
 }
 
-impl HttpBody for Held {
+impl<K: Unpin> HttpBody for Held<K> {
     type Data = bytes::Bytes;
     type Error = axum::Error;
 

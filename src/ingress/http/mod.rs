@@ -6,6 +6,8 @@ mod admin;
 mod answer;
 mod attach;
 mod call;
+mod framing;
+mod guarded;
 mod health;
 mod kept;
 mod listen;
@@ -14,6 +16,7 @@ mod offline;
 mod ollama;
 mod openai;
 mod passthrough;
+mod peers;
 mod plain;
 mod record_json;
 mod refusal;
@@ -64,6 +67,8 @@ pub struct Options {
     pub hold_unknown: bool,
     /// `Origin` values that browsers may send over TCP.
     pub allowed_origins: Vec<String>,
+    /// Names under which TCP callers may ask for this gateway, beside its addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
     /// The local model's name and dialect, for the status.
     pub local_model: String,
     /// `ollama` or `openai`.

@@ -13,6 +13,7 @@ use super::App;
 use super::answer::passable;
 use super::call::{forwardable, read_body};
 use super::refusal::Refusal;
+use crate::uplink::outgoing::Outgoing;
 
 /// Passes a request to the local Ollama.
 pub async fn any_api(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -22,11 +23,11 @@ pub async fn any_api(State(app): State<Arc<App>>, request: Request) -> Response 
         return Refusal::bad_field("invalid_path", None, "the path cannot be passed on").into_response();
     };
     let (method, headers) = (request.method().clone(), forwardable(request.headers()));
-    let body = match read_body(request, app.options.max_body).await {
+    let body = match read_body(app.gateway.spool().bodies(), request, app.options.max_body).await {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
-    let mut onward = hyper::Request::new(body);
+    let mut onward = hyper::Request::new(Outgoing::new(body.into(), None).0);
     (*onward.method_mut(), *onward.uri_mut(), *onward.headers_mut()) = (method, uri, headers);
     match app.gateway.local().proxy(onward).await {
         Ok(answer) => {

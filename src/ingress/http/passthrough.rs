@@ -23,7 +23,7 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
     let method = request.method().clone();
     let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let headers = forwardable(request.headers());
-    let body = match read_body(request, app.options.max_body).await {
+    let body = match read_body(app.gateway.spool().bodies(), request, app.options.max_body).await {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
@@ -37,7 +37,7 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
                     method: method.clone(),
                     path: path.clone(),
                     headers: headers.clone(),
-                    body: body.clone(),
+                    body: body.clone().into(),
                     on_out: None,
                 };
                 let sent = attempt.unless_abandoned(async { cloud.send(call).await.map_err(|e| e.outcome) }).await;

@@ -9,6 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
 
+use crate::body::ReceiveError;
 use crate::spool::SpoolError;
 use crate::uplink::body::HeadError;
 use crate::uplink::local::LocalError;
@@ -136,9 +137,19 @@ impl Refusal {
 impl From<HeadError> for Refusal {
     fn from(error: HeadError) -> Self {
         match error {
-            HeadError::Json { .. } => Refusal::bad_field("invalid_json", None, error.to_string()),
+            HeadError::Json(_) => Refusal::bad_field("invalid_json", None, error.to_string()),
             HeadError::Field { field, .. } => Refusal::bad_field("missing_field", Some(field), error.to_string()),
         }
+    }
+}
+
+impl From<ReceiveError> for Refusal {
+    fn from(error: ReceiveError) -> Self {
+        let (status, code) = match error {
+            ReceiveError::Disk(_) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            ReceiveError::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "body_memory_full"),
+        };
+        Refusal::new(status, code, error.to_string()).retry_after(10)
     }
 }
 

@@ -122,7 +122,6 @@ pub(super) fn count(db: Vec<u8>, wal: Vec<u8>) -> usize {
 
 /// How many frames of a log SQLite will drop although they were committed: above 0, what SQLite shows is not
 /// what was acknowledged.
-#[allow(dead_code, reason = "for the part of a start that looks at the log")]
 pub(super) fn dropped_frames(wal: &Path) -> Result<u64, SpoolError> {
     Ok(wal::scan(source(wal)?.as_ref(), images::PAGE_SIZE).dropped())
 }

@@ -17,7 +17,6 @@ const LOST_MAX: usize = 262_144;
 /// Runs of sequence numbers without a trace, named one by one.
 const GAPS_MAX: usize = 10_000;
 /// The report's name in its folder.
-#[cfg_attr(not(test), allow(dead_code, reason = "as below"))]
 const NAME: &str = "report.jsonl";
 
 /// A request, or a part of one, that could not be saved.
@@ -135,7 +134,6 @@ impl Report {
     }
 }
 
-#[cfg_attr(not(test), allow(dead_code, reason = "as above"))]
 fn state(code: Option<i64>) -> Option<&'static str> {
     super::super::codes::state(code?).ok().map(crate::control::types::State::as_str)
 }

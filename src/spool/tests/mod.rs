@@ -1,6 +1,7 @@
 //! Behaviour of the durable queue, through its handle.
 
 mod bounds;
+mod damage;
 mod life;
 mod migrating;
 mod model;
@@ -19,7 +20,7 @@ use crate::control::types::{Policy, Priority};
 
 const HOUR: u64 = 3_600_000;
 
-fn options(dir: &Path) -> Options {
+pub(super) fn options(dir: &Path) -> Options {
     Options {
         data_dir: dir.to_owned(),
         max_bytes: 64 << 20,
@@ -56,7 +57,7 @@ fn request(id: &str) -> NewRequest {
         priority: Priority::Normal,
         policy: Policy::Both,
         body_hash: files::hash(&body),
-        body,
+        body: body.into(),
         idempotency_key: None,
         ttl_ms: HOUR,
         leased: false,

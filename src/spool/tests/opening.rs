@@ -200,6 +200,29 @@ async fn a_large_backlog_does_not_slow_the_start() {
     assert_counted(&spool).await;
 }
 
+/// Numbers, not a promise: `cargo test --release --lib spool -- --ignored --nocapture`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn a_start_after_a_kill() {
+    let (dir, spool) = fresh_with(|o| o.max_requests = 200_000);
+    take(&spool, request("template")).await;
+    spool.close().await;
+    drop(spool);
+    multiply(&files::database(dir.path()), 100_000);
+    let spool = open(options(dir.path())).unwrap();
+    take(&spool, from("another", "last")).await;
+    // As a kill leaves them: the database and a log that was not folded in.
+    let killed = tempfile::tempdir().unwrap();
+    for name in ["spool.db", "spool.db-wal"] {
+        std::fs::copy(dir.path().join(name), killed.path().join(name)).unwrap();
+    }
+    let bytes = std::fs::metadata(killed.path().join("spool.db")).unwrap().len();
+    let start = crate::clock::now();
+    let spool = open(options(killed.path())).unwrap();
+    println!("100,001 rows, {bytes} bytes: open after a kill {:?}", start.elapsed());
+    assert_eq!(spool.tally().in_state(State::Queued), 100_001);
+}
+
 /// Copies the one row there is, counters included.
 fn multiply(path: &std::path::Path, rows: u32) {
     let conn = rusqlite::Connection::open(path).unwrap();

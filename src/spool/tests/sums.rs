@@ -5,7 +5,7 @@ use crate::control::types::State;
 
 /// Changes a row behind the triggers' back, as a flipped bit would: `changes` holds none of the summed columns'
 /// triggers, because the connection's own are dropped first and made again after.
-async fn damage(spool: &Spool, change: &'static str) {
+pub(super) async fn damage(spool: &Spool, change: &'static str) {
     spool
         .look(move |store| {
             store.conn.execute_batch("DROP TRIGGER temp.request_changed")?;

@@ -23,6 +23,9 @@ use bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use crate::body::Body;
+use crate::uplink::outgoing::Outgoing;
+
 pub use error::LocalError;
 pub use slots::Load;
 use slots::Slots;
@@ -182,16 +185,24 @@ impl Local {
     pub async fn answer(
         &self,
         endpoint: &str,
-        body: &Bytes,
+        body: &Body,
         id: &str,
         created_unix_s: u64,
     ) -> Result<LocalAnswer, LocalError> {
         let inner = self.on()?;
         let endpoint = Endpoint::from_path(endpoint)?;
         let total = after(inner.options.timeouts.total);
-        // Before the line: what cannot be served is to be known at once.
-        let prepared = prepare(inner, endpoint, body).await?;
+        // Before the line: what cannot be served is to be known at once. A big body is made into one piece, and that
+        // into another, only by who has a slot: in the line it stays the file that it may be.
+        let early = match body.in_one_piece() {
+            Some(bytes) if bytes.len() < BIG_BODY_BYTES => Some(inner.prepare(endpoint, &bytes)?),
+            _ => None,
+        };
         let permit = inner.slots.take(total).await?;
+        let prepared = match early {
+            Some(prepared) => prepared,
+            None => prepare(inner, endpoint, body).await?,
+        };
         let limits = Limits::begin(&inner.options.timeouts, total);
         let id = id.strip_prefix("req_").unwrap_or(id).to_owned();
         let turn = Turn { id, created: created_unix_s, limits, permit };
@@ -210,7 +221,7 @@ impl Local {
     /// It takes no slot: the server queues such requests itself.
     pub async fn proxy(
         &self,
-        req: hyper::Request<Bytes>,
+        req: hyper::Request<Outgoing>,
     ) -> Result<hyper::Response<hyper::body::Incoming>, LocalError> {
         let inner = self.on()?;
         inner.transport.forward(req, after(inner.options.timeouts.total)).await
@@ -236,7 +247,6 @@ impl Local {
     }
 }
 
-/// Prepares a request; a big one (pictures) off the threads that serve everybody else.
 /// A door for the fuzz targets: the whole lines of these pieces, up to one that is too long.
 #[cfg(feature = "planted")]
 #[doc(hidden)]
@@ -252,12 +262,11 @@ pub fn fuzz_lines<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
     whole
 }
 
-async fn prepare(inner: &Arc<Inner>, endpoint: Endpoint, body: &Bytes) -> Result<Prepared, LocalError> {
-    if body.len() < BIG_BODY_BYTES {
-        return inner.prepare(endpoint, body);
-    }
-    let (inner, body) = (Arc::clone(inner), body.clone());
-    let preparing = tokio::task::spawn_blocking(move || inner.prepare(endpoint, &body));
+/// Prepares a request; a big one (pictures) off the threads that serve everybody else.
+async fn prepare(inner: &Arc<Inner>, endpoint: Endpoint, body: &Body) -> Result<Prepared, LocalError> {
+    let whole = body.whole().await.map_err(|_| LocalError::Busy)?;
+    let inner = Arc::clone(inner);
+    let preparing = tokio::task::spawn_blocking(move || inner.prepare(endpoint, &whole));
     // Only a runtime that is shutting down does not run it.
     preparing.await.unwrap_or(Err(LocalError::Busy))
 }

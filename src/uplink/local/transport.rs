@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::from_answer;
 use super::{LocalError, Timeouts};
+use crate::body::Body;
+use crate::uplink::outgoing::Outgoing;
 
 /// The most that is read of one answer: hours of tokens with their wrapping, or thousands of embeddings.
 const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -23,6 +25,8 @@ const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 /// How long an error answer may take after its status.
 const ERROR_BODY_LIMIT: Duration = Duration::from_secs(2);
+/// What one connection holds back of a request on its way out.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// Shorter than any model server's own keep-alive, so that a kept connection is rarely a dead one.
 const POOL_IDLE: Duration = Duration::from_secs(4);
 
@@ -72,7 +76,7 @@ pub(super) fn after(wait: Duration) -> Instant {
 }
 
 pub(super) struct Transport {
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<HttpConnector, Outgoing>,
     authority: String,
     prefix: String,
 }
@@ -86,6 +90,7 @@ impl Transport {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
+            .http1_max_buf_size(BUFFER_BYTES)
             .build(connector);
         Ok(Self { client, authority, prefix })
     }
@@ -93,7 +98,7 @@ impl Transport {
     /// Sends `request` (its path relative to the base address) and waits for the head of the answer.
     pub(super) async fn send(
         &self,
-        mut request: Request<Full<Bytes>>,
+        mut request: Request<Outgoing>,
         until: Instant,
     ) -> Result<Response<Incoming>, LocalError> {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
@@ -106,7 +111,7 @@ impl Transport {
     /// A request as a client sent it, without what concerns only the client's own connection.
     pub(super) async fn forward(
         &self,
-        request: Request<Bytes>,
+        request: Request<Outgoing>,
         until: Instant,
     ) -> Result<Response<Incoming>, LocalError> {
         let (mut head, body) = request.into_parts();
@@ -115,7 +120,7 @@ impl Transport {
         }
         head.version = hyper::Version::HTTP_11;
         head.extensions = hyper::http::Extensions::new();
-        self.send(Request::from_parts(head, Full::new(body)), until).await
+        self.send(Request::from_parts(head, body), until).await
     }
 
     /// Posts JSON and hands back the body of a good answer; `model` only names the culprit of a 404.
@@ -126,7 +131,7 @@ impl Transport {
         model: &str,
         limits: Limits,
     ) -> Result<Source, LocalError> {
-        let mut request = Request::new(Full::new(body));
+        let mut request = Request::new(outgoing(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = path.parse().map_err(|_| LocalError::invalid("the path is not a valid one"))?;
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -136,12 +141,16 @@ impl Transport {
 
     /// Gets one short JSON document.
     pub(super) async fn get(&self, path: &'static str, until: Instant) -> Result<Bytes, LocalError> {
-        let mut request = Request::new(Full::new(Bytes::new()));
+        let mut request = Request::new(outgoing(Bytes::new()));
         *request.uri_mut() = Uri::from_static(path);
         let answer = self.send(request, until).await?;
         let limits = Limits { first: until, idle: Duration::MAX, total: until };
         good(answer, "", limits).await?.whole().await
     }
+}
+
+fn outgoing(bytes: Bytes) -> Outgoing {
+    Outgoing::new(Body::from(bytes).into(), None).0
 }
 
 async fn good(answer: Response<Incoming>, model: &str, limits: Limits) -> Result<Source, LocalError> {

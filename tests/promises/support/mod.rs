@@ -25,13 +25,15 @@ pub struct Settings {
     pub local: Option<String>,
     /// Requests that the drain may have under way; 1 keeps the order visible.
     pub drain_in_flight: u32,
+    /// Time-outs of a busy machine, where much is sent at once and how soon it is answered is not the question.
+    pub patient: bool,
     /// Further configuration.
     pub extra: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { local: None, drain_in_flight: 1, extra: String::new() }
+        Settings { local: None, drain_in_flight: 1, patient: false, extra: String::new() }
     }
 }
 
@@ -57,14 +59,19 @@ impl Bench {
 
     /// Everything healthy, with other settings.
     pub async fn with(settings: Settings) -> Bench {
+        let bench = Bench::at_once(settings).await;
+        bench.wait_online().await;
+        bench
+    }
+
+    /// The same without waiting for the uplink to be seen.
+    pub async fn at_once(settings: Settings) -> Bench {
         let key = Some(KEY.to_owned());
         let uplink = serve_uplink(UplinkOptions { key, ..UplinkOptions::default() }).await.unwrap();
         let ollama = serve_ollama(OllamaOptions::default()).await.unwrap();
         let config = config(&settings, &uplink.base_url(), &ollama.base_url());
         let daemon = Daemon::start(&config).await;
-        let bench = Bench { daemon, uplink, ollama };
-        bench.wait_online().await;
-        bench
+        Bench { daemon, uplink, ollama }
     }
 
     /// An outage from the start: the uplink refuses connections and the daemon knows.
@@ -122,6 +129,7 @@ fn config(settings: &Settings, uplink: &str, ollama: &str) -> String {
              keep_warm = \"never\""
         )
     });
+    let (probe, wait, total) = if settings.patient { ("10s", "120s", "300s") } else { ("200ms", "5s", "20s") };
     format!(
         r#"
 [gateway]
@@ -136,15 +144,15 @@ name = "sim"
 base_url = "{uplink}/v1"
 api_keys = [{{ env = "BENCH_UPLINK_KEY" }}]
 models = {{ "house-model" = "deepseek-v3.2" }}
-probe = {{ path = "/models", interval = "100ms", timeout = "200ms", fall = 2, rise = 1 }}
+probe = {{ path = "/models", interval = "100ms", timeout = "{probe}", fall = 2, rise = 1 }}
 breaker = {{ failures = 3, open_for = "500ms" }}
-timeouts = {{ connect = "500ms", first_byte = "5s", idle = "5s", total = "20s" }}
+timeouts = {{ connect = "500ms", first_byte = "{wait}", idle = "{wait}", total = "{total}" }}
 
 [local]
 {local}
 
 [drain]
-max_in_flight = {}
+max_in_flight = {drain}
 start_jitter = "0s"
 
 [retry]
@@ -158,9 +166,10 @@ ttl = "0s"
 rate = 0
 per_source_backlog = 100000
 
-{}
+{extra}
 "#,
-        settings.drain_in_flight, settings.extra
+        drain = settings.drain_in_flight,
+        extra = settings.extra,
     )
 }
 

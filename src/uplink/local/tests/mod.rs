@@ -159,7 +159,7 @@ async fn start(api: Api, scripts: Vec<Script>) -> (Server, Local) {
 const CHAT: &str = "/v1/chat/completions";
 
 async fn ask(local: &Local, endpoint: &str, body: impl ToString) -> Result<LocalAnswer, LocalError> {
-    local.answer(endpoint, &Bytes::from(body.to_string()), "req_0123abc", 1_700_000_000).await
+    local.answer(endpoint, &Bytes::from(body.to_string()).into(), "req_0123abc", 1_700_000_000).await
 }
 
 fn whole(answer: LocalAnswer) -> Value {

@@ -137,7 +137,13 @@ async fn the_proxy_passes_on_what_is_not_the_connections_own() {
         .header("cookie", "c")
         .header("authorization", "Bearer key")
         .header("x-mine", "1")
-        .body(Bytes::from_static(b"{\"model\":\"m\"}"))
+        .body(
+            crate::uplink::outgoing::Outgoing::new(
+                crate::body::Body::from(Bytes::from_static(b"{\"model\":\"m\"}")).into(),
+                None,
+            )
+            .0,
+        )
         .unwrap();
     let answer = local.proxy(request).await.unwrap();
     assert_eq!(answer.status(), 418);

@@ -1,0 +1,247 @@
+//! Taking a body in, piece by piece: memory first, a file once the memory for all is used up.
+//!
+//! Owns the choice between the two and the folder of the files. Never decides whether a request is taken.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+
+use super::budget::{Budget, Held};
+use super::file::Writing;
+use super::scan::Scan;
+use super::{Body, BodyFile, PIECE_BYTES};
+
+/// Writes to body files at the same time: more would only queue inside the disk, and a disk that hangs must not take
+/// every thread.
+const WRITES_MAX: usize = 4;
+/// Free space is looked at again after this many bytes of one body.
+const SPACE_LOOK_BYTES: u64 = 1024 * 1024;
+
+/// Why a body could not be taken in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReceiveError {
+    /// The memory for bodies is used up and the disk is full or takes no writes.
+    #[error(
+        "the memory for bodies is used up and the disk takes no more ({0}); free disk space, or send this again later"
+    )]
+    Disk(&'static str),
+    /// The memory for bodies is used up and no file could be written, for another reason.
+    #[error("the memory for bodies is used up and no file could be written ({0}); send this again in a moment")]
+    Busy(String),
+}
+
+impl From<io::Error> for ReceiveError {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        match error.kind() {
+            StorageFull => ReceiveError::Disk("full"),
+            QuotaExceeded => ReceiveError::Disk("quota"),
+            ReadOnlyFilesystem => ReceiveError::Disk("read-only"),
+            _ => ReceiveError::Busy(error.kind().to_string()),
+        }
+    }
+}
+
+/// Where bodies go; clones share the memory and the folder.
+#[derive(Debug, Clone)]
+pub struct Bodies(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    dir: PathBuf,
+    start: u64,
+    min_free: u64,
+    budget: Budget,
+    writes: Semaphore,
+}
+
+/// A body on its way in.
+#[derive(Debug)]
+pub struct Receiving {
+    bodies: Bodies,
+    pieces: Vec<Bytes>,
+    held: Held,
+    current: BytesMut,
+    file: Option<Spilling>,
+    scan: Scan,
+    len: u64,
+    looked_at: u64,
+}
+
+#[derive(Debug)]
+struct Spilling {
+    writing: Writing,
+    hasher: Sha256,
+}
+
+impl Bodies {
+    /// Files go to `dir`, named by the number of this start; `min_free` bytes of its file system stay free.
+    pub fn new(dir: PathBuf, start: u64, min_free: u64) -> Bodies {
+        let writes = Semaphore::new(WRITES_MAX);
+        Bodies(Arc::new(Place { dir, start, min_free, budget: Budget::default(), writes }))
+    }
+
+    /// The folder of the files.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Bytes of bodies in memory now.
+    pub fn memory_used(&self) -> u64 {
+        self.0.budget.used()
+    }
+
+    /// Begins to take one in; `declared` is its length where the client said it.
+    pub fn receive(&self, declared: Option<u64>) -> Receiving {
+        let first = usize::try_from(declared.unwrap_or(0)).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        Receiving {
+            bodies: self.clone(),
+            pieces: Vec::new(),
+            held: self.0.budget.hold(),
+            current: BytesMut::with_capacity(first),
+            file: None,
+            scan: Scan::default(),
+            len: 0,
+            looked_at: 0,
+        }
+    }
+
+    /// A body in memory as a durable file. One that is a file already is used as it is, unless a row names it: then
+    /// the next row gets a file of its own.
+    pub async fn durable(&self, body: &Body) -> io::Result<Arc<BodyFile>> {
+        let _permit = self.0.writes.acquire().await.map_err(io::Error::other)?;
+        let (place, body) = (self.0.clone(), body.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            let file = match body.file() {
+                Some(file) if !file.is_kept() => file.clone(),
+                _ => Arc::new(copy(&place, &body)?),
+            };
+            file.make_durable()?;
+            Ok(file)
+        });
+        written.await.map_err(io::Error::other)?
+    }
+
+    /// What keeps requests from being stored, as far as the file system says it: a stable word.
+    pub fn trouble(&self) -> Option<&'static str> {
+        match self.check_space() {
+            Ok(()) => None,
+            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Some("disk_read_only"),
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => Some("disk_full"),
+            Err(_) => Some("disk_failing"),
+        }
+    }
+
+    fn check_space(&self) -> io::Result<()> {
+        let fs = rustix::fs::statvfs(&self.0.dir)?;
+        if fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+        if free < self.0.min_free { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+fn copy(place: &Place, body: &Body) -> io::Result<BodyFile> {
+    let mut writing = Writing::begin(&place.dir, place.start)?;
+    let mut offset = 0;
+    while offset < body.len() {
+        let piece = body.read(offset, body.len())?;
+        writing.write(&piece)?;
+        offset += piece.len() as u64;
+    }
+    Ok(writing.finish())
+}
+
+impl Receiving {
+    /// Bytes taken in so far.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing has come yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The next bytes. They are copied into pieces of our own: what a connection hands over may be a small part of
+    /// a large buffer, and would keep all of it.
+    pub async fn push(&mut self, mut data: &[u8]) -> Result<(), ReceiveError> {
+        self.scan.feed(data);
+        self.len += data.len() as u64;
+        while !data.is_empty() {
+            let room = PIECE_BYTES - self.current.len();
+            let (part, rest) = data.split_at(room.min(data.len()));
+            self.current.put_slice(part);
+            data = rest;
+            if self.current.len() == PIECE_BYTES {
+                self.seal().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole body.
+    pub async fn finish(mut self) -> Result<Body, ReceiveError> {
+        if !self.current.is_empty() {
+            self.seal().await?;
+        }
+        let layout = std::mem::take(&mut self.scan).finish();
+        match self.file {
+            None => Ok(Body::in_memory(self.pieces, self.held, OnceLock::from(layout))),
+            Some(Spilling { writing, hasher }) => Ok(Body::in_file(writing.finish(), hasher.finalize().into(), layout)),
+        }
+    }
+
+    /// Puts the current piece where it belongs.
+    async fn seal(&mut self) -> Result<(), ReceiveError> {
+        let piece = std::mem::take(&mut self.current).freeze();
+        if self.file.is_none() {
+            let bytes = piece.len() as u64;
+            let fits = self.held.grow(bytes);
+            if fits || self.pieces.is_empty() {
+                if !fits {
+                    self.held.grow_anyway(bytes);
+                }
+                self.pieces.push(piece);
+                return Ok(());
+            }
+        }
+        self.spill(piece).await
+    }
+
+    /// Writes what is in memory so far, and this piece, off the threads that serve.
+    async fn spill(&mut self, piece: Bytes) -> Result<(), ReceiveError> {
+        let bodies = self.bodies.clone();
+        let _permit = bodies.0.writes.acquire().await.map_err(|_| ReceiveError::Busy("stopping".to_owned()))?;
+        let (spilling, mut pieces) = (self.file.take(), std::mem::take(&mut self.pieces));
+        pieces.push(piece);
+        let look = self.looked_at == 0 || self.len - self.looked_at >= SPACE_LOOK_BYTES;
+        if look {
+            self.looked_at = self.len;
+        }
+        let place = self.bodies.clone();
+        let written = tokio::task::spawn_blocking(move || -> io::Result<Spilling> {
+            if look {
+                place.check_space()?;
+            }
+            let mut spilling = match spilling {
+                Some(spilling) => spilling,
+                None => Spilling { writing: Writing::begin(&place.0.dir, place.0.start)?, hasher: Sha256::new() },
+            };
+            for piece in pieces {
+                spilling.writing.write(&piece)?;
+                spilling.hasher.update(&piece);
+            }
+            Ok(spilling)
+        });
+        let spilling = written.await.map_err(|e| ReceiveError::Busy(e.to_string()))??;
+        self.held = self.bodies.0.budget.hold();
+        self.file = Some(spilling);
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! Bodies in memory and in files: the same bytes, the same reading, nothing left behind.
+
+use proptest::prelude::*;
+
+use super::scan::{FIELDS, JSON_DEPTH_MAX};
+use super::*;
+
+fn scanned(text: &[u8], piece: usize) -> Result<Layout, Fault> {
+    let mut scan = Scan::default();
+    text.chunks(piece.max(1)).for_each(|piece| scan.feed(piece));
+    scan.finish()
+}
+
+#[test]
+fn finds_values_where_they_stand() {
+    let text = br#" {"a":{"model":"no"}, "mod\u0065l" : "gpt\"4" ,"stream_options":{"x": [1, {}], "y":"z"},"n":-1.5e+7,"stream":true} "#;
+    for piece in [1, 2, 3, 7, 8, 9, 1000] {
+        let layout = scanned(text, piece).unwrap();
+        let at = |field: &str| {
+            let member = layout.get(field).unwrap();
+            assert!(member.is_whole(), "{field}");
+            let slice = &text[member.at.start as usize..member.at.end as usize];
+            assert_eq!(slice, &member.start[..], "{field} in pieces of {piece}");
+            String::from_utf8(member.start.clone()).unwrap()
+        };
+        assert_eq!(at("model"), r#""gpt\"4""#);
+        assert_eq!(at("stream_options"), r#"{"x": [1, {}], "y":"z"}"#);
+        assert_eq!(at("stream"), "true");
+        assert_eq!(layout.get("max_tokens"), None);
+    }
+}
+
+#[test]
+fn says_why_it_is_no_request() {
+    let fault = |text: &str| scanned(text.as_bytes(), 3).unwrap_err();
+    assert_eq!(fault("[1]"), Fault::Syntax { line: 1, column: 1 });
+    assert_eq!(fault("{\n \"a\":}"), Fault::Syntax { line: 2, column: 6 });
+    assert_eq!(fault(r#"{"model":1,"mode\u006c":2}"#), Fault::Twice("model"));
+    for text in
+        ["", "{", "{}}", "{} x", "{\"a\":01}", "{\"a\":1.}", "{\"a\":\"\n\"}", "{\"a\":\"\\x\"}", "{\"a\":tru}", "{,}"]
+    {
+        assert!(matches!(fault(text), Fault::Syntax { .. }), "{text}");
+    }
+    assert!(matches!(scanned(b"{\"a\":\"\xff\"}", 4), Err(Fault::Syntax { .. })));
+    assert!(matches!(scanned(b"{\"a\":\"\xc3", 1), Err(Fault::Syntax { .. })));
+}
+
+#[test]
+fn the_limit_of_depth_is_exact() {
+    let nested = |n: usize| format!("{{\"a\":{}{}}}", "[".repeat(n), "]".repeat(n));
+    assert!(scanned(nested(JSON_DEPTH_MAX - 1).as_bytes(), 5).is_ok());
+    assert_eq!(scanned(nested(JSON_DEPTH_MAX).as_bytes(), 5), Err(Fault::Deep));
+}
+
+fn json() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i32>().prop_map(|n| (f64::from(n) / 8.0).into()),
+        any::<i64>().prop_map(Into::into),
+        ".{0,12}".prop_map(serde_json::Value::from),
+    ];
+    let key = prop_oneof!["[a-z\"\\\\é]{0,4}", (0..FIELDS.len()).prop_map(|at| FIELDS[at].to_owned())];
+    leaf.prop_recursive(4, 32, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Into::into),
+            prop::collection::btree_map(key.clone(), inner, 0..5)
+                .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    /// serde_json is the other opinion: whatever it takes and refuses, we take and refuse, in pieces of any size.
+    #[test]
+    fn agrees_with_another_reader(value in json(), pretty: bool, piece in 1usize..40, spoil in 0usize..200, with: u8) {
+        let mut text = if pretty { serde_json::to_vec_pretty(&value).unwrap() } else { serde_json::to_vec(&value).unwrap() };
+        let whole = scanned(&text, piece);
+        prop_assert_eq!(whole.is_ok(), value.is_object());
+        if let (Ok(layout), Some(map)) = (&whole, value.as_object()) {
+            for field in FIELDS {
+                let found = layout.get(field).map(|m| &text[m.at.start as usize..m.at.end as usize]);
+                let found = found.map(|slice| serde_json::from_slice::<serde_json::Value>(slice).unwrap());
+                prop_assert_eq!(found.as_ref(), map.get(field));
+            }
+        }
+        if spoil < text.len() {
+            text[spoil] = with;
+            let other = serde_json::from_slice::<serde_json::Value>(&text);
+            let ours = scanned(&text, piece);
+            // Half of a surrogate pair is text to us: the bytes go on as they are. A number too large is one, too.
+            let lenient = other.as_ref().is_err_and(|e| e.to_string().contains("surrogate") || e.to_string().contains("range"));
+            if !lenient && !matches!(ours, Err(Fault::Twice(_))) {
+                prop_assert_eq!(ours.is_ok(), other.is_ok_and(|v| v.is_object()), "{:?}", String::from_utf8_lossy(&text));
+            }
+        }
+    }
+}
+
+fn request(bytes: usize) -> Vec<u8> {
+    format!(r#"{{"messages":[{{"content":"{}"}}],"model":"m"}}"#, "A".repeat(bytes)).into_bytes()
+}
+
+async fn take(bodies: &Bodies, bytes: &[u8]) -> Body {
+    let mut receiving = bodies.receive(Some(bytes.len() as u64));
+    for part in bytes.chunks(10_000) {
+        receiving.push(part).await.unwrap();
+    }
+    receiving.finish().await.unwrap()
+}
+
+fn files(dir: &Path) -> usize {
+    std::fs::read_dir(dir).unwrap().count()
+}
+
+#[tokio::test]
+async fn memory_first_then_files_and_both_read_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+    let bytes = request(7 << 20);
+    let taken = [take(&bodies, &bytes).await, take(&bodies, &bytes).await, take(&bodies, &bytes).await];
+    assert!(taken[0].file().is_none() && taken[1].file().is_none());
+    assert!(taken[2].file().is_some(), "three times 7 MiB do not fit into the memory for bodies");
+    assert_eq!(files(dir.path()), 1);
+    assert_eq!(taken[0].hash(), taken[2].hash());
+    assert_eq!(taken[0].layout(), taken[2].layout());
+    assert_eq!(taken[2].whole().await.unwrap(), bytes);
+    assert_eq!(taken[0].whole().await.unwrap(), bytes);
+    let small = take(&bodies, b"{}").await;
+    assert!(small.in_one_piece().is_some());
+    drop((taken, small));
+    assert_eq!((files(dir.path()), bodies.memory_used()), (0, 0), "nothing is left behind");
+}
+
+#[tokio::test]
+async fn a_stored_file_is_the_one_that_came_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 7, 0);
+    let _memory = take(&bodies, &request((16 << 20) - 200_000)).await;
+    let body = take(&bodies, &request(1 << 20)).await;
+    let first = bodies.durable(&body).await.unwrap();
+    assert!(Arc::ptr_eq(&first, body.file().unwrap()), "it was copied");
+    first.keep();
+    let second = bodies.durable(&body).await.unwrap();
+    assert!(first.name().starts_with("7-") && second.name() != first.name());
+    let (name, hash) = (first.name().to_owned(), body.hash());
+    drop((first, second, body));
+    assert_eq!(files(dir.path()), 1, "only what a row names stays");
+    let again = Body::open(dir.path(), &name).unwrap();
+    assert_eq!(again.hash(), hash);
+    assert!(again.layout().is_ok());
+}
+
+#[tokio::test]
+async fn a_disk_without_room_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 1, u64::MAX);
+    let mut receiving = bodies.receive(None);
+    let mut result = Ok(());
+    for _ in 0..17 {
+        result = receiving.push(&vec![b' '; 1 << 20]).await;
+    }
+    assert_eq!(result, Err(ReceiveError::Disk("full")));
+    assert_eq!(files(dir.path()), 0);
+    drop(receiving);
+    assert_eq!(bodies.memory_used(), 0);
+}

@@ -1,0 +1,265 @@
+//! A connection that judges each head before the HTTP library sees it, and ends when nothing moves.
+//!
+//! Owns the time-outs of heads, of idle connections and of peers that do not read. Never answers by itself: a refused
+//! head is replaced by a request whose only answer is the refusal.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::framing::{self, Chunks, Framing, HEAD_BYTES_MAX, HeadFault, TOO_LONG, TOO_SLOW};
+use crate::plant::{self, Fault};
+
+/// A request's head must be there by then.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(8);
+/// A connection that is kept for the next request is closed after this: clients keep theirs for a minute.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(65);
+/// A peer that takes nothing of its answer for this long is gone.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes read at once while a head comes in.
+const READ_BYTES: usize = 2 * 1024;
+
+/// What the HTTP library reads in place of a refused head.
+const STAND_IN: &[u8] = b"GET /refused HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n";
+
+/// What a connection and its requests know of each other.
+#[derive(Debug, Default)]
+pub struct Line {
+    busy: AtomicBool,
+    fault: Mutex<Option<HeadFault>>,
+}
+
+impl Line {
+    /// A request is being answered until the guard is dropped.
+    pub fn busy(self: &Arc<Self>) -> Busy {
+        self.busy.store(true, Ordering::Release);
+        Busy(self.clone())
+    }
+
+    /// Why the head was refused, where it was.
+    pub fn fault(&self) -> Option<HeadFault> {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While it lives no time-out of heads runs.
+#[derive(Debug)]
+pub struct Busy(Arc<Line>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+enum Part {
+    Head,
+    Length(u64),
+    Chunked(Chunks),
+    /// A head was refused: what comes now is thrown away.
+    Refused,
+    /// A body that cannot be followed; its reader refuses it and the connection ends.
+    Lost,
+}
+
+/// The stream.
+pub struct Guarded<S> {
+    inner: S,
+    line: Arc<Line>,
+    part: Part,
+    /// Read, but not judged or not wanted yet.
+    inbox: BytesMut,
+    /// Bytes at the front of `inbox` that may be passed on.
+    passed: usize,
+    first: bool,
+    read_wait: Option<Pin<Box<Sleep>>>,
+    write_wait: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Guarded<S> {
+    /// Guards a new connection.
+    pub fn new(inner: S, line: Arc<Line>) -> Self {
+        let (part, inbox) = (Part::Head, BytesMut::new());
+        Guarded { inner, line, part, inbox, passed: 0, first: true, read_wait: None, write_wait: None }
+    }
+
+    fn refuse(&mut self, fault: HeadFault) {
+        *self.line.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        self.part = Part::Refused;
+        self.inbox = BytesMut::from(STAND_IN);
+        self.passed = STAND_IN.len();
+        self.read_wait = None;
+    }
+
+    /// Finds out how much of the inbox may be passed on.
+    fn judge(&mut self) {
+        if self.passed > 0 || self.inbox.is_empty() {
+            return;
+        }
+        match &mut self.part {
+            Part::Head => match framing::head_end(&self.inbox) {
+                None if self.inbox.len() > HEAD_BYTES_MAX => self.refuse(TOO_LONG),
+                None => {}
+                Some(end) if end > HEAD_BYTES_MAX => self.refuse(TOO_LONG),
+                Some(end) => match framing::judge(&self.inbox[..end]) {
+                    Err(fault) => self.refuse(fault),
+                    Ok(framing) => {
+                        self.passed = end;
+                        self.first = false;
+                        self.read_wait = None;
+                        self.part = match framing {
+                            Framing::Length(0) => Part::Head,
+                            Framing::Length(length) => Part::Length(length),
+                            Framing::Chunked => Part::Chunked(Chunks::START),
+                        };
+                    }
+                },
+            },
+            Part::Length(left) => {
+                let now = self.inbox.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                self.passed = now;
+                *left -= now as u64;
+                if *left == 0 {
+                    self.part = Part::Head;
+                }
+            }
+            Part::Chunked(chunks) => match chunks.feed(&self.inbox) {
+                Ok(None) => self.passed = self.inbox.len(),
+                Ok(Some(end)) => (self.passed, self.part) = (end, Part::Head),
+                Err(()) => (self.passed, self.part) = (self.inbox.len(), Part::Lost),
+            },
+            Part::Lost => self.passed = self.inbox.len(),
+            Part::Refused => self.inbox.clear(),
+        }
+    }
+
+    /// Hands over what may be passed on.
+    fn pass(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let now = self.passed.min(buf.remaining());
+        buf.put_slice(&self.inbox[..now]);
+        self.inbox.advance(now);
+        self.passed -= now;
+        if self.inbox.is_empty() {
+            // An idle connection keeps no buffer.
+            self.inbox = BytesMut::new();
+        }
+        now > 0
+    }
+
+    /// Whether the head, or the next request, has been waited for long enough.
+    fn waited(&mut self, cx: &mut Context<'_>) -> bool {
+        if !matches!(self.part, Part::Head) || self.line.busy.load(Ordering::Acquire) || plant::is(Fault::NoTimers) {
+            self.read_wait = None;
+            return false;
+        }
+        let limit = if self.first || !self.inbox.is_empty() { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
+        let wait = self.read_wait.get_or_insert_with(|| Box::pin(sleep(limit)));
+        wait.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        loop {
+            me.judge();
+            if me.pass(buf) {
+                return Poll::Ready(Ok(()));
+            }
+            // A body's bytes go straight through where none were read ahead.
+            if let Part::Length(left) = &mut me.part
+                && me.inbox.is_empty()
+            {
+                let most = buf.remaining().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+                ready!(Pin::new(&mut me.inner).poll_read(cx, &mut part))?;
+                let read = part.filled().len();
+                buf.advance(read);
+                *left -= read as u64;
+                if *left == 0 {
+                    me.part = Part::Head;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            let mut scratch = [0; READ_BYTES];
+            let mut part = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut me.inner).poll_read(cx, &mut part) {
+                Poll::Ready(Ok(())) if part.filled().is_empty() => {
+                    // Behind a refusal the end of what comes must not end the answer.
+                    return if matches!(me.part, Part::Refused) { Poll::Pending } else { Poll::Ready(Ok(())) };
+                }
+                Poll::Ready(Ok(())) => {
+                    if me.inbox.is_empty() && !me.first {
+                        // The next head has begun: from here it has a head's time.
+                        me.read_wait = None;
+                    }
+                    me.inbox.extend_from_slice(part.filled());
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending if me.waited(cx) => {
+                    if me.inbox.is_empty() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    me.refuse(TOO_SLOW);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+/// Bounds how long nothing may move.
+fn bounded<T>(
+    wait: &mut Option<Pin<Box<Sleep>>>,
+    cx: &mut Context<'_>,
+    result: Poll<io::Result<T>>,
+) -> Poll<io::Result<T>> {
+    if result.is_ready() || plant::is(Fault::NoTimers) {
+        *wait = None;
+        return result;
+    }
+    let wait = wait.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+    if wait.as_mut().poll(cx).is_ready() { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Poll::Pending }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let result = Pin::new(&mut me.inner).poll_write(cx, bytes);
+        bounded(&mut me.write_wait, cx, result)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let result = Pin::new(&mut me.inner).poll_flush(cx);
+        bounded(&mut me.write_wait, cx, result)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let result = Pin::new(&mut me.inner).poll_shutdown(cx);
+        bounded(&mut me.write_wait, cx, result)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let result = Pin::new(&mut me.inner).poll_write_vectored(cx, slices);
+        bounded(&mut me.write_wait, cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}

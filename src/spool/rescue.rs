@@ -1,0 +1,171 @@
+//! Bringing back what a damaged spool still holds, beside the running service.
+//!
+//! Owns the thread that reads a set and hands its rows to the writer in small batches; never writes the database
+//! itself and never holds new work up.
+
+use std::path::Path;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::adopt::{self, Adopted, SalvagedBody, SalvagedRow};
+use super::codes::num;
+use super::outcomes::{self, Known, Line};
+use super::salvage::{Body, Found, Salvage};
+use super::store::Store;
+use super::writer::{Command, Job};
+use super::{SpoolError, quarantine};
+
+/// Rows per transaction: new work waits behind one batch only.
+const BATCH: usize = 64;
+
+fn row(found: Found) -> SalvagedRow {
+    let body = match found.body {
+        Body::NotKept => SalvagedBody::NotKept,
+        Body::Inline(bytes) => SalvagedBody::Inline(bytes),
+        Body::File(_) => SalvagedBody::File,
+        Body::Lost(_) => SalvagedBody::Lost,
+    };
+    SalvagedRow {
+        values: found.values,
+        version: num(found.version),
+        superseded: found.superseded,
+        source: found.source,
+        body,
+        answers: found.answers.into_iter().map(|answer| answer.values).collect(),
+    }
+}
+
+/// What is known while sets wait to be salvaged.
+#[derive(Debug, Default)]
+pub(super) struct Rescue {
+    /// The outcome log, read while there is something to ask it for.
+    known: Option<Known>,
+    /// Bodies may belong to rows that are not back yet.
+    under_way: bool,
+    /// The database in place is a new one that was never served from: should it fail, it may simply go.
+    pub(super) is_unused: bool,
+}
+
+impl Rescue {
+    /// Whether rows are still to come back.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way
+    }
+
+    /// Adds lines written since.
+    pub(super) fn learn(&mut self, lines: &[Line]) {
+        if let Some(known) = &mut self.known {
+            known.learn(lines);
+        }
+    }
+
+    /// The outcome log.
+    pub(super) fn known(&mut self, data_dir: &Path) -> &Known {
+        self.known.get_or_insert_with(|| outcomes::read(data_dir))
+    }
+}
+
+/// Starts the salvage of every set that is due, on a thread of its own.
+pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
+    let data_dir = store.options.data_dir.clone();
+    let sets = quarantine::due(&data_dir);
+    if sets.is_empty() || store.rescue.under_way {
+        return;
+    }
+    store.rescue.under_way = true;
+    let work = move || {
+        let whole = sets.iter().all(|set| salvage(set, &data_dir, &commands));
+        // Sets that are left stay due, and bodies stay until the start that has read them all.
+        if whole {
+            let _ = send(&commands, |store| {
+                store.rescue = Rescue::default();
+                Ok(())
+            });
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("salvage".into()).spawn(work) {
+        tracing::error!(%error, "the salvage could not be started; the next start tries again");
+    }
+}
+
+fn salvage(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
+    match bring_back(set, data_dir, commands) {
+        Ok(rows) => {
+            tracing::warn!(set = %set.display(), adopted = rows.adopted, known = rows.known, ended = rows.ended,
+                refused = rows.refused, "a damaged spool was salvaged; its report lies beside it");
+            true
+        }
+        Err(error) => {
+            tracing::error!(%error, set = %set.display(), "the salvage stopped; the next start tries again");
+            false
+        }
+    }
+}
+
+/// What became of a set's rows.
+#[derive(Debug, Default)]
+struct Rows {
+    adopted: u64,
+    known: u64,
+    ended: u64,
+    refused: u64,
+}
+
+fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> Result<Rows, SpoolError> {
+    let mut reader = Salvage::open(&set.join("spool.db"), &set.join("spool.db-wal"), data_dir)?;
+    let mut rows = Rows::default();
+    loop {
+        let batch = reader.next_batch(BATCH);
+        if batch.is_empty() {
+            break;
+        }
+        let batch = batch.into_iter().map(row).collect();
+        for verdict in adopt_all(batch, commands)? {
+            match verdict {
+                Some(Adopted::Inserted | Adopted::Updated) => rows.adopted += 1,
+                Some(Adopted::Known) => rows.known += 1,
+                Some(Adopted::Ended) => rows.ended += 1,
+                None => rows.refused += 1,
+            }
+        }
+    }
+    reader.report().write(set)?;
+    quarantine::done(data_dir, set)?;
+    Ok(rows)
+}
+
+/// One transaction; a row that cannot be taken costs none of the others.
+fn adopt_all(
+    batch: Vec<SalvagedRow>,
+    commands: &mpsc::WeakSender<Command>,
+) -> Result<Vec<Option<Adopted>>, SpoolError> {
+    send(commands, move |store| {
+        let mut verdicts = Vec::with_capacity(batch.len());
+        for row in &batch {
+            let adopted = store.nested(|store| adopt::adopt_row(store, row));
+            match adopted {
+                Ok(verdict) => verdicts.push(Some(verdict)),
+                // No room is no reason to lose the rest: the whole batch is tried again by the next start.
+                Err(error @ (SpoolError::DiskFull | SpoolError::Busy)) => return Err(error),
+                Err(error) => {
+                    tracing::error!(%error, seq = row.seq(), "a salvaged row could not be taken back");
+                    verdicts.push(None);
+                }
+            }
+        }
+        Ok(verdicts)
+    })
+}
+
+fn send<T: Send + 'static>(
+    commands: &mpsc::WeakSender<Command>,
+    work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
+) -> Result<T, SpoolError> {
+    let (reply, answer) = oneshot::channel();
+    let job = Job { work: Some(work), done: None, reply, hasty: false };
+    // Held only for this: a closing spool must not wait for the salvage.
+    let commands = commands.upgrade().ok_or(SpoolError::Closed)?;
+    commands.blocking_send(Command::Write(Box::new(job))).map_err(|_| SpoolError::Closed)?;
+    drop(commands);
+    answer.blocking_recv().map_err(|_| SpoolError::Closed)?
+}

@@ -1,0 +1,60 @@
+//! The slow look at every row: damage is found before somebody needs the row.
+//!
+//! Owns the pace; reads only, and hands what does not hold to whoever may write.
+
+use super::codes::{num, sql};
+use super::store::Store;
+use super::{SpoolError, sum};
+use crate::control::types::State;
+
+/// Rows per sweep: about a millisecond each second.
+const STEP: u32 = 128;
+/// One pass a day: flash forgets slowly.
+const PASS_EVERY_MS: u64 = 86_400_000;
+
+/// How far the pass has come.
+#[derive(Debug, Default)]
+pub(super) struct Scrub {
+    after: u64,
+    /// Powered-on milliseconds before which no new pass begins.
+    not_before_ms: u64,
+}
+
+/// Looks at the next few rows; returns those whose sum does not hold.
+pub(super) fn step(store: &mut Store) -> Result<Vec<u64>, SpoolError> {
+    let now = store.powered.now_ms();
+    if now < store.scrub.not_before_ms {
+        return Ok(Vec::new());
+    }
+    let seqs = next(store)?;
+    match seqs.last() {
+        Some(last) => store.scrub.after = *last,
+        None => store.scrub = Scrub { after: 0, not_before_ms: now.saturating_add(PASS_EVERY_MS) },
+    }
+    let mut wrong = Vec::new();
+    for seq in seqs {
+        if !sum::holds(&store.conn, seq)? || !sum::answers_hold(&store.conn, seq)? {
+            wrong.push(seq);
+        }
+    }
+    Ok(wrong)
+}
+
+fn next(store: &Store) -> Result<Vec<u64>, SpoolError> {
+    let mut statement = store.conn.prepare_cached("SELECT seq FROM request WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
+    let rows = statement.query_map([sql(store.scrub.after), i64::from(STEP)], |r| r.get(0).map(num))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Sets rows aside whose sum still does not hold. One that is being sent is left to its attempt's end.
+pub(super) fn set_aside(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError> {
+    for seq in seqs {
+        let Some(row) = store.by_seq(*seq)?.filter(|row| row.state != State::Sending) else { continue };
+        if !sum::holds(&store.conn, *seq)? || !sum::answers_hold(&store.conn, *seq)? {
+            store.set_aside(&row)?;
+            let text = "UPDATE answer SET size = size WHERE seq = ?1";
+            store.conn.prepare_cached(text)?.execute([sql(*seq)])?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Memory: 64 clients at the same time, each with a picture of 10 MiB, and the daemon stays below 64 MiB.
+//!
+//! The peak is the kernel's own (`VmHWM`). Nothing is decoded on the way: the uplink gets the client's bytes.
+
+use holdfast::cli::simulate::Faults;
+use tokio::task::JoinSet;
+
+use crate::support::{Ask, Bench, Settings, until};
+
+const CLIENTS: usize = 64;
+const PICTURE_BYTES: usize = 10 * 1024 * 1024;
+const PEAK_KIB_MAX: u64 = 64 * 1024;
+
+/// Room in the queue for all of them, and a drain that sends several at once.
+fn settings() -> Settings {
+    let extra = "[queue]\nmax_bytes = \"2GiB\"\nmin_disk_free = \"0B\"\n".to_owned();
+    Settings { extra, drain_in_flight: 8, patient: true, ..Settings::without_local() }
+}
+
+fn picture(n: usize) -> Ask {
+    let data = "QUJD".repeat(PICTURE_BYTES / 4);
+    let body = format!(
+        r#"{{"model":"house-model","messages":[{{"role":"user","content":[{{"type":"text","text":"picture {n}"}},{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{data}"}}}}]}}]}}"#
+    );
+    Ask::post("/v1/chat/completions", body)
+}
+
+/// All at once; returns their statuses.
+async fn all_at_once(bench: &Bench, ask: impl Fn(usize) -> Ask) -> Vec<u16> {
+    let mut clients = JoinSet::new();
+    for n in 0..CLIENTS {
+        clients.spawn(ask(n).send_to_owned(bench.daemon.socket()));
+    }
+    let mut statuses = Vec::new();
+    while let Some(reply) = clients.join_next().await {
+        statuses.push(reply.unwrap().unwrap().status);
+    }
+    statuses
+}
+
+fn assert_peak(bench: &Bench, what: &str) {
+    let peak = bench.daemon.peak_kib();
+    println!("{what}: peak {peak} KiB");
+    assert!(peak < PEAK_KIB_MAX, "{what}: {peak} KiB");
+}
+
+#[tokio::test]
+async fn pictures_from_64_clients_online() {
+    let bench = Bench::with(settings()).await;
+    println!("idle: {} KiB", bench.daemon.peak_kib());
+    let statuses = all_at_once(&bench, picture).await;
+    assert_eq!(statuses, [200; CLIENTS]);
+    assert_peak(&bench, "online");
+    assert_eq!(bench.daemon.body_files(), 0, "bodies are left behind");
+}
+
+#[tokio::test]
+async fn pictures_from_64_clients_stored_and_drained() {
+    let bench = Bench::offline(settings()).await;
+    let statuses = all_at_once(&bench, |n| picture(n).header("prefer", "respond-async")).await;
+    assert_eq!(statuses, [202; CLIENTS]);
+    assert_peak(&bench, "stored");
+    assert_eq!(bench.daemon.body_files(), CLIENTS);
+    bench.uplink.set_faults(Faults::default()).await;
+    until("the backlog to drain", 300, || async { (bench.daemon.backlog().await == 0).then_some(()) }).await;
+    for n in 0..CLIENTS {
+        assert_eq!(bench.answered(&format!("picture {n}")), 1);
+    }
+    assert_peak(&bench, "drained");
+    until("the files to go", 10, || async { (bench.daemon.body_files() == 0).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn pictures_that_wait_for_a_slow_uplink() {
+    let bench = Bench::with(settings()).await;
+    bench.uplink.set_faults(Faults { delay_ms: 2_000, ..Faults::default() }).await;
+    let statuses = all_at_once(&bench, picture).await;
+    assert_eq!(statuses, [200; CLIENTS]);
+    assert_peak(&bench, "slow uplink");
+}
