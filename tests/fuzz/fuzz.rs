@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 mod targets;
 
 fuzz_target!(|data: &[u8]| {
-    static TARGET: OnceLock<fn(&[u8])> = OnceLock::new();
+    static TARGET: OnceLock<targets::Target> = OnceLock::new();
     let target = TARGET.get_or_init(|| {
         let name = std::env::var("FUZZ_TARGET").unwrap_or_default();
         let found = targets::ALL.iter().find(|(known, _)| *known == name);

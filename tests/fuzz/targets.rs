@@ -5,12 +5,16 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use holdfast::body::Body;
 use holdfast::uplink::sse::Splitter;
 use holdfast::uplink::{body, classify};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
+/// Takes any bytes; panics where something does not hold.
+pub type Target = fn(&[u8]);
+
 /// Every target by the name of its corpus.
-pub const ALL: &[(&str, fn(&[u8]))] = &[
+pub const ALL: &[(&str, Target)] = &[
     ("answer", answer),
     ("body", request),
     ("config", config),
@@ -69,20 +73,29 @@ pub fn answer(data: &[u8]) {
 pub fn request(data: &[u8]) {
     const ENDPOINTS: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/other"];
     let Some((first, rest)) = data.split_first() else { return };
-    let body = Bytes::copy_from_slice(rest);
+    let body = Body::from(Bytes::copy_from_slice(rest));
     let Ok(head) = body::read(ENDPOINTS[usize::from(first % 4)], &body) else { return };
-    let changed = body::for_uplink(&body, &head, Some("a \"new\" name"), false);
-    let value: serde_json::Value = match serde_json::from_slice(&changed) {
-        Ok(value) => value,
+    let changed = spliced(rest, &body::for_uplink(&body, &head, Some("a \"new\" name"), false).edits);
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(&changed) else {
         // What was too deep, or no number that fits, was so before.
-        Err(_) => {
-            assert!(serde_json::from_slice::<serde_json::Value>(&body).is_err(), "the change made it no JSON");
-            return;
-        }
+        assert!(serde_json::from_slice::<serde_json::Value>(rest).is_err(), "the change made it no JSON");
+        return;
     };
     assert_eq!(value["model"], "a \"new\" name");
     assert_ne!(value["stream"], true);
-    assert_eq!(body::for_uplink(&body, &head, None, true), body);
+    assert!(body::for_uplink(&body, &head, None, true).edits.is_empty());
+}
+
+/// The bytes with what stands in place of some of them.
+fn spliced(bytes: &[u8], edits: &[(std::ops::Range<u64>, Bytes)]) -> Vec<u8> {
+    let (mut out, mut at) = (Vec::new(), 0);
+    for (range, new) in edits {
+        out.extend_from_slice(&bytes[at..range.start as usize]);
+        out.extend_from_slice(new);
+        at = range.end as usize;
+    }
+    out.extend_from_slice(&bytes[at..]);
+    out
 }
 
 /// A configuration is taken or refused with at least one reason, whatever stands in the file.

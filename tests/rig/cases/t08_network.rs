@@ -47,6 +47,7 @@ enum Expect {
     Slow,
 }
 
+#[derive(Clone, Copy)]
 struct Row {
     name: &'static str,
     make: Make,

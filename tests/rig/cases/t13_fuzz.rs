@@ -16,7 +16,12 @@ use crate::parts::http::chat;
 #[path = "../../fuzz/targets.rs"]
 mod targets;
 
-pub const CASE: Case = Case { id: "T13", what: "fuzzing of everything that reads foreign bytes", faults: &[], run };
+pub const CASE: Case = Case {
+    id: "T13",
+    what: "fuzzing of everything that reads foreign bytes",
+    faults: &[Planted::In(Fault::OffByOneInALength)],
+    run,
+};
 
 /// Seconds of libFuzzer for each target in the long form.
 const SECONDS: &str = "60";

@@ -165,9 +165,7 @@ fn bound_right(log: &Path, mode: &str) -> Result<(), String> {
     let wanted = mode.trim_start_matches('0');
     let right = |line: &str| line.split(' ').nth(1) == Some(wanted);
     let seen = text.contains("bind ") && text.contains("listen ");
-    if !seen {
-        panic!("the shim saw no socket: {text:?}");
-    }
+    assert!(seen, "the shim saw no socket: {text:?}");
     if text.lines().all(right) { Ok(()) } else { Err(format!("the socket had another mode for an instant: {text:?}")) }
 }
 

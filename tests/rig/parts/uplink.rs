@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::rest;
 
 /// No request of a test takes longer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What it does with a chat that arrived whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
