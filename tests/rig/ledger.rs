@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast::body::Body;
 use holdfast::control::types::State;
 use holdfast::spool::Spool;
 use holdfast::spool::record::{Filter, Record};
@@ -186,7 +187,7 @@ impl Ledger {
                 if known.end.is_some() {
                     return Err(format!("request {n} is sent once more after its end: {known:?}"));
                 }
-                if one.body[..] != crate::chance::body(n, known.size) {
+                if bytes(&one.body).map_err(|e| e.to_string())? != crate::chance::body(n, known.size) {
                     return Err(format!("request {n} is sent with another body: {known:?}"));
                 }
                 if !seen.insert(n) {
@@ -240,4 +241,13 @@ async fn all(spool: &Spool) -> Result<BTreeMap<u64, Record>, String> {
             }
         }
     }
+}
+
+/// A body's bytes, from memory or its file.
+pub fn bytes(body: &Body) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < body.len() {
+        bytes.extend(body.read(bytes.len() as u64, body.len())?);
+    }
+    Ok(bytes)
 }

@@ -63,10 +63,11 @@ fn row(conn: &Connection, data: &Path, n: u64, marks: &mut String) -> Result<(),
             file
         ],
     )?;
+    let body = crate::ledger::bytes(&new.body)?;
     match &file {
-        Some(name) => std::fs::write(data.join("bodies").join(name), &new.body)?,
+        Some(name) => std::fs::write(data.join("bodies").join(name), &body)?,
         None if answered => answer(conn, n)?,
-        None => drop(conn.execute("INSERT INTO body VALUES (?1, ?2)", params![n as i64, &new.body[..]])?),
+        None => drop(conn.execute("INSERT INTO body VALUES (?1, ?2)", params![n as i64, &body[..]])?),
     }
     writeln!(marks, "a? {n} {size}\na! {n}")?;
     match state {
