@@ -162,19 +162,15 @@ impl Driver {
 
     async fn lease(&mut self, max: u32) -> Vec<Leased> {
         self.mark("l?");
-        match self.spool.lease(max).await {
-            Ok(leased) => {
-                for one in &leased {
-                    self.mark(&format!("l! {}", number(&one.id).unwrap_or(0)));
-                }
-                self.mark("le");
-                leased
-            }
-            Err(_) => {
-                self.mark("lx");
-                Vec::new()
-            }
+        let Ok(leased) = self.spool.lease(max).await else {
+            self.mark("lx");
+            return Vec::new();
+        };
+        for one in &leased {
+            self.mark(&format!("l! {}", number(&one.id).unwrap_or(0)));
         }
+        self.mark("le");
+        leased
     }
 
     async fn settle(&mut self, one: &Leased, kind: &str, how: Settlement) {

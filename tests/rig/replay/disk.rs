@@ -118,7 +118,7 @@ impl Disk {
             Event::Write { fd, at, bytes } => self.change(*fd, Change::Bytes(*at, bytes.clone())),
             Event::Truncate { fd, to } => self.change(*fd, Change::Length(*to)),
             Event::Sync { fd } => self.sync(*fd),
-            Event::Unlink { path } => self.name(path, |name| Naming::Remove(name)),
+            Event::Unlink { path } => self.name(path, Naming::Remove),
             Event::Mkdir { path } => {
                 self.folders.push(Folder::default());
                 let node = Node::Folder(self.folders.len() - 1);
@@ -275,24 +275,24 @@ impl Content {
         let last = self.pending.len() - 1;
         // Sometimes nearly all arrives, sometimes nearly nothing: both find other faults than the half does.
         let arrives = [2, 8, 14][chance.below(3) as usize];
-        for (at, change) in self.pending.iter().enumerate() {
-            match (damage, change) {
+        for (at, pending) in self.pending.iter().enumerate() {
+            match (damage, pending) {
                 (Damage::Torn, Change::Bytes(offset, data)) if at == last => {
                     let sectors = chance.below((data.len() / SECTOR) as u64 + 1) as usize;
                     put(&mut bytes, *offset, &data[..sectors * SECTOR]);
                 }
-                (Damage::Torn, change) => change.apply(&mut bytes),
+                (Damage::Torn, whole) => whole.apply(&mut bytes),
                 (_, Change::Length(_)) => {
                     if chance.below(16) < arrives {
-                        change.apply(&mut bytes);
+                        pending.apply(&mut bytes);
                     }
                 }
                 (_, Change::Bytes(offset, data)) => {
-                    pages(*offset, data, |at, part| {
+                    pages(*offset, data, |place, piece| {
                         if chance.below(16) < arrives {
-                            put(&mut bytes, at, part);
+                            put(&mut bytes, place, piece);
                         } else if damage == Damage::Garbage && chance.one_in(2) {
-                            put(&mut bytes, at, &crate::chance::body(chance.next() >> 1, part.len()));
+                            put(&mut bytes, place, &crate::chance::body(chance.next() >> 1, piece.len()));
                         }
                     });
                 }
