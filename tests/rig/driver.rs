@@ -47,7 +47,7 @@ pub fn request(n: u64, size: usize) -> NewRequest {
         priority: Priority::Normal,
         policy: Policy::Queue,
         body_hash: hash(&body),
-        body: Bytes::from(body),
+        body: Bytes::from(body).into(),
         idempotency_key: n.is_multiple_of(2).then(|| format!("key-{n}")),
         ttl_ms: 1 << 40,
         leased: false,

@@ -64,9 +64,14 @@ fn row(conn: &Connection, data: &Path, n: u64, marks: &mut String) -> Result<(),
         ],
     )?;
     match &file {
-        Some(name) => std::fs::write(data.join("bodies").join(name), &new.body)?,
+        Some(name) => std::fs::write(data.join("bodies").join(name), &new.body.read(0, new.body.len())?)?,
         None if answered => answer(conn, n)?,
-        None => drop(conn.execute("INSERT INTO body VALUES (?1, ?2)", params![n as i64, &new.body[..]])?),
+        None => {
+            drop(conn.execute(
+                "INSERT INTO body VALUES (?1, ?2)",
+                params![n as i64, &new.body.read(0, new.body.len())?[..]],
+            )?)
+        }
     }
     writeln!(marks, "a? {n} {size}\na! {n}")?;
     match state {
