@@ -377,6 +377,9 @@ fn new_pool(options: &Options) -> Result<Pool, TlsError> {
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(options.timeouts.connect));
+    // A request that was given up in the middle of its body leaves a connection that nobody waits for any more:
+    // without this the kernel keeps it, and a piece of the body, for a quarter of an hour.
+    http.set_tcp_user_timeout(Some(options.timeouts.total));
     let tls = client_config(options.ca_file.as_deref())?;
     let https =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
