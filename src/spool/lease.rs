@@ -55,13 +55,13 @@ pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result
             break;
         }
         let Some(row) = next_but(store, except)? else { break };
-        if row.expires_at <= store.powered.now_ms() {
-            store.end_untold(&row, State::Expired, "ttl")?;
+        if !sum::holds(&store.conn, row.seq)? {
+            store.set_aside(&row)?;
             overdue += 1;
             continue;
         }
-        if !sum::holds(&store.conn, row.seq)? {
-            store.set_aside(&row)?;
+        if row.expires_at <= store.powered.now_ms() {
+            store.end_untold(&row, State::Expired, "ttl")?;
             overdue += 1;
             continue;
         }
@@ -96,8 +96,8 @@ fn next_but(store: &mut Store, except: Option<&str>) -> Result<Option<Standing>,
 
 /// The row that an index names.
 fn listed(store: &Store, seq: i64) -> Result<Standing, SpoolError> {
-    let row = store.by_seq(num(seq))?;
-    row.ok_or_else(|| SpoolError::Damaged("an index names a request that its table does not have".into()))
+    let row = store.by_seq(num(seq))?.filter(|row| row.state == State::Queued && !row.deferred);
+    row.ok_or_else(|| SpoolError::Damaged("an index names a waiting request that its table does not have".into()))
 }
 
 /// Remembers that it was this lane's turn.
