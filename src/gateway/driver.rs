@@ -42,6 +42,8 @@ pub(super) struct Driver {
     /// Settlements under way of requests that are set aside; control bounds their number.
     settling: HashMap<u64, oneshot::Receiver<()>>,
     deliveries: HashMap<AttemptId, Box<Delivery>>,
+    /// Why the latest lease failed, until one succeeds.
+    lease_trouble: Option<&'static str>,
     tasks: JoinSet<()>,
     /// The latest sweep: while a slow disk keeps it, no other joins the line.
     sweeping: Option<AbortHandle>,
@@ -72,6 +74,7 @@ impl Driver {
             leased: HashMap::new(),
             settling: HashMap::new(),
             deliveries: HashMap::new(),
+            lease_trouble: None,
             tasks: JoinSet::new(),
             sweeping: None,
             cut: watch::channel(false).0,
@@ -184,6 +187,7 @@ impl Driver {
                 self.turn(Event::Ended { attempt, outcome, latency_ms, next: wants_next });
             }
             Input::Leased(Ok(leased)) => {
+                self.lease_trouble = None;
                 let items = leased.iter().map(|l| item(l, false)).collect();
                 self.leased.extend(leased.into_iter().map(|l| (l.seq, Arc::new(l))));
                 self.turn(Event::Leased(items));
@@ -192,7 +196,10 @@ impl Driver {
                 self.turn(Event::Ready(ready));
             }
             Input::Leased(Err(error)) => {
-                tracing::warn!(HOLDFAST_REASON = error.kind(), "the backlog cannot be read: {error}");
+                // Asked again every second; said once for each trouble.
+                if self.lease_trouble.replace(error.kind()) != Some(error.kind()) {
+                    tracing::warn!(HOLDFAST_REASON = error.kind(), "the backlog cannot be read: {error}");
+                }
                 self.turn(Event::LeaseFailed);
             }
             Input::Adopt(leased) => {

@@ -7,9 +7,9 @@ use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, params_from_iter};
 
 use super::codes::{self, num, sql, state_code};
-use super::store::{DAMAGED, Place, Store};
+use super::store::{DAMAGED, Place, Standing, Store};
 use super::{SpoolError, accept, sum};
-use crate::control::types::State;
+use crate::control::types::{Policy, Priority, State};
 
 /// Places in [`SalvagedRow::values`], which are the columns of `request` before `version`.
 const SEQ: usize = 0;
@@ -19,13 +19,20 @@ const STATE: usize = 3;
 const PRIORITY: usize = 4;
 const DEFERRED: usize = 5;
 const MAYBE_BILLED: usize = 7;
+const ACCEPTED_AT: usize = 8;
 const ENDED_AT: usize = 10;
+const POLICY: usize = 13;
 const KEY: usize = 17;
 const BODY_BYTES: usize = 18;
+const BODY_HASH: usize = 19;
 const BODY_KEPT: usize = 20;
 const BODY_FILE: usize = 21;
 const REASON: usize = 22;
+/// Endpoint and model, which are never null, and the columns that may be.
+const TEXTS: [usize; 2] = [14, 15];
+const NULLS: [usize; 6] = [16, KEY, BODY_FILE, REASON, 23, 24];
 /// Places in an answer's values.
+const ANSWER_LOCAL: usize = 1;
 const ANSWER_SIZE: usize = 10;
 const ANSWER_FILE: usize = 13;
 
@@ -83,6 +90,11 @@ impl SalvagedRow {
         }
     }
 
+    /// Whether the uplink's answer is there.
+    fn has_answer(&self) -> bool {
+        self.answers.iter().any(|a| matches!(a.get(ANSWER_LOCAL), Some(Value::Integer(0))))
+    }
+
     fn text(&self, at: usize) -> Option<&str> {
         match self.values.get(at) {
             Some(Value::Text(text)) => Some(text),
@@ -96,12 +108,22 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
     let id = row.text(ID).filter(|_| row.values.len() == sum::REQUEST.len() - 1);
     let id = id.ok_or_else(|| SpoolError::Storage("a salvaged row has another shape".into()))?.to_owned();
     let state = codes::state(row.int(STATE))?;
-    if !state.is_final() && has_ended(store, &id, row.version) {
+    let standing = store.by_id(&id)?;
+    if !state.is_final()
+        && let Some((end, version)) = ended(store, &id).filter(|(_, version)| *version >= row.version)
+    {
+        if let Some(old) = standing.filter(|old| old.version <= version) {
+            end_again(store, &old, end)?;
+        }
         return Ok(Adopted::Ended);
     }
-    let standing = store.by_id(&id)?;
     let verdict = match &standing {
-        Some(old) if old.version >= row.version => return Ok(Adopted::Known),
+        Some(old) if old.version >= row.version => {
+            if row.superseded && old.version == row.version {
+                doubt(store, old)?;
+            }
+            return Ok(Adopted::Known);
+        }
         Some(_) => Adopted::Updated,
         None => Adopted::Inserted,
     };
@@ -122,10 +144,86 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
     Ok(verdict)
 }
 
-/// A copy with a higher version than the one that ended was queued again by hand since.
-fn has_ended(store: &mut Store, id: &str, version: u64) -> bool {
+/// The end that the outcome log knows, and the row's version then: a copy with a higher one was queued again by
+/// hand since.
+fn ended(store: &mut Store, id: &str) -> Option<(Option<State>, u64)> {
     let data_dir = store.options.data_dir.clone();
-    store.rescue.known(&data_dir).ended(id).is_some_and(|(_, ended)| ended >= version)
+    store.rescue.known(&data_dir).ended(id)
+}
+
+/// The database went back to a row's state before its end: what the log of ends says stands. Its answer is lost.
+fn end_again(store: &mut Store, old: &Standing, end: Option<State>) -> Result<(), SpoolError> {
+    if old.state.is_final() || store.held.contains(&old.seq) {
+        return Ok(());
+    }
+    match end {
+        Some(state) => store.end_untold(old, state, DAMAGED),
+        // Taken back before anybody was told of it.
+        None => store.remove(old),
+    }
+}
+
+/// A newer image of a waiting row is damaged: it may have been on its way.
+fn doubt(store: &mut Store, old: &Standing) -> Result<(), SpoolError> {
+    if old.state.is_final() || store.held.contains(&old.seq) {
+        return Ok(());
+    }
+    if old.maybe_billed || store.options.hold_unknown {
+        return store.end_untold(old, State::Dead, "unknown");
+    }
+    let text = "UPDATE request SET maybe_billed = 1 WHERE seq = ?1";
+    store.conn.prepare_cached(text)?.execute([sql(old.seq)])?;
+    Ok(())
+}
+
+/// A request of which only its name is left.
+#[derive(Debug, Clone)]
+pub(super) struct LostRow {
+    pub(super) seq: u64,
+    pub(super) id: String,
+    /// The code of its latest readable state.
+    pub(super) state: Option<i64>,
+}
+
+/// Version of a row of which nothing is left: above every copy that another file may hold, since nothing says
+/// what was done with it.
+const LOST_VERSION: u64 = 1 << 30;
+
+/// Records what became of a request that cannot be read any more, so that whoever asks is told.
+pub(super) fn adopt_lost(store: &mut Store, lost: &LostRow) -> Result<Adopted, SpoolError> {
+    if store.by_id(&lost.id)?.is_some() {
+        return Ok(Adopted::Known);
+    }
+    let end = match ended(store, &lost.id) {
+        Some((None, _)) => return Ok(Adopted::Ended),
+        Some((Some(state), _)) => Some(state),
+        None => None,
+    };
+    let number = Value::Integer;
+    let now = sql(store.powered.now_ms());
+    let mut values = vec![number(0); sum::REQUEST.len() - 1];
+    for at in TEXTS {
+        values[at] = Value::Text(String::new());
+    }
+    for at in NULLS {
+        values[at] = Value::Null;
+    }
+    values[SEQ] = number(sql(lost.seq));
+    values[ID] = Value::Text(lost.id.clone());
+    values[STATE] = number(state_code(end.unwrap_or(State::Queued)));
+    values[PRIORITY] = number(i64::from(Priority::Normal.rank()));
+    values[POLICY] = number(codes::policy_code(Policy::Queue));
+    values[BODY_HASH] = Value::Blob(vec![0; 32]);
+    (values[ACCEPTED_AT], values[ENDED_AT]) = (number(now), number(now));
+    if end.is_some() {
+        values[REASON] = Value::Text(DAMAGED.to_owned());
+    }
+    // Nothing says that it was never sent, unless it was seen waiting.
+    let superseded = lost.state != Some(state_code(State::Queued));
+    let (source, body, answers) = (None, SalvagedBody::Lost, Vec::new());
+    let row = SalvagedRow { values, version: LOST_VERSION, superseded, source, body, answers };
+    insert(store, &row, &lost.id, end.unwrap_or(State::Queued), false)?;
+    Ok(Adopted::Inserted)
 }
 
 fn names(row: &SalvagedRow) -> Vec<String> {
@@ -147,6 +245,9 @@ struct Turn {
 fn turn(store: &Store, row: &SalvagedRow, state: State, held: bool) -> Turn {
     let billed = row.int(MAYBE_BILLED) != 0;
     let stays = |state| Turn { state, maybe_billed: billed, reason: None };
+    if state == State::Answered && !row.has_answer() {
+        return Turn { reason: Some(DAMAGED), ..stays(state) };
+    }
     if state.is_final() || (state == State::Sending && held) {
         return stays(state);
     }

@@ -66,8 +66,9 @@ impl From<rusqlite::Error> for SpoolError {
     fn from(error: rusqlite::Error) -> SpoolError {
         use rusqlite::Error as E;
         // The tables are strict: a value of another type or range was not written by us.
-        if matches!(error, E::FromSqlConversionFailure(..) | E::IntegralValueOutOfRange(..) | E::InvalidColumnType(..))
-        {
+        let strange = matches!(error, E::Utf8Error(..) | E::FromSqlConversionFailure(..))
+            || matches!(error, E::IntegralValueOutOfRange(..) | E::InvalidColumnType(..));
+        if strange {
             return SpoolError::Damaged(error.to_string());
         }
         match error.sqlite_error_code() {

@@ -285,6 +285,17 @@ impl Spool {
         self.write(|_| Ok(())).await
     }
 
+    /// Waits until everything that was set aside is read; false where some of it must wait for the next start.
+    pub async fn salvaged(&self) -> Result<bool, SpoolError> {
+        let (ended, end) = oneshot::channel();
+        self.read(move |store| {
+            store.rescue.tell(ended);
+            Ok(())
+        })
+        .await?;
+        end.await.map_err(|_| SpoolError::Closed)
+    }
+
     /// Folds the log in and ends the thread. Leases stay as they are: the next start judges them.
     pub async fn close(&self) {
         let (reply, closed) = oneshot::channel();

@@ -27,10 +27,10 @@ pub(super) const NEXT_IN_LANE: &str = "SELECT seq FROM request INDEXED BY reques
 /// Every lane with work, in the order of their turns.
 const LANES: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
     WHERE ready > 0 ORDER BY priority, served, source_id";
-/// The oldest ready request of a lane whose model is none of a list. It reads past the others: as many as may wait.
+/// The oldest ready request of a lane whose model and number are none of two lists. It reads past the others: as many as may wait.
 const NEXT_AROUND: &str = "SELECT seq FROM request INDEXED BY request_ready
     WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2
-    AND model NOT IN (SELECT value FROM json_each(?3)) ORDER BY seq LIMIT 1";
+    AND model NOT IN (SELECT value FROM json_each(?3)) AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT 1";
 
 /// A lease as the writer gives it to the handle.
 #[derive(Debug)]
@@ -55,13 +55,13 @@ pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result
             break;
         }
         let Some(row) = next_but(store, except)? else { break };
-        if row.expires_at <= store.powered.now_ms() {
-            store.end_untold(&row, State::Expired, "ttl")?;
+        if !sum::holds(&store.conn, row.seq)? {
+            store.set_aside(&row)?;
             overdue += 1;
             continue;
         }
-        if !sum::holds(&store.conn, row.seq)? {
-            store.set_aside(&row)?;
+        if row.expires_at <= store.powered.now_ms() {
+            store.end_untold(&row, State::Expired, "ttl")?;
             overdue += 1;
             continue;
         }
@@ -73,23 +73,31 @@ pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result
 }
 
 fn next_but(store: &mut Store, except: Option<&str>) -> Result<Option<Standing>, SpoolError> {
-    let Some(except) = except else { return next(store) };
+    if except.is_none() && store.rescue.behind().is_none() {
+        return next(store);
+    }
     let lanes: Vec<(i64, i64)> = {
         let mut statement = store.conn.prepare_cached(LANES)?;
         let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
         rows.collect::<Result<_, _>>()?
     };
     for (priority, source_id) in lanes {
-        let bounds = params![priority, source_id, except];
+        let bounds = params![priority, source_id, except.unwrap_or("[]"), store.rescue.behind().unwrap_or("[]")];
         let mut statement = store.conn.prepare_cached(NEXT_AROUND)?;
         let seq: Option<i64> = statement.query_row(bounds, |r| r.get(0)).optional()?;
         drop(statement);
         if let Some(seq) = seq {
             serve(store, priority, source_id)?;
-            return store.by_seq(num(seq));
+            return listed(store, seq).map(Some);
         }
     }
     Ok(None)
+}
+
+/// The row that an index names.
+fn listed(store: &Store, seq: i64) -> Result<Standing, SpoolError> {
+    let row = store.by_seq(num(seq))?.filter(|row| row.state == State::Queued && !row.deferred);
+    row.ok_or_else(|| SpoolError::Damaged("an index names a waiting request that its table does not have".into()))
 }
 
 /// Remembers that it was this lane's turn.
@@ -109,7 +117,7 @@ fn next(store: &mut Store) -> Result<Option<Standing>, SpoolError> {
         let seq: Option<i64> =
             store.conn.prepare_cached(NEXT_IN_LANE)?.query_row([priority, source_id], |r| r.get(0)).optional()?;
         match seq {
-            Some(seq) => return store.by_seq(num(seq)),
+            Some(seq) => return listed(store, seq).map(Some),
             // A lane that promises what it does not have can only come from damage; it is corrected.
             None => store
                 .conn

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, params};
@@ -32,6 +32,8 @@ const STEP: u32 = 1_000;
 
 /// How long a start after an unclean stop may look at the whole file; the slow look goes on in the background.
 const CHECK_MAX: Duration = Duration::from_secs(2);
+/// The same after a clean stop, when only the storage itself can have spoilt it.
+const CLEAN_CHECK_MAX: Duration = Duration::from_millis(500);
 /// SQLite's steps between two looks at the clock while it checks: some tenths of a millisecond.
 const CHECK_STEPS: i32 = 10_000;
 /// Sequence numbers skipped at least after a file was set aside: far more than requests can be unfinished, so that
@@ -40,20 +42,32 @@ const LEAP: u64 = 1 << 20;
 
 /// Opens the spool, making it where there is none, and starts its thread. Blocks while it does.
 pub fn open(options: Options) -> Result<Spool, SpoolError> {
+    begin(options, whole_or_new)
+}
+
+/// The same, but sets the database aside whatever it looks like and brings back what it holds, row by row.
+pub(super) fn open_anew(options: Options) -> Result<Spool, SpoolError> {
+    begin(options, anew)
+}
+
+/// The database to be used, and what its numbers must stay above.
+type Base = fn(&Options) -> Result<(Connection, Floors), SpoolError>;
+
+fn begin(options: Options, base: Base) -> Result<Spool, SpoolError> {
     let lock = files::take(&options.data_dir)?;
     let options = Arc::new(options);
     mounts::warn(&options.data_dir);
     if !FreeSpace::is_fine(&options.data_dir, options.min_disk_free) {
         tracing::warn!("the data folder has less than queue.min_disk_free left: new requests are refused");
     }
-    let mut store = attach(&options)?;
+    let mut store = attach(&options, base)?;
     adopt_on_full_disk_too(&mut store)?;
     store.ballast.make(options.min_disk_free);
     start(store, lock)
 }
 
-fn attach(options: &Arc<Options>) -> Result<Store, SpoolError> {
-    let (conn, floors) = whole_or_new(options)?;
+fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
+    let (conn, floors) = base(options)?;
     let (mut mark, mut counts) = store::load(&conn)?;
     floors.raise(&mut counts, &mut mark);
     if plant::is(Fault::ReaderLeftOpen) {
@@ -116,6 +130,10 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
         // A log must never be laid over a database that is not its own.
         return anew(options);
     }
+    if empty && !quarantine::due(dir).is_empty() {
+        // A start died between setting the damaged one aside and filling the new one.
+        return self::empty(options);
+    }
     // A clean stop folds the log in and removes it: where there is one, the last stop was none.
     if log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0 {
         tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
@@ -142,21 +160,23 @@ fn empty(options: &Options) -> Result<(Connection, Floors), SpoolError> {
     Ok((conn, Floors::find(options)))
 }
 
-/// After an unclean stop the tree is looked at as far as time allows. Connections that are given up must not fold
-/// a log into a file that is going to be set aside.
+/// The tree is looked at as far as time allows, then the indexes. Connections that are given up must not fold a log
+/// into a file that is going to be set aside.
 fn checked(mut conn: Connection, unclean: bool) -> Result<Connection, SpoolError> {
-    let done = if unclean { quick_check(&mut conn) } else { Ok(()) };
-    let done = done.and_then(|()| store::load(&conn).map(drop));
+    let (begun, most) = (clock::now(), if unclean { CHECK_MAX } else { CLEAN_CHECK_MAX });
+    let mut done = store::load(&conn).map(drop);
+    for check in ["quick_check(1)", "integrity_check(1)"] {
+        done = done.and_then(|()| check_until(&mut conn, check, begun, most));
+    }
     if done.is_err() {
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     }
     done.map(|()| conn)
 }
 
-fn quick_check(conn: &mut Connection) -> Result<(), SpoolError> {
-    let begun = clock::now();
-    conn.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > CHECK_MAX))?;
-    let said: Result<String, _> = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0));
+fn check_until(conn: &mut Connection, check: &str, begun: Instant, most: Duration) -> Result<(), SpoolError> {
+    conn.progress_handler(CHECK_STEPS, Some(move || begun.elapsed() > most))?;
+    let said: Result<String, _> = conn.query_row(&format!("PRAGMA {check}"), [], |r| r.get(0));
     conn.progress_handler(0, None::<fn() -> bool>)?;
     match said {
         Ok(answer) if answer == "ok" => Ok(()),

@@ -168,8 +168,7 @@ impl Known {
     }
 
     fn take(&mut self, line: &[u8; LINE]) {
-        let whole = line[0] == MAGIC && Sha256::digest(&line[..36])[..4] == line[36..];
-        if !whole {
+        if !is_whole(line) {
             self.damaged += 1;
             return;
         }
@@ -197,6 +196,37 @@ pub(super) fn read(dir: &Path) -> Known {
         tracing::warn!(lines = known.damaged, "the outcome log has damaged lines; they are skipped");
     }
     known
+}
+
+/// Leaves damaged lines out of the log's files; each damaged file is kept beside as `<name>.damaged`.
+pub(super) fn mend(dir: &Path) -> Result<(), SpoolError> {
+    for path in [older(dir), current(dir)] {
+        let Ok(bytes) = std::fs::read(&path) else { continue };
+        let (lines, torn) = bytes.as_chunks::<LINE>();
+        let whole: Vec<u8> = lines.iter().filter(|line| is_whole(line)).flatten().copied().collect();
+        if whole.len() + torn.len() == bytes.len() && torn.is_empty() {
+            continue;
+        }
+        let (kept, new) = (beside(&path, ".damaged"), beside(&path, ".new"));
+        let file = files::private().create(true).truncate(true).open(&new)?;
+        file.write_all_at(&whole, 0)?;
+        file.sync_all()?;
+        std::fs::copy(&path, &kept)?;
+        File::open(&kept)?.sync_all()?;
+        std::fs::rename(&new, &path)?;
+        files::sync_dir(dir)?;
+    }
+    Ok(())
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn is_whole(line: &[u8; LINE]) -> bool {
+    line[0] == MAGIC && Sha256::digest(&line[..36])[..4] == line[36..]
 }
 
 #[cfg(test)]
@@ -238,6 +268,21 @@ mod tests {
         let known = read(dir.path());
         assert_eq!(known.damaged, 1, "the torn line is gone");
         assert!(known.ended("r1").is_none() && known.ended("r2").is_some() && known.ended("r3").is_some());
+    }
+
+    #[test]
+    fn mending_leaves_the_damaged_lines_out_and_keeps_them_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        log(dir.path()).append(&[line(1, Some(State::Dead), 1), line(2, Some(State::Dead), 1)], 1).unwrap();
+        let path = current(dir.path());
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[9] ^= 4;
+        bytes.extend([MAGIC; 17]);
+        std::fs::write(&path, &bytes).unwrap();
+        mend(dir.path()).unwrap();
+        assert_eq!(read(dir.path()).damaged, 0);
+        assert!(read(dir.path()).ended("r1").is_none() && read(dir.path()).ended("r2").is_some());
+        assert_eq!(std::fs::read(beside(&path, ".damaged")).unwrap(), bytes);
     }
 
     #[test]

@@ -3,17 +3,17 @@
 //! Owns the thread that reads a set and hands its rows to the writer in small batches; never writes the database
 //! itself and never holds new work up.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::adopt::{self, Adopted, SalvagedBody, SalvagedRow};
+use super::adopt::{self, Adopted, LostRow, SalvagedBody, SalvagedRow};
 use super::codes::num;
 use super::outcomes::{self, Known, Line};
 use super::salvage::{Body, Found, Salvage};
 use super::store::Store;
 use super::writer::{Command, Job};
-use super::{SpoolError, quarantine};
+use super::{SpoolError, quarantine, salvage};
 
 /// Rows per transaction: new work waits behind one batch only.
 const BATCH: usize = 64;
@@ -42,6 +42,11 @@ pub(super) struct Rescue {
     known: Option<Known>,
     /// Bodies may belong to rows that are not back yet.
     under_way: bool,
+    /// JSON list of the numbers of rows that may be behind what was acknowledged: not handed out until the salvage
+    /// has spoken.
+    behind: Option<String>,
+    /// Who waits for the end of the salvage.
+    waiting: Vec<oneshot::Sender<bool>>,
     /// The database in place is a new one that was never served from: should it fail, it may simply go.
     pub(super) is_unused: bool,
 }
@@ -50,6 +55,31 @@ impl Rescue {
     /// Whether rows are still to come back.
     pub(super) fn is_under_way(&self) -> bool {
         self.under_way
+    }
+
+    /// Rows that are not to be handed out yet, as a JSON list.
+    pub(super) fn behind(&self) -> Option<&str> {
+        self.behind.as_deref()
+    }
+
+    /// Tells at the end of the salvage whether all of it was read; at once where there is none.
+    pub(super) fn tell(&mut self, to: oneshot::Sender<bool>) {
+        if self.under_way {
+            self.waiting.push(to);
+        } else {
+            let _ = to.send(true);
+        }
+    }
+
+    /// The end of the salvage. Sets that are left stay due, and bodies stay until the start that has read them all.
+    fn end(&mut self, whole: bool) {
+        for to in self.waiting.drain(..) {
+            let _ = to.send(whole);
+        }
+        self.behind = None;
+        if whole {
+            *self = Rescue::default();
+        }
     }
 
     /// Adds lines written since.
@@ -73,19 +103,28 @@ pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
         return;
     }
     store.rescue.under_way = true;
+    store.rescue.behind = behind(&sets);
     let work = move || {
         let whole = sets.iter().all(|set| salvage(set, &data_dir, &commands));
-        // Sets that are left stay due, and bodies stay until the start that has read them all.
-        if whole {
-            let _ = send(&commands, |store| {
-                store.rescue = Rescue::default();
-                Ok(())
-            });
-        }
+        let _ = send(&commands, move |store| {
+            store.rescue.end(whole);
+            Ok(())
+        });
     };
     if let Err(error) = std::thread::Builder::new().name("salvage".into()).spawn(work) {
         tracing::error!(%error, "the salvage could not be started; the next start tries again");
     }
+}
+
+fn behind(sets: &[PathBuf]) -> Option<String> {
+    let mut all = Vec::new();
+    for set in sets {
+        match salvage::behind(&set.join("spool.db"), &set.join("spool.db-wal")) {
+            Ok(rows) => all.extend(rows),
+            Err(error) => tracing::warn!(%error, set = %set.display(), "a set's log cannot be read yet"),
+        }
+    }
+    (!all.is_empty()).then(|| serde_json::json!(all).to_string())
 }
 
 fn salvage(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
@@ -111,6 +150,25 @@ struct Rows {
     refused: u64,
 }
 
+impl Rows {
+    fn count(&mut self, verdicts: Vec<Option<Adopted>>) {
+        for verdict in verdicts {
+            match verdict {
+                Some(Adopted::Inserted | Adopted::Updated) => self.adopted += 1,
+                Some(Adopted::Known) => self.known += 1,
+                Some(Adopted::Ended) => self.ended += 1,
+                None => self.refused += 1,
+            }
+        }
+    }
+}
+
+/// Requests that are lost but for their names.
+fn lost(reader: &Salvage) -> Vec<LostRow> {
+    let whole = reader.report().lost.iter().filter(|lost| lost.what == "request");
+    whole.filter_map(|lost| Some(LostRow { seq: lost.seq?, id: lost.id.clone()?, state: lost.state })).collect()
+}
+
 fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> Result<Rows, SpoolError> {
     let mut reader = Salvage::open(&set.join("spool.db"), &set.join("spool.db-wal"), data_dir)?;
     let mut rows = Rows::default();
@@ -120,14 +178,11 @@ fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>)
             break;
         }
         let batch = batch.into_iter().map(row).collect();
-        for verdict in adopt_all(batch, commands)? {
-            match verdict {
-                Some(Adopted::Inserted | Adopted::Updated) => rows.adopted += 1,
-                Some(Adopted::Known) => rows.known += 1,
-                Some(Adopted::Ended) => rows.ended += 1,
-                None => rows.refused += 1,
-            }
-        }
+        rows.count(adopt_all(batch, adopt::adopt_row, SalvagedRow::seq, commands)?);
+    }
+    // Last, so that no name stands in the way of a row.
+    for batch in lost(&reader).chunks(BATCH) {
+        rows.count(adopt_all(batch.to_vec(), adopt::adopt_lost, |lost| lost.seq, commands)?);
     }
     reader.report().write(set)?;
     quarantine::done(data_dir, set)?;
@@ -135,20 +190,22 @@ fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>)
 }
 
 /// One transaction; a row that cannot be taken costs none of the others.
-fn adopt_all(
-    batch: Vec<SalvagedRow>,
+fn adopt_all<T: Send + 'static>(
+    batch: Vec<T>,
+    adopt: fn(&mut Store, &T) -> Result<Adopted, SpoolError>,
+    seq: fn(&T) -> u64,
     commands: &mpsc::WeakSender<Command>,
 ) -> Result<Vec<Option<Adopted>>, SpoolError> {
     send(commands, move |store| {
         let mut verdicts = Vec::with_capacity(batch.len());
         for row in &batch {
-            let adopted = store.nested(|store| adopt::adopt_row(store, row));
+            let adopted = store.nested(|store| adopt(store, row));
             match adopted {
                 Ok(verdict) => verdicts.push(Some(verdict)),
                 // No room is no reason to lose the rest: the whole batch is tried again by the next start.
                 Err(error @ (SpoolError::DiskFull | SpoolError::Busy)) => return Err(error),
                 Err(error) => {
-                    tracing::error!(%error, seq = row.seq(), "a salvaged row could not be taken back");
+                    tracing::error!(%error, seq = seq(row), "a salvaged row could not be taken back");
                     verdicts.push(None);
                 }
             }

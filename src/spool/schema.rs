@@ -22,7 +22,7 @@ const PAGE_SIZE: u64 = 4096;
 const ROW_BYTES: u64 = 2048;
 /// Slack of the page cap, so that it stops a runaway and never ordinary work.
 const HEADROOM_BYTES: u64 = 64 << 20;
-/// Versions in order; each runs in one transaction.
+/// Versions in order; each runs in one transaction and changes a table, by which a version is told from a flipped bit.
 pub(super) const MIGRATIONS: [&str; 2] = [V1, V2];
 /// The newest version this program knows.
 pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;
@@ -103,7 +103,8 @@ pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, Spoo
     if !plant::is(Fault::ReaderLeftOpen) {
         set(&conn, "locking_mode", "EXCLUSIVE", "exclusive")?;
     }
-    refuse_by_pragma(&conn)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    refuse(&conn)?;
     prepare(&conn, options)?;
     sum::register(&conn)?;
     migrate::run(&mut conn, path)?;
@@ -113,8 +114,8 @@ pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, Spoo
     Ok(conn)
 }
 
-/// Reads the version from the file itself, before SQLite could change anything.
-fn refuse_by_header(path: &Path) -> Result<(), SpoolError> {
+/// Reads the header from the file itself, before SQLite could change anything or be misled by it.
+pub(super) fn refuse_by_header(path: &Path) -> Result<(), SpoolError> {
     let mut header = [0u8; 100];
     let Ok(mut file) = std::fs::File::open(path) else { return Ok(()) };
     if std::io::Read::read_exact(&mut file, &mut header).is_err() {
@@ -128,15 +129,12 @@ fn refuse_by_header(path: &Path) -> Result<(), SpoolError> {
         return Err(SpoolError::Damaged("spool.db has no SQLite header".into()));
     }
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    refuse(word(68), word(60))
-}
-
-/// The same once more through SQLite: the newer version may stand in the WAL only.
-fn refuse_by_pragma(conn: &Connection) -> Result<(), SpoolError> {
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    let application: i64 = conn.query_row("PRAGMA application_id", [], |r| r.get(0))?;
-    let version: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-    refuse(application as u32, version as u32)
+    judge(word(68), word(60))?;
+    let ours = [(16, &[0x10, 0][..]), (20, &[0, 64, 32, 32]), (52, &[0; 4]), (64, &[0; 4]), (72, &[0; 20])];
+    let fixed = ours.iter().all(|(at, bytes)| header[*at..].starts_with(bytes));
+    // Before its first table a database says 0 where it says 4 (the schema's format) and 1 (UTF-8) afterwards.
+    let fixed = fixed && matches!(header[18..20], [1, 1] | [2, 2]) && matches!(word(44), 0 | 4) && word(56) <= 1;
+    if fixed { Ok(()) } else { Err(SpoolError::Damaged("the header of spool.db has flipped bits".into())) }
 }
 
 /// Versions beyond this are a flipped bit and no program of the future.
@@ -144,18 +142,56 @@ const VERSION_MAX: u32 = 255;
 /// So many bits of the application's mark may be wrong before the file is somebody else's.
 const MARK_BITS: u32 = 4;
 
-pub(super) fn refuse(application: u32, version: u32) -> Result<(), SpoolError> {
+/// What the two numbers say by themselves.
+fn judge(application: u32, version: u32) -> Result<(), SpoolError> {
     let wrong_bits = (application ^ APPLICATION_ID).count_ones();
-    if version > VERSION_MAX || (1..=MARK_BITS).contains(&wrong_bits) {
+    if version > VERSION_MAX || (1..=MARK_BITS).contains(&wrong_bits) || (version == 0 && wrong_bits == 0) {
         return Err(SpoolError::Damaged("the header of spool.db has flipped bits".into()));
     }
     if application != APPLICATION_ID && (application != 0 || version != 0) {
-        return Err(SpoolError::Storage("spool.db belongs to another program; it was left untouched".into()));
-    }
-    if version > KNOWN {
-        return Err(SpoolError::Newer { found: version, known: KNOWN });
+        return Err(foreign());
     }
     Ok(())
+}
+
+fn foreign() -> SpoolError {
+    SpoolError::Storage("spool.db belongs to another program; it was left untouched".into())
+}
+
+/// Refuses what is foreign or newer. The newer version may stand in the log only, so SQLite is asked; it is believed
+/// only where the tables are not those of a version known here, else the number is what is damaged.
+pub(super) fn refuse(conn: &Connection) -> Result<(), SpoolError> {
+    let number = |pragma: &str| conn.query_row(&format!("PRAGMA {pragma}"), [], |r| r.get::<_, i64>(0));
+    let version = number("user_version")? as u32;
+    judge(number("application_id")? as u32, version)?;
+    if version == KNOWN {
+        return Ok(());
+    }
+    let found = tables(conn)?;
+    let known = (0..=KNOWN).find(|version| tables_of(*version).is_ok_and(|tables| tables == found));
+    match known {
+        Some(known) if known == version => Ok(()),
+        None if version > KNOWN => Err(SpoolError::Newer { found: version, known: KNOWN }),
+        None if version == 0 => Err(foreign()),
+        _ => Err(SpoolError::Damaged("the version of spool.db is not that of its tables".into())),
+    }
+}
+
+/// Tables and columns, in an order of their own.
+fn tables(conn: &Connection) -> Result<Vec<(String, String)>, SpoolError> {
+    let text = "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c
+        WHERE m.type = 'table' ORDER BY m.name, c.cid";
+    let mut statement = conn.prepare(text)?;
+    let columns = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    Ok(columns.collect::<Result<_, _>>()?)
+}
+
+fn tables_of(version: u32) -> Result<Vec<(String, String)>, SpoolError> {
+    let conn = Connection::open_in_memory()?;
+    for text in &MIGRATIONS[..version as usize] {
+        conn.execute_batch(text)?;
+    }
+    tables(&conn)
 }
 
 fn prepare(conn: &Connection, options: &Options) -> Result<(), SpoolError> {

@@ -33,6 +33,11 @@ pub(super) fn step(store: &mut Store) -> Result<Vec<u64>, SpoolError> {
     }
     let mut wrong = Vec::new();
     for seq in seqs {
+        let row = store.by_seq(seq)?;
+        let found = row.map(|row| store.by_id(&row.id)).transpose()?.flatten();
+        if found.is_none_or(|row| row.seq != seq) {
+            return Err(SpoolError::Damaged("a request is not where its table or its index says".into()));
+        }
         if !sum::holds(&store.conn, seq)? || !sum::answers_hold(&store.conn, seq)? {
             wrong.push(seq);
         }

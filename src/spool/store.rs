@@ -265,6 +265,15 @@ impl Store {
     /// request the end stays as it is, since nothing says which part is wrong.
     pub(super) fn set_aside(&mut self, row: &Standing) -> Result<(), SpoolError> {
         tracing::error!(seq = row.seq, "a stored request is damaged: it is set aside and will not be sent");
+        // What a damaged row says of its source or its lane may fit nowhere: then the file goes as a whole, or the
+        // same row would stop every lease.
+        self.put_aside(row).map_err(|error| match error {
+            SpoolError::Storage(what) => SpoolError::Damaged(what),
+            other => other,
+        })
+    }
+
+    fn put_aside(&mut self, row: &Standing) -> Result<(), SpoolError> {
         if !row.state.is_final() {
             return self.end_untold(row, State::Dead, DAMAGED);
         }

@@ -137,6 +137,11 @@ pub(super) enum Orphans {
     Done,
 }
 
+/// Whether the search is over.
+pub(super) fn has_no_orphans(store: &Store) -> bool {
+    store.rescue.is_under_way() || matches!(store.orphans, Orphans::Done)
+}
+
 pub(super) const NAMED: &str = "SELECT 1 FROM request WHERE body_file = ?1
     UNION ALL SELECT 1 FROM answer WHERE file = ?1 LIMIT 1";
 

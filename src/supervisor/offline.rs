@@ -37,11 +37,9 @@ pub fn check(settings: &Settings) -> Result<(Vec<Finding>, u64), SupervisorError
     Ok((faults.into_iter().map(Finding::from).collect(), rows))
 }
 
-/// Does what a start of the daemon does about a damaged spool, and stops again.
+/// Does what a start of the daemon does about a damaged spool, waits until all is read, and stops again.
 pub async fn repair(settings: &Settings) -> Result<(), SupervisorError> {
-    let options = spool_options(settings);
-    let repaired = tokio::task::spawn_blocking(move || spool::repair(options)).await;
-    repaired.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::of_spool)
+    spool::repair(spool_options(settings)).await.map_err(SupervisorError::of_spool)
 }
 
 /// Tells every request that is left as one JSON value, the body in base64 where wanted; gives what is lost.

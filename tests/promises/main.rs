@@ -12,6 +12,7 @@ mod memory;
 mod online;
 mod outages;
 mod policies;
+mod repairs;
 mod repeats;
 mod routes;
 mod simulators;

@@ -15,6 +15,7 @@ use super::report::{Lost, Report};
 use super::rows::{self, Worth};
 use super::{pages, record};
 use crate::control::types::State;
+use crate::spool::store::DAMAGED;
 use crate::spool::{codes, files};
 
 /// Copies of one body or answer that are tried.
@@ -58,6 +59,8 @@ pub(in crate::spool) struct Found {
     pub(in crate::spool) verified: bool,
     /// A newer image of it is damaged: where it stands may be behind.
     pub(in crate::spool) superseded: bool,
+    /// SQLite drops the frame of the log in which it stands.
+    pub(in crate::spool) is_dropped: bool,
     /// Its source's name, where that is left.
     pub(in crate::spool) source: Option<String>,
     /// Its body.
@@ -75,6 +78,11 @@ impl Found {
     /// Its id.
     pub(in crate::spool) fn id(&self) -> &str {
         rows::text(&self.values, rows::ID).unwrap_or_default()
+    }
+
+    /// Damage of it was found before and stands in its record.
+    fn is_told(&self) -> bool {
+        rows::text(&self.values, rows::REASON) == Some(DAMAGED)
     }
 
     /// The code of its state.
@@ -129,6 +137,7 @@ impl Reader<'_> {
             version: row.version,
             verified: row.worth == Worth::Proven,
             superseded,
+            is_dropped: self.images.is_dropped(place.image),
             source: source.map(|(name, _)| name.clone()),
             body: Body::NotKept,
             answers: Vec::new(),
@@ -139,7 +148,9 @@ impl Reader<'_> {
         if found.source.is_none() {
             report.lose(found.loss("source", "its source's name is gone"));
         }
-        if let Body::Lost(why) = found.body {
+        if let Body::Lost(why) = found.body
+            && !found.is_told()
+        {
             report.lose(found.loss("body", why));
         }
         Some(found)
@@ -200,7 +211,7 @@ impl Reader<'_> {
         }
         for local in [false, true] {
             let there = found.answers.iter().any(|a| a.is_local() == local);
-            if !there && self.is_wanted(found, local) {
+            if !there && !found.is_told() && self.is_wanted(found, local) {
                 report.lose(found.loss("answer", if damaged { "its answer is damaged" } else { "its answer is gone" }));
             }
         }

@@ -124,6 +124,20 @@ impl Images {
         frames.map(|(n, _)| Image::Frame(n as u32)).collect()
     }
 
+    /// Whether SQLite drops this image.
+    pub(super) fn is_dropped(&self, image: Image) -> bool {
+        let frame = if let Image::Frame(n) = image { self.log.frames.get(n as usize) } else { None };
+        frame.is_some_and(|f| f.fate == Fate::Dropped)
+    }
+
+    /// Every image of each page of which SQLite drops a frame.
+    pub(super) fn around_dropped(&self) -> Vec<Image> {
+        let dropped = |n: &u32| self.is_dropped(Image::Frame(*n));
+        let pages = self.frames.iter().filter(|(_, frames)| frames.iter().any(dropped)).map(|(page, _)| *page);
+        let images = pages.flat_map(|page| self.of(page)).map(|(image, _)| image);
+        images.chain(self.strays()).collect()
+    }
+
     /// The newest image of a page in a view.
     pub(super) fn newest(&self, page: u32, view: View) -> Option<Image> {
         let fits = |n: &&u32| match view {

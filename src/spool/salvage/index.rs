@@ -38,6 +38,8 @@ pub(super) struct Place {
 pub(super) struct Index {
     /// By sequence number; the winning copy only.
     pub(super) requests: Vec<Place>,
+    /// Some row has a sum: the file is not of the version before there were any.
+    pub(super) has_proven: bool,
     /// By sequence number, every copy: its hash decides later.
     pub(super) bodies: Vec<Place>,
     /// The same of answers.
@@ -70,6 +72,7 @@ pub(super) fn build(images: &Images, report: &mut Report) -> Index {
     index.requests.reverse();
     index.requests.dedup_by_key(|place| place.seq);
     index.requests.reverse();
+    index.has_proven = index.requests.iter().any(|place| place.worth == Worth::Proven);
     index.bodies.sort_unstable();
     index.answers.sort_unstable();
     index.damaged.sort_unstable();

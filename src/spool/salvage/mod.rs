@@ -18,6 +18,7 @@ mod tests;
 mod varint;
 mod wal;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -88,7 +89,9 @@ impl Salvage {
 
     fn found(&mut self, place: &Place) -> Option<Found> {
         let damaged = self.index.damaged.binary_search_by_key(&place.seq, |d| d.0).is_ok();
-        let superseded = damaged || place.depth.0 > 0;
+        // Beside rows with sums, one without is an image from before the migration.
+        let older = place.worth == Worth::Plausible && self.index.has_proven;
+        let superseded = damaged || older || place.depth.0 > 0;
         let mut reader = found::Reader { images: &self.images, index: &self.index, budget: &mut self.budget };
         let Some(found) = reader.read(place, superseded, &self.bodies, &mut self.report) else {
             let seq = u64::try_from(place.seq).ok();
@@ -124,6 +127,20 @@ pub(super) fn count(db: Vec<u8>, wal: Vec<u8>) -> usize {
 /// what was acknowledged.
 pub(super) fn dropped_frames(wal: &Path) -> Result<u64, SpoolError> {
     Ok(wal::scan(source(wal)?.as_ref(), images::PAGE_SIZE).dropped())
+}
+
+/// Numbers of rows on pages of which SQLite drops a frame: what the database says of them may be behind. Reads those
+/// pages only; also names rows of other tables, which does no harm.
+pub(super) fn behind(db: &Path, wal: &Path) -> Result<Vec<u64>, SpoolError> {
+    let images = Images::new(source(db)?, source(wal)?);
+    let mut seqs = BTreeSet::new();
+    let mut page = images.buffer();
+    for image in images.around_dropped() {
+        let leaf = images.read(image, &mut page).then(|| pages::leaf(&page, images.page_of(image))).flatten();
+        let cells = leaf.into_iter().flat_map(|leaf| leaf.cells).flatten();
+        seqs.extend(cells.filter_map(|cell| u64::try_from(cell.rowid).ok()));
+    }
+    Ok(seqs.into_iter().collect())
 }
 
 /// A file that is missing has no bytes.

@@ -11,12 +11,14 @@ use bytes::Bytes;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use rustix::fs::FlockOperation;
+use tokio::sync::oneshot;
 
 use super::convert;
 use super::report::Lost;
 use super::{Body, Found, Salvage};
+use crate::spool::outcomes::{self, Known};
 use crate::spool::record::Record;
-use crate::spool::{self, Options, SpoolError, files, schema};
+use crate::spool::{self, Options, SpoolError, codes, files, schema, sweep};
 
 /// Rows held in memory at a time.
 const BATCH: usize = 64;
@@ -30,7 +32,8 @@ pub struct Fault {
     pub id: Option<String>,
     /// The request's sequence number, likewise.
     pub seq: Option<u64>,
-    /// What it is about: `request`, `state`, `body`, `answer`, `source`, `structure`, `log`, `counter`, `file`.
+    /// What it is about: `request`, `state`, `body`, `answer`, `source`, `structure`, `log`, `outcome`, `counter`,
+    /// `file`.
     pub what: &'static str,
     /// What is wrong.
     pub why: String,
@@ -105,6 +108,7 @@ impl Offline {
     pub fn check(&self) -> Result<(Vec<Fault>, u64), SpoolError> {
         let mut faults = self.structure()?;
         let mut salvage = self.salvage()?;
+        let known = outcomes::read(&self.data_dir);
         let (mut rows, mut named) = (0, HashSet::new());
         loop {
             let batch = salvage.next_batch(BATCH);
@@ -113,6 +117,12 @@ impl Offline {
             }
             rows += batch.len() as u64;
             named.extend(batch.iter().flat_map(Found::files));
+            faults.extend(batch.iter().filter(|found| found.is_dropped).map(|found| {
+                Fault::lost(
+                    &found.loss("log", "its newest state stands only in frames of the log that would be dropped"),
+                )
+            }));
+            faults.extend(batch.iter().filter_map(|found| disagreement(found, &known)));
         }
         let report = salvage.report();
         faults.extend(report.lost.iter().map(Fault::lost));
@@ -121,6 +131,7 @@ impl Offline {
             (report.pages_unreadable, "structure", "pages cannot be read from the disk"),
             (report.frames_dropped, "log", "committed frames of the write-ahead log would be dropped"),
             (report.sources_damaged, "source", "rows of sources are damaged"),
+            (known.damaged, "outcome", "lines of the log of outcomes are damaged"),
         ] {
             if count > 0 {
                 faults.push(Fault::of(what, format!("{count} {why}")));
@@ -147,9 +158,13 @@ impl Offline {
 
     /// What SQLite has to say about the whole, and whether the counters agree with the rows.
     fn structure(&self) -> Result<Vec<Fault>, SpoolError> {
+        match schema::refuse_by_header(&files::database(&self.data_dir)) {
+            Err(error @ SpoolError::Damaged(_)) => return Ok(vec![Fault::of("structure", error.to_string())]),
+            other => other?,
+        }
         let conn = self.connect()?;
         // A newer spool is refused and not called damaged.
-        match refused(&conn) {
+        match schema::refuse(&conn) {
             Err(error @ SpoolError::Newer { .. }) => return Err(error),
             Err(error) => return Ok(vec![Fault::of("structure", error.to_string())]),
             Ok(()) => {}
@@ -194,15 +209,34 @@ impl Offline {
     }
 }
 
-/// Does what a start does after an unclean stop, and stops again.
-pub fn repair(options: Options) -> Result<(), SpoolError> {
-    drop(spool::open(options)?);
-    Ok(())
+/// Does what a start does about a damaged database, whatever this one looks like, and waits for its end: it is set
+/// aside whole, an empty one takes its place, and each row comes back that can be read. So counters, lanes and sums are
+/// made anew, and what cannot be read is on record as damaged. A newer spool is refused. Where the salvage stops, what
+/// was set aside stays due for the next start.
+pub async fn repair(options: Options) -> Result<(), SpoolError> {
+    let newer = Offline::take(&options.data_dir)?.structure();
+    if let Err(error @ SpoolError::Newer { .. }) = newer {
+        return Err(error);
+    }
+    outcomes::mend(&options.data_dir)?;
+    let (sender, opened) = oneshot::channel();
+    std::thread::spawn(move || sender.send(spool::open::open_anew(options)));
+    let spool = opened.await.map_err(|_| SpoolError::Closed)??;
+    let whole = spool.salvaged().await?;
+    while !spool.read(|store| Ok(sweep::has_no_orphans(store))).await? {
+        spool.read(sweep::orphans).await?;
+    }
+    spool.close().await;
+    if whole { Ok(()) } else { Err(SpoolError::Storage("the salvage stopped; the log says why".into())) }
 }
 
-fn refused(conn: &Connection) -> Result<(), SpoolError> {
-    let number = |pragma: &str| conn.query_row(&format!("PRAGMA {pragma}"), [], |r| r.get::<_, i64>(0));
-    schema::refuse(number("application_id")? as u32, number("user_version")? as u32)
+/// Where a row and the log of outcomes say different things.
+fn disagreement(found: &Found, known: &Known) -> Option<Fault> {
+    let (end, version) = known.ended(found.id())?;
+    let ended_since = i64::try_from(version).is_ok_and(|version| version >= found.version);
+    let state = codes::state(found.state_code()).ok()?;
+    let lost = || Fault::lost(&found.loss("outcome", "the log of outcomes says that it ended, its row does not"));
+    (ended_since && !state.is_final() && end.is_some()).then(lost)
 }
 
 fn complaints(conn: &Connection) -> Result<Vec<Fault>, SpoolError> {

@@ -85,10 +85,7 @@ impl Report {
             self.gaps_unnamed += 1;
         }
     }
-}
 
-#[cfg_attr(not(test), allow(dead_code, reason = "for the part of a start that salvages a quarantined set"))]
-impl Report {
     /// Requests, bodies and answers lost, by kind.
     pub(in crate::spool) fn lost_by_kind(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();

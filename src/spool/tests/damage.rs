@@ -4,7 +4,7 @@ use rusqlite::types::Value;
 
 use super::*;
 use crate::control::types::State;
-use crate::spool::adopt::{Adopted, SalvagedBody, SalvagedRow, adopt_row};
+use crate::spool::adopt::{Adopted, LostRow, SalvagedBody, SalvagedRow, adopt_lost, adopt_row};
 use crate::spool::{Condition, SpoolError, quarantine, sum};
 
 /// A row as the salvage will hand it over.
@@ -171,6 +171,49 @@ async fn what_comes_back_is_queued_once_and_never_after_its_end() {
     assert_eq!(back, [("waits", false), ("flies", true)]);
     let record = spool.get("billed".into()).await.unwrap().unwrap();
     assert_eq!((record.state, record.reason.as_deref()), (State::Dead, Some("unknown")));
+}
+
+#[tokio::test]
+async fn what_is_lost_is_on_record_and_what_is_behind_is_not_sent_as_if_new() {
+    let (_old, source) = fresh();
+    for id in ["bodiless", "doubtful", "over"] {
+        take(&source, request(id)).await;
+    }
+    let mut bodiless = salvaged(&source, "bodiless").await;
+    bodiless.body = SalvagedBody::Lost;
+    let mut doubtful = salvaged(&source, "doubtful").await;
+    doubtful.superseded = true;
+    let over = salvaged(&source, "over").await;
+
+    let (_dir, spool) = fresh();
+    // The database went back to before the end of one; the log of ends did not.
+    let seq = take(&spool, NewRequest { leased: true, ..request("over") }).await.seq;
+    spool.settle(seq, answered("yes")).await.unwrap();
+    spool.purge(State::Answered).await.unwrap();
+    take(&spool, request("over")).await;
+    assert_eq!(adopted(&spool, over).await, Adopted::Ended);
+    take(&spool, request("doubtful")).await;
+    assert_eq!(adopted(&spool, doubtful).await, Adopted::Known);
+    assert_eq!(adopted(&spool, bodiless).await, Adopted::Inserted);
+    let lost = |id: &str, seq| LostRow { seq, id: id.to_owned(), state: None };
+    for (row, verdict) in [
+        (lost("gone", 77), Adopted::Inserted),
+        (lost("gone", 77), Adopted::Known),
+        (lost("doubtful", 2), Adopted::Known),
+    ] {
+        assert_eq!(spool.change(move |store| adopt_lost(store, &row)).await.unwrap(), verdict);
+    }
+    assert_counted(&spool).await;
+    let out: Vec<_> = spool.lease(9).await.unwrap().iter().map(|l| (l.id.clone(), l.maybe_billed)).collect();
+    assert_eq!(out, [("doubtful".to_owned(), true)]);
+    for (id, state, billed) in
+        [("bodiless", State::Dead, false), ("gone", State::Dead, true), ("over", State::Answered, false)]
+    {
+        let record = spool.get(id.into()).await.unwrap().unwrap();
+        let seen = (record.state, record.reason.as_deref(), record.maybe_billed);
+        assert_eq!(seen, (state, Some("damaged"), billed), "{id}");
+    }
+    assert_eq!(spool.retry("gone".into()).await.unwrap(), Some(State::Dead), "there is nothing to send");
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ async fn one_owner_at_a_time() {
 async fn a_newer_spool_is_refused_untouched() {
     let (dir, spool) = fresh();
     take(&spool, request("a")).await;
-    spool.look(|store| Ok(store.conn.execute_batch("PRAGMA user_version=7")?)).await.unwrap();
+    spool.look(|store| Ok(store.conn.execute_batch("PRAGMA user_version=7; CREATE TABLE later (x)")?)).await.unwrap();
     spool.close().await;
     let path = files::database(dir.path());
     let before = std::fs::read(&path).unwrap();
@@ -83,7 +83,7 @@ async fn a_newer_version_in_the_log_alone_is_refused_too() {
     let path = files::database(dir.path());
     let conn = rusqlite::Connection::open(&path).unwrap();
     conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
-    conn.execute_batch("PRAGMA user_version=7").unwrap();
+    conn.execute_batch("PRAGMA user_version=7; CREATE TABLE later (x)").unwrap();
     drop(conn);
     let wal = dir.path().join("spool.db-wal");
     let before = (std::fs::read(&path).unwrap(), std::fs::read(&wal).unwrap());
@@ -209,7 +209,8 @@ async fn a_start_after_a_kill() {
     spool.close().await;
     drop(spool);
     multiply(&files::database(dir.path()), 100_000);
-    let spool = open(options(dir.path())).unwrap();
+    let large = |dir: &Path| Options { max_requests: 200_000, per_source_backlog: 200_000, ..options(dir) };
+    let spool = open(large(dir.path())).unwrap();
     take(&spool, from("another", "last")).await;
     // As a kill leaves them: the database and a log that was not folded in.
     let killed = tempfile::tempdir().unwrap();
@@ -218,7 +219,7 @@ async fn a_start_after_a_kill() {
     }
     let bytes = std::fs::metadata(killed.path().join("spool.db")).unwrap().len();
     let start = crate::clock::now();
-    let spool = open(options(killed.path())).unwrap();
+    let spool = open(large(killed.path())).unwrap();
     println!("100,001 rows, {bytes} bytes: open after a kill {:?}", start.elapsed());
     assert_eq!(spool.tally().in_state(State::Queued), 100_001);
 }

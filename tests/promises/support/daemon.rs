@@ -153,6 +153,20 @@ impl Daemon {
         format!("{} {}", self.record(id).await, events.text())
     }
 
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The tool beside it, with the same configuration: exit code and standard output.
+    pub async fn tool(&self, arguments: &[&str]) -> (i32, String) {
+        let mut command = binary(self.dir.path());
+        command.args(arguments).arg("--config").arg(self.dir.path().join("holdfast.toml"));
+        let output = within("the tool", 60, command.output()).await.unwrap();
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// SQLite's own check of every database in the data folder. Only after the daemon has ended.
     pub fn check_databases(&self) {
         let databases = databases(&self.dir.path().join("data"));
@@ -167,15 +181,21 @@ impl Daemon {
 
 fn spawn(dir: &Path) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("daemon.log")).unwrap();
+    let mut command = binary(dir);
+    command.args(["run", "--config"]).arg(dir.join("holdfast.toml"));
+    command.stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().unwrap()
+}
+
+fn binary(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
     // Every HOLDFAST_ variable is configuration to the daemon, also those that are meant for these tests.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOLDFAST_")) {
         command.env_remove(name);
     }
-    command.args(["run", "--config"]).arg(dir.join("holdfast.toml"));
     command.env("BENCH_UPLINK_KEY", KEY).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
-    command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true);
-    command.spawn().unwrap()
+    command.current_dir(dir).stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 fn tail(log: &Path) -> String {

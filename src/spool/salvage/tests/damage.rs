@@ -193,7 +193,7 @@ fn flipped_log(count: u64, seed: u64) {
 }
 
 /// The effort: a few in the ordinary run, as many as `HOLDFAST_DAMAGE` says in a long one.
-fn effort(few: u64) -> (u64, u64) {
+pub(super) fn effort(few: u64) -> (u64, u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
     let seed = number("HOLDFAST_SEED").unwrap_or(11);
     println!("HOLDFAST_SEED={seed}");

@@ -3,5 +3,6 @@
 mod damage;
 mod garbage;
 mod offline;
+mod opened;
 mod reading;
 mod sample;

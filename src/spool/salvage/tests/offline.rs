@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::sample::{Sample, options};
-use crate::spool::{Offline, SpoolError, files, open};
+use crate::control::types::State;
+use crate::spool::{Offline, SpoolError, files, open, outcomes, repair};
 
 /// Every file of a folder with its bytes.
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -92,8 +93,45 @@ fn a_live_daemon_is_not_disturbed_and_a_newer_spool_not_judged() {
     assert_eq!(Offline::take(dir.path()).unwrap_err(), SpoolError::Busy);
     drop(spool);
     let conn = rusqlite::Connection::open(files::database(dir.path())).unwrap();
-    conn.execute_batch("PRAGMA user_version=99").unwrap();
+    conn.execute_batch("PRAGMA user_version=99; CREATE TABLE later (x)").unwrap();
     drop(conn);
     let offline = Offline::take(dir.path()).unwrap();
     assert!(matches!(offline.check().unwrap_err(), SpoolError::Newer { found: 99, .. }));
+}
+
+#[test]
+fn what_only_the_log_holds_and_what_the_ends_deny_is_named() {
+    let sample = Sample::cut(40, 36);
+    let mut wal = sample.wal.clone();
+    // SQLite stops at the first frame that does not hold, so everything behind it would be dropped.
+    wal[32 + 24 + 100] ^= 1;
+    let dir = sample.folder(&sample.db, &wal);
+    let (faults, rows) = check(dir.path());
+    assert_eq!(rows, 40);
+    assert!(faults.iter().filter(|(seq, what)| seq.is_some() && *what == "log").count() > 20, "{faults:?}");
+    // A file from before the ends: waiting rows whose ends are in the log of ends.
+    let early = Sample::cut(10, 37);
+    let dir = early.folder(&early.db, &early.wal);
+    let (seq, known) = early.known.iter().find(|(_, k)| k.values[3] == rusqlite::types::Value::Integer(0)).unwrap();
+    let rusqlite::types::Value::Text(id) = known.values[1].clone() else { panic!("an id is text") };
+    let line = outcomes::Line { seq: *seq as u64, id, state: Some(State::Answered), version: 1 << 20 };
+    outcomes::Outcomes::open(&options(dir.path())).unwrap().append(&[line], 1).unwrap();
+    assert_eq!(check(dir.path()).0, [(Some(*seq as u64), "outcome")]);
+}
+
+#[test]
+fn repair_makes_a_new_database_that_is_in_order() {
+    let sample = Sample::closed(40, 38);
+    let mut db = sample.db.clone();
+    for page in (6..db.len() / 4096).step_by(5) {
+        db[page * 4096..page * 4096 + 64].fill(0xff);
+    }
+    let dir = sample.folder(&db, &[]);
+    assert!(!check(dir.path()).0.is_empty());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(repair(options(dir.path()))).unwrap();
+    let (faults, rows) = check(dir.path());
+    assert_eq!(faults, []);
+    assert!(rows >= 30, "{rows} of 40 are on record");
+    assert_eq!(std::fs::read(dir.path().join("quarantine/1/spool.db")).unwrap(), db);
 }

@@ -6,7 +6,7 @@ use super::sample::Sample;
 #[test]
 fn a_sound_spool_comes_out_byte_for_byte() {
     for sample in [Sample::closed(96, 1), Sample::cut(96, 2)] {
-        assert!(sample.known.len() == 96 && sample.db.len() + sample.wal.len() > 400_000);
+        assert!(sample.known.len() == 96 && sample.db.len().max(sample.wal.len()) > 200_000);
         let verdict = judge(&sample, &sample.db, &sample.wal);
         assert_eq!(verdict, Verdict { exact: 96, ..Verdict::default() });
         let (_, report) = salvage(&sample, &sample.db, &sample.wal);

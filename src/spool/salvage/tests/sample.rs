@@ -50,6 +50,8 @@ pub(super) struct Sample {
     pub(super) dir: tempfile::TempDir,
     pub(super) db: Vec<u8>,
     pub(super) wal: Vec<u8>,
+    /// The log of outcomes.
+    pub(super) ends: Vec<u8>,
     pub(super) known: BTreeMap<i64, Known>,
 }
 
@@ -111,11 +113,12 @@ fn answer(chance: &mut Chance) -> UplinkAnswer {
 /// `count` requests; a third is answered, some fail, some get a local answer, some are cancelled.
 async fn fill(spool: &Spool, count: u64, chance: &mut Chance) {
     for from in (0..count).step_by(32) {
-        let batch = (from..(from + 32).min(count)).map(|n| request(n, size(n, chance), chance)).collect::<Vec<_>>();
-        let ids: Vec<String> = batch.iter().map(|new| new.id.clone()).collect();
-        let seqs = futures_util::future::join_all(batch.into_iter().map(|new| spool.accept(new))).await;
-        for (accepted, id) in seqs.into_iter().zip(ids) {
-            let seq = accepted.unwrap().seq;
+        // One after the other: with their order and commits left to chance, the files would be others each time.
+        for n in from..(from + 32).min(count) {
+            let size = size(n, chance);
+            let new = request(n, size, chance);
+            let id = new.id.clone();
+            let seq = spool.accept(new).await.unwrap().seq;
             if seq.is_multiple_of(10) {
                 spool.cancel(id).await.unwrap();
             } else if seq.is_multiple_of(7) {
@@ -132,6 +135,8 @@ async fn fill(spool: &Spool, count: u64, chance: &mut Chance) {
             spool.settle(leased.seq, how).await.unwrap();
         }
     }
+    // Some are on their way when it ends.
+    spool.lease(2).await.unwrap();
 }
 
 fn error() -> LastError {
@@ -152,18 +157,18 @@ impl Sample {
     fn make(count: u64, seed: u64, close: bool) -> Sample {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (db, wal) = runtime.block_on(async {
+        let (db, wal, ends) = runtime.block_on(async {
             let spool = open(options(dir.path())).unwrap();
             fill(&spool, count, &mut Chance(seed)).await;
             if close {
                 spool.close().await;
             }
             let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap_or_default();
-            (read("spool.db"), read("spool.db-wal"))
+            (read("spool.db"), read("spool.db-wal"), read("outcomes.log"))
         });
         let known = known(&db, &wal);
         // The process that went on has changed nothing but the log, which was copied before.
-        Sample { dir, db, wal, known }
+        Sample { dir, db, wal, ends, known }
     }
 
     /// A data folder with these two files and the bodies.
@@ -174,6 +179,7 @@ impl Sample {
             let from = entry.unwrap().path();
             std::fs::copy(&from, files::bodies(dir.path()).join(from.file_name().unwrap())).unwrap();
         }
+        std::fs::write(dir.path().join("outcomes.log"), &self.ends).unwrap();
         std::fs::write(dir.path().join("spool.db"), db).unwrap();
         std::fs::write(dir.path().join("spool.db-wal"), wal).unwrap();
         dir
