@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod abuse;
+mod answers;
 mod brownout;
 mod clients;
 mod crash;
@@ -14,6 +15,7 @@ mod outages;
 mod policies;
 mod repeats;
 mod routes;
+mod rude;
 mod simulators;
 mod stopping;
 mod support;
