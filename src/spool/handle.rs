@@ -310,7 +310,7 @@ impl Spool {
         F: Future<Output = Result<T, SpoolError>>,
     {
         match work().await {
-            Err(SpoolError::DiskFull) if self.read(|store| Ok(store.ballast.give_up())).await? => work().await,
+            Err(SpoolError::DiskFull) if self.read(|store| Ok(store.give_up_ballast())).await? => work().await,
             done => done,
         }
     }

@@ -9,6 +9,7 @@ mod answers;
 mod brownout;
 mod clients;
 mod crash;
+mod disk;
 mod memory;
 mod online;
 mod outages;
