@@ -10,7 +10,7 @@ pub mod scan;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -172,6 +172,27 @@ impl Body {
         }
     }
 
+    /// Its bytes in order. Blocks where it is a file.
+    pub fn reader(&self) -> impl Read + use<> {
+        Reader { body: self.clone(), at: 0, piece: Bytes::new() }
+    }
+
+    /// No more than so many bytes of it: shared where they are one piece of memory. Blocks where it is a file.
+    pub fn start(&self, bytes: usize) -> io::Result<Bytes> {
+        if let Some(whole) = self.in_one_piece() {
+            return Ok(whole.slice(..whole.len().min(bytes)));
+        }
+        let mut start = Vec::new();
+        self.reader().take(bytes as u64).read_to_end(&mut start)?;
+        Ok(start.into())
+    }
+
+    /// The same off the threads that serve.
+    pub async fn start_off_thread(&self, bytes: usize) -> io::Result<Bytes> {
+        let body = self.clone();
+        tokio::task::spawn_blocking(move || body.start(bytes)).await.map_err(io::Error::other)?
+    }
+
     /// All of it in one piece of memory: only for whoever must reshape it, one at a time.
     pub async fn whole(&self) -> io::Result<Bytes> {
         if let Some(bytes) = self.in_one_piece() {
@@ -187,5 +208,23 @@ impl Body {
             Ok(joined.freeze())
         });
         joined.await.map_err(io::Error::other)?
+    }
+}
+
+struct Reader {
+    body: Body,
+    at: u64,
+    piece: Bytes,
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.piece.is_empty() && self.at < self.body.len() {
+            self.piece = self.body.read(self.at, self.body.len())?;
+            self.at += self.piece.len() as u64;
+        }
+        let part = self.piece.split_to(self.piece.len().min(buffer.len()));
+        buffer[..part.len()].copy_from_slice(&part);
+        Ok(part.len())
     }
 }

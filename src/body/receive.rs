@@ -70,6 +70,8 @@ pub struct Receiving {
     scan: Scan,
     len: u64,
     looked_at: u64,
+    paid: bool,
+    stuck: bool,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,15 @@ impl Bodies {
             scan: Scan::default(),
             len: 0,
             looked_at: 0,
+            paid: false,
+            stuck: false,
         }
+    }
+
+    /// The same for an answer that was paid for: it may use the disk's reserve, and where a disk takes nothing it is
+    /// kept in memory whatever the others hold. The number of stored requests sent at once bounds that.
+    pub fn receive_paid(&self) -> Receiving {
+        Receiving { paid: true, ..self.receive(None) }
     }
 
     /// A body in memory as a durable file. One that is a file already is used as it is, unless a row names it: then
@@ -203,7 +213,7 @@ impl Receiving {
         if self.file.is_none() {
             let bytes = piece.len() as u64;
             let fits = self.held.grow(bytes);
-            if fits || self.pieces.is_empty() {
+            if fits || self.pieces.is_empty() || self.stuck {
                 if !fits {
                     self.held.grow_anyway(bytes);
                 }
@@ -220,28 +230,71 @@ impl Receiving {
         let _permit = bodies.0.writes.acquire().await.map_err(|_| ReceiveError::Busy("stopping".to_owned()))?;
         let (spilling, mut pieces) = (self.file.take(), std::mem::take(&mut self.pieces));
         pieces.push(piece);
-        let look = self.looked_at == 0 || self.len - self.looked_at >= SPACE_LOOK_BYTES;
+        let look = !self.paid && (self.looked_at == 0 || self.len - self.looked_at >= SPACE_LOOK_BYTES);
         if look {
             self.looked_at = self.len;
         }
-        let place = self.bodies.clone();
-        let written = tokio::task::spawn_blocking(move || -> io::Result<Spilling> {
+        let (place, paid) = (self.bodies.clone(), self.paid);
+        let written = tokio::task::spawn_blocking(move || {
             if look {
                 place.check_space()?;
             }
-            let mut spilling = match spilling {
-                Some(spilling) => spilling,
-                None => Spilling { writing: Writing::begin(&place.0.dir, place.0.start)?, hasher: Sha256::new() },
-            };
-            for piece in pieces {
-                spilling.writing.write(&piece)?;
-                spilling.hasher.update(&piece);
-            }
-            Ok(spilling)
+            write(&place.0, spilling, pieces).or_else(|failed| {
+                let (error, spilling, left) = *failed;
+                if paid { Ok(Written::Memory(read_back(spilling, left)?)) } else { Err(error) }
+            })
         });
-        let spilling = written.await.map_err(|e| ReceiveError::Busy(e.to_string()))??;
-        self.held = self.bodies.0.budget.hold();
-        self.file = Some(spilling);
+        match written.await.map_err(|e| ReceiveError::Busy(e.to_string()))?? {
+            Written::File(spilling) => {
+                self.held = self.bodies.0.budget.hold();
+                self.file = Some(spilling);
+            }
+            Written::Memory(pieces) => {
+                self.held = self.bodies.0.budget.hold();
+                self.held.grow_anyway(pieces.iter().map(|piece| piece.len() as u64).sum());
+                (self.pieces, self.stuck) = (pieces, true);
+            }
+        }
         Ok(())
     }
+}
+
+enum Written {
+    File(Spilling),
+    /// The disk takes nothing: what was written is back in memory.
+    Memory(Vec<Bytes>),
+}
+
+/// Why, what is in the file, and what is not.
+type Failed = Box<(io::Error, Option<Spilling>, Vec<Bytes>)>;
+
+fn write(place: &Place, spilling: Option<Spilling>, mut pieces: Vec<Bytes>) -> Result<Written, Failed> {
+    let begun = match spilling {
+        Some(spilling) => Ok(spilling),
+        None => Writing::begin(&place.dir, place.start).map(|writing| Spilling { writing, hasher: Sha256::new() }),
+    };
+    let mut spilling = match begun {
+        Ok(spilling) => spilling,
+        Err(error) => return Err(Box::new((error, None, pieces))),
+    };
+    let whole = |piece: &Bytes| spilling.writing.write(piece).map(|()| spilling.hasher.update(piece));
+    match pieces.iter().map(whole).enumerate().find_map(|(n, done)| Some((n, done.err()?))) {
+        None => Ok(Written::File(spilling)),
+        Some((n, error)) => Err(Box::new((error, Some(spilling), pieces.split_off(n)))),
+    }
+}
+
+fn read_back(spilling: Option<Spilling>, left: Vec<Bytes>) -> io::Result<Vec<Bytes>> {
+    let mut pieces = Vec::new();
+    if let Some(spilling) = spilling {
+        let file = spilling.writing.finish();
+        let mut offset = 0;
+        while offset < file.len() {
+            let piece = file.read(offset, PIECE_BYTES)?;
+            offset += piece.len() as u64;
+            pieces.push(piece);
+        }
+    }
+    pieces.extend(left);
+    Ok(pieces)
 }

@@ -181,6 +181,16 @@ impl Scan {
         }
     }
 
+    /// Whether what has been fed is the beginning of an object, and not all of it.
+    pub fn is_cut(&self) -> bool {
+        self.fault.is_none() && (self.step != Step::End || self.depth > 0)
+    }
+
+    /// Whether it is nested more than [`JSON_DEPTH_MAX`] deep.
+    pub fn is_deep(&self) -> bool {
+        self.fault == Some(Fault::Deep)
+    }
+
     /// What it was, once everything has been fed.
     pub fn finish(mut self) -> Result<Layout, Fault> {
         if let Some(fault) = self.fault {

@@ -117,10 +117,10 @@ fn files(dir: &Path) -> usize {
 async fn memory_first_then_files_and_both_read_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
-    let bytes = request(7 << 20);
+    let bytes = request(5 << 20);
     let taken = [take(&bodies, &bytes).await, take(&bodies, &bytes).await, take(&bodies, &bytes).await];
     assert!(taken[0].file().is_none() && taken[1].file().is_none());
-    assert!(taken[2].file().is_some(), "three times 7 MiB do not fit into the memory for bodies");
+    assert!(taken[2].file().is_some(), "three times 5 MiB do not fit into the memory for bodies");
     assert_eq!(files(dir.path()), 1);
     assert_eq!(taken[0].hash(), taken[2].hash());
     assert_eq!(taken[0].layout(), taken[2].layout());
@@ -136,7 +136,7 @@ async fn memory_first_then_files_and_both_read_the_same() {
 async fn a_stored_file_is_the_one_that_came_in() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().to_owned(), 7, 0);
-    let _memory = take(&bodies, &request((16 << 20) - 200_000)).await;
+    let _memory = take(&bodies, &request((12 << 20) - 200_000)).await;
     let body = take(&bodies, &request(1 << 20)).await;
     let first = bodies.durable(&body).await.unwrap();
     assert!(Arc::ptr_eq(&first, body.file().unwrap()), "it was copied");
@@ -164,4 +164,45 @@ async fn a_disk_without_room_is_said() {
     assert_eq!(files(dir.path()), 0);
     drop(receiving);
     assert_eq!(bodies.memory_used(), 0);
+}
+
+#[tokio::test]
+async fn what_was_paid_for_stays_in_memory_where_the_disk_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().join("gone"), 1, u64::MAX);
+    let bytes = request(20 << 20);
+    let mut receiving = bodies.receive_paid();
+    for part in bytes.chunks(1 << 20) {
+        receiving.push(part).await.unwrap();
+    }
+    let body = receiving.finish().await.unwrap();
+    assert!(body.file().is_none());
+    assert_eq!(body.whole().await.unwrap(), bytes);
+    drop(body);
+    assert_eq!(bodies.memory_used(), 0);
+}
+
+#[tokio::test]
+async fn what_was_paid_for_may_use_the_reserve() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 1, u64::MAX);
+    let bytes = request(20 << 20);
+    let mut receiving = bodies.receive_paid();
+    receiving.push(&bytes).await.unwrap();
+    let body = receiving.finish().await.unwrap();
+    assert!(body.file().is_some());
+    let mut read = Vec::new();
+    std::io::Read::read_to_end(&mut body.reader(), &mut read).unwrap();
+    assert!(read == bytes && body.start(10).unwrap() == bytes[..10]);
+}
+
+#[test]
+fn a_beginning_is_told_from_a_whole() {
+    let cut = |text: &str| {
+        let mut scan = Scan::default();
+        scan.feed(text.as_bytes());
+        scan.is_cut()
+    };
+    assert!(cut("") && cut("{\"a\":\"b") && cut("{\"a\":1"));
+    assert!(!cut("{\"a\":1} ") && !cut("no JSON at all") && !cut("[1"));
 }

@@ -2,13 +2,16 @@
 //!
 //! The lease is already on disk as `sending`. Touches neither control nor the spool.
 
+use std::io::BufReader;
 use std::sync::Arc;
 
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
+use tokio::task::spawn_blocking;
 
+use crate::body::{Bodies, Body};
 use crate::clock;
 use crate::control::event::{Fault, Outcome};
 use crate::spool::record::{LastError, Leased, UplinkAnswer, Usage};
@@ -25,16 +28,28 @@ pub(super) struct Delivery {
 
 /// Longest part of an uplink's refusal that is quoted as the reason.
 const WORDS_MAX: usize = 300;
+/// As much of an answer as its status is judged with: an error's words, the first bytes of a page.
+const START_BYTES: usize = 64 * 1024;
+
+/// An answer as far as it came.
+struct Came {
+    /// With the body's first bytes.
+    head: Whole,
+    body: Body,
+    /// Why it is not all of it.
+    failed: Option<Outcome>,
+}
 
 /// Sends it, once.
 pub(super) async fn deliver(
     cloud: Arc<Cloud>,
+    bodies: &Bodies,
     leased: &Leased,
     on_out: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Delivery {
     let started = clock::now();
-    let sending = send(&cloud, leased, on_out);
+    let sending = send(&cloud, bodies, leased, on_out);
     let result = tokio::select! {
         result = sending => result,
         // The process ends now; the request may have left.
@@ -42,12 +57,19 @@ pub(super) async fn deliver(
     };
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
     match result {
-        Ok(whole) => judge(&cloud, leased, &whole, latency_ms),
+        Ok(came) => {
+            let (named, asked) = (cloud.clone(), leased.model.clone());
+            let judged = spawn_blocking(move || judge(&named, &asked, &came, latency_ms));
+            judged.await.unwrap_or_else(|_| {
+                let outcome = Outcome::Unknown(Fault::Truncated);
+                Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms }
+            })
+        }
         Err(outcome) => Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms },
     }
 }
 
-async fn send(cloud: &Cloud, leased: &Leased, on_out: oneshot::Sender<()>) -> Result<Whole, Outcome> {
+async fn send(cloud: &Cloud, bodies: &Bodies, leased: &Leased, on_out: oneshot::Sender<()>) -> Result<Came, Outcome> {
     let head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -60,21 +82,23 @@ async fn send(cloud: &Cloud, leased: &Leased, on_out: oneshot::Sender<()>) -> Re
         body: body::for_uplink(&leased.body, &head, cloud.alias(&leased.model), false),
         on_out: Some(on_out),
     };
-    let reply = cloud.send(call).await.map_err(|e| e.outcome)?;
-    reply.whole(ANSWER_BYTES_MAX).await.map_err(|e| e.outcome)
+    let mut reply = cloud.send(call).await.map_err(|e| e.outcome)?;
+    let (body, failed) = reply.receive(bodies, ANSWER_BYTES_MAX).await;
+    let start = body.start_off_thread(START_BYTES).await.unwrap_or_default();
+    Ok(Came { head: reply.with_body(start), body, failed })
 }
 
-fn judge(cloud: &Cloud, leased: &Leased, whole: &Whole, latency_ms: u64) -> Delivery {
-    let outcome = match classify::attempt(whole) {
-        Outcome::Delivered => classify::stored_answer(&whole.body),
+/// What came of it. An error whose words broke off is told by its status. Blocks where the body is a file.
+fn judge(cloud: &Cloud, asked: &str, came: &Came, latency_ms: u64) -> Delivery {
+    let outcome = match classify::attempt(&came.head) {
+        Outcome::Delivered => came.failed.unwrap_or_else(|| classify::stored_answer(&came.body)),
         other => other,
     };
-    let error = (outcome != Outcome::Delivered).then(|| failure(cloud, outcome, Some(whole)));
-    let answer = matches!(
-        outcome,
-        Outcome::Delivered | Outcome::NoAnswer | Outcome::Permanent(_) | Outcome::Unknown(Fault::Truncated)
-    )
-    .then(|| answer(cloud, leased, whole, latency_ms));
+    let error = (outcome != Outcome::Delivered).then(|| failure(cloud, outcome, Some(&came.head)));
+    let answer =
+        matches!(outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Permanent(_) | Outcome::Unknown(_))
+            .then(|| answer(cloud, asked, came, latency_ms))
+            .filter(|answer| !matches!(outcome, Outcome::Unknown(_)) || !answer.body.is_empty());
     Delivery { outcome, answer, error, latency_ms }
 }
 
@@ -94,17 +118,18 @@ struct Tokens {
     completion_tokens: u64,
 }
 
-fn answer(cloud: &Cloud, leased: &Leased, whole: &Whole, latency_ms: u64) -> UplinkAnswer {
-    let summary: Summary = serde_json::from_slice(&whole.body).unwrap_or_default();
+fn answer(cloud: &Cloud, asked: &str, came: &Came, latency_ms: u64) -> UplinkAnswer {
+    let whole = &came.head;
+    let summary: Summary = serde_json::from_reader(BufReader::new(came.body.reader())).unwrap_or_default();
     let content_type = whole.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
     UplinkAnswer {
         uplink: cloud.name().to_owned(),
-        model: summary.model.unwrap_or_else(|| leased.model.clone()),
+        model: summary.model.unwrap_or_else(|| asked.to_owned()),
         status: whole.status.as_u16(),
         content_type: content_type.to_owned(),
         latency_ms,
         usage: summary.usage.map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens }),
-        body: whole.body.clone(),
+        body: came.body.clone(),
     }
 }
 

@@ -320,7 +320,7 @@ impl Driver {
             Some(format!("uplink:{}", cloud.name())),
         );
         self.tasks.spawn(async move {
-            let mut delivering = std::pin::pin!(deliver(cloud.clone(), &leased, on_out, stop));
+            let mut delivering = std::pin::pin!(deliver(cloud.clone(), shared.spool.bodies(), &leased, on_out, stop));
             // Not waited for beyond the attempt's end: a connection that stalls keeps the body, and `out` with it.
             let delivery = tokio::select! {
                 biased;
@@ -338,7 +338,7 @@ impl Driver {
     fn settle(&mut self, seq: u64, attempt: Option<AttemptId>, verdict: Verdict) {
         let delivery = attempt.and_then(|attempt| self.deliveries.remove(&attempt)).map(|boxed| *boxed);
         let Some(leased) = self.leased.remove(&seq) else { return };
-        let (mut settlement, end) = settlement(verdict, delivery);
+        let (mut settlement, end) = settlement(verdict, delivery, &leased);
         let shared = self.shared.clone();
         let refused = self.refused.clone();
         let (settled, on_disk) = oneshot::channel::<()>();
@@ -529,7 +529,7 @@ fn item(leased: &Leased, urgent: bool) -> Item {
 type End = (State, Option<&'static str>, Option<String>);
 
 /// Control's verdict and what was received, as one settlement; with the final state, where it is one.
-fn settlement(verdict: Verdict, delivery: Option<Delivery>) -> (Settlement, Option<End>) {
+fn settlement(verdict: Verdict, delivery: Option<Delivery>, leased: &Leased) -> (Settlement, Option<End>) {
     let (answer, error) = delivery.map_or((None, None), |d| (d.answer, d.error));
     let unsaid = || LastError { kind: "unknown".to_owned(), message: "no answer was seen".to_owned() };
     match (verdict, answer) {
@@ -539,17 +539,35 @@ fn settlement(verdict: Verdict, delivery: Option<Delivery>) -> (Settlement, Opti
         }
         // Cannot be: an answered attempt always brings its answer. The request is kept rather than lost.
         (Verdict::Answered, None) => {
-            (Settlement::Requeue { counted: true, deferred: false, maybe_billed: true, error }, None)
+            (Settlement::Requeue { counted: true, deferred: false, maybe_billed: true, error, came: None }, None)
         }
-        (Verdict::Requeue { counted, deferred, maybe_billed }, _) => {
-            (Settlement::Requeue { counted, deferred, maybe_billed, error }, None)
+        (Verdict::Requeue { counted, deferred, maybe_billed }, came) => {
+            // Only what may have been paid for is worth keeping while the request waits.
+            let came = came.filter(|_| maybe_billed);
+            (Settlement::Requeue { counted, deferred, maybe_billed, error, came }, None)
         }
         (Verdict::Dead(reason), answer) => {
-            let error = error.unwrap_or_else(unsaid);
+            let mut error = error.unwrap_or_else(unsaid);
+            if reason == "unknown" {
+                error.message += &why_unknown(leased);
+            }
             let settlement = Settlement::Dead { reason: reason.to_owned(), error, answer };
             (settlement, Some((State::Dead, Some(reason), None)))
         }
     }
+}
+
+/// Why a request that was sent and not answered is not sent again by itself, and what to do.
+fn why_unknown(leased: &Leased) -> String {
+    let why = if leased.maybe_billed {
+        "this was its second send, and there is no third"
+    } else {
+        "held by [retry] on_unknown = \"hold\""
+    };
+    let id = &leased.id;
+    format!(
+        "; {why}: look whether the uplink's own records show it, and send it again with `holdfast queue retry {id}`"
+    )
 }
 
 fn reason_of(settlement: &Settlement) -> Option<&str> {

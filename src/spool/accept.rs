@@ -34,7 +34,9 @@ impl FreeSpace {
 
     fn take(&mut self, dir: &Path, size: u64, floor: u64) -> Result<(), SpoolError> {
         let now = clock::since_boot().as_millis();
-        if self.read_at_ms.is_none_or(|at| now.saturating_sub(at) >= FREE_VALID_MS) {
+        let too_little = self.bytes.saturating_sub(size) < floor;
+        // Nobody is refused by an old reading: there may be room again.
+        if too_little || self.read_at_ms.is_none_or(|at| now.saturating_sub(at) >= FREE_VALID_MS) {
             self.bytes = files::free_bytes(dir)?;
             self.read_at_ms = Some(now);
         }

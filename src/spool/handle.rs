@@ -12,7 +12,7 @@ use super::files::{self, INLINE_MAX, Staged};
 use super::lease::Drawn;
 use super::powered::Powered;
 use super::read::Stored;
-use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, Settlement, Tally, UplinkAnswer};
+use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, Settlement, Tally};
 use super::store::Store;
 use super::writer::{Abandoned, Command, Job};
 use super::{Condition, Options, SpoolError, accept, change, lease, read, scrub, settle, sweep};
@@ -117,16 +117,19 @@ impl Spool {
     /// The same, leaving out requests of these models.
     pub async fn lease_around(&self, max: u32, except: &[String]) -> Result<Vec<Leased>, SpoolError> {
         let except = (!except.is_empty()).then(|| serde_json::json!(except).to_string());
-        let to = self.inner.abandoned.clone();
+        // The mark `sending` needs room too, and what is finished gives more back.
         let (drawn, mut handed) = self
-            .write_as(
-                move |store| {
-                    let drawn = lease::lease(store, max, except.as_deref())?;
-                    let seqs = drawn.iter().map(|d| d.leased.seq).collect();
-                    Ok((drawn, Handed { seqs, to }))
-                },
-                plant::is(Fault::SendingNotSynced) || plant::is(Fault::AckBeforeCommit),
-            )
+            .with_ballast(|| {
+                let (except, to) = (except.clone(), self.inner.abandoned.clone());
+                self.write_as(
+                    move |store| {
+                        let drawn = lease::lease(store, max, except.as_deref())?;
+                        let seqs = drawn.iter().map(|d| d.leased.seq).collect();
+                        Ok((drawn, Handed { seqs, to }))
+                    },
+                    plant::is(Fault::SendingNotSynced) || plant::is(Fault::AckBeforeCommit),
+                )
+            })
             .await?;
         let options = self.inner.options.clone();
         let (whole, damaged) = blocking(move || verify(&options, drawn)).await??;
@@ -139,11 +142,11 @@ impl Spool {
 
     /// Ends a lease. A request that is not being sent is left as it is, without an error.
     pub async fn settle(&self, seq: u64, s: Settlement) -> Result<(), SpoolError> {
-        let how = shortened(s);
+        let how = shortened(s).await?;
         self.with_ballast(|| async {
             let how = how.clone();
             let file = match &how {
-                Settlement::Answered(answer) => self.stage(&answer.body.clone().into()).await?,
+                Settlement::Answered(answer) => self.stage(&answer.body).await?,
                 _ => None,
             };
             self.write(move |store| settle::settle(store, seq, &how, file)).await
@@ -181,7 +184,7 @@ impl Spool {
                 answer.body = fetch(&options, stored)?;
             }
             if let (Some((answer, _)), Some(stored)) = (&mut record.uplink, found.uplink) {
-                answer.body = fetch(&options, stored)?;
+                answer.body = fetch_body(&options, stored)?;
             }
             Ok(Some(record))
         })
@@ -318,7 +321,7 @@ impl Spool {
         F: Future<Output = Result<T, SpoolError>>,
     {
         match work().await {
-            Err(SpoolError::DiskFull) if self.read(|store| Ok(store.ballast.give_up())).await? => work().await,
+            Err(SpoolError::DiskFull) if self.read(|store| Ok(store.give_up_ballast())).await? => work().await,
             done => done,
         }
     }
@@ -432,13 +435,22 @@ fn fetch(options: &Options, stored: Stored) -> Result<Bytes, SpoolError> {
     }
 }
 
-/// A refusal's words are kept up to [`settle::REFUSAL_MAX`].
-fn shortened(s: Settlement) -> Settlement {
-    match s {
-        Settlement::Dead { reason, error, answer: Some(answer) } => {
-            let body = answer.body.slice(..answer.body.len().min(settle::REFUSAL_MAX));
-            Settlement::Dead { reason, error, answer: Some(UplinkAnswer { body, ..answer }) }
-        }
-        other => other,
+/// The same without reading a file into memory: it stays open as long as somebody reads it.
+fn fetch_body(options: &Options, stored: Stored) -> Result<Body, SpoolError> {
+    let body = match stored.file {
+        Some(name) => files::open_body(&options.data_dir, &name)?,
+        None => stored.inline.map(Body::from),
+    };
+    match body {
+        Some(body) if body.hash()[..] == stored.hash[..] => Ok(body),
+        _ => Err(SpoolError::Storage("the stored bytes are damaged or gone".into())),
     }
+}
+
+/// A refusal's words, and what came of a cut answer, are kept up to [`settle::REFUSAL_MAX`].
+async fn shortened(mut s: Settlement) -> Result<Settlement, SpoolError> {
+    if let Settlement::Dead { answer: Some(answer), .. } | Settlement::Requeue { came: Some(answer), .. } = &mut s {
+        answer.body = answer.body.start_off_thread(settle::REFUSAL_MAX).await?.into();
+    }
+    Ok(s)
 }

@@ -205,7 +205,7 @@ fn uplink(store: &Store, seq: u64, bytes: bool) -> Result<Kept<UplinkAnswer>, Sp
             content_type: r.get(3)?,
             latency_ms: num(r.get(4)?),
             usage: tokens.0.zip(tokens.1).map(|(p, c)| Usage { prompt_tokens: num(p), completion_tokens: num(c) }),
-            body: bytes::Bytes::new(),
+            body: crate::body::Body::default(),
         })
     })
 }

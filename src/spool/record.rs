@@ -117,8 +117,8 @@ pub struct UplinkAnswer {
     pub latency_ms: u64,
     /// Input and output tokens, where the answer says so.
     pub usage: Option<Usage>,
-    /// The answer's bytes.
-    pub body: Bytes,
+    /// The answer's bytes: a file where they are many.
+    pub body: Body,
 }
 
 /// Tokens of one answer.
@@ -165,6 +165,8 @@ pub enum Settlement {
         maybe_billed: bool,
         /// What happened; `None` where a lease is merely given back.
         error: Option<LastError>,
+        /// What came of an answer that was cut (kept up to 64 KiB).
+        came: Option<UplinkAnswer>,
     },
     /// Set aside; final. `answer` is the uplink's refusal where there was one (kept up to 64 KiB).
     Dead {

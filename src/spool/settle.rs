@@ -6,9 +6,10 @@ use rusqlite::params;
 
 use super::SpoolError;
 use super::codes::sql;
-use super::files::{self, Staged};
+use super::files::Staged;
 use super::record::{LastError, LocalAnswer, Settlement, UplinkAnswer};
 use super::store::Store;
+use crate::body::Body;
 use crate::clock;
 use crate::control::types::State;
 
@@ -29,7 +30,10 @@ pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option
             store.end(&row, State::Answered, None)?;
             store.drop_body(&row)
         }
-        Settlement::Requeue { counted, deferred, maybe_billed, error } => {
+        Settlement::Requeue { counted, deferred, maybe_billed, error, came } => {
+            if let Some(came) = came {
+                put(store, seq, &Kept::uplink(came), file)?;
+            }
             store.shift(&row, State::Queued, *deferred)?;
             remember(store, seq, *counted, *maybe_billed, error.as_ref())
         }
@@ -80,7 +84,7 @@ struct Kept<'a> {
     content_type: &'a str,
     latency_ms: u64,
     tokens: Option<(u64, u64)>,
-    body: &'a [u8],
+    body: Body,
 }
 
 impl<'a> Kept<'a> {
@@ -93,7 +97,7 @@ impl<'a> Kept<'a> {
             content_type: &a.content_type,
             latency_ms: a.latency_ms,
             tokens: a.usage.map(|u| (u.prompt_tokens, u.completion_tokens)),
-            body: &a.body,
+            body: a.body.clone(),
         }
     }
 
@@ -106,7 +110,7 @@ impl<'a> Kept<'a> {
             content_type: "application/json",
             latency_ms: a.latency_ms,
             tokens: None,
-            body: &a.body,
+            body: a.body.clone().into(),
         }
     }
 }
@@ -117,8 +121,9 @@ const PUT: &str = "INSERT INTO answer (seq, local, uplink, model, status, conten
 
 fn put(store: &mut Store, seq: u64, kept: &Kept<'_>, file: Option<Staged>) -> Result<(), SpoolError> {
     store.drop_answer(seq, kept.local)?;
-    let size = kept.body.len() as u64;
-    let inline = if file.is_none() { Some(kept.body) } else { None };
+    let size = kept.body.len();
+    // What is no file is small, and so one piece.
+    let inline = if file.is_none() { Some(kept.body.in_one_piece().unwrap_or_default()) } else { None };
     store.conn.prepare_cached(PUT)?.execute(params![
         sql(seq),
         kept.local,
@@ -131,8 +136,8 @@ fn put(store: &mut Store, seq: u64, kept: &Kept<'_>, file: Option<Staged>) -> Re
         kept.tokens.map(|t| sql(t.1)),
         sql(clock::unix_ms()),
         sql(size),
-        files::hash(kept.body).as_slice(),
-        inline,
+        kept.body.hash().as_slice(),
+        inline.as_deref(),
         file.as_ref().map(Staged::name),
     ])?;
     store.counts.kept_bytes += size;

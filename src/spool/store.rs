@@ -131,6 +131,12 @@ pub(super) struct Store {
 }
 
 impl Store {
+    /// Gives the reserve up. An older reading of the free space must not let a new request have it.
+    pub(super) fn give_up_ballast(&mut self) -> bool {
+        self.free = super::accept::FreeSpace::default();
+        self.ballast.give_up()
+    }
+
     /// Runs one operation so that its failure undoes itself and nothing else.
     pub(super) fn guarded<T>(
         &mut self,

@@ -2,12 +2,15 @@
 //!
 //! Pure functions over what was received; the table is the contract's. Never sends anything.
 
+use std::io::BufReader;
+
 use hyper::StatusCode;
 use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use serde::Deserialize;
 
 use super::cloud::Whole;
 use super::outgoing::Progress;
+use crate::body::{Body, scan};
 use crate::control::event::{Block, Check, Fault, Outcome};
 
 /// Longest `Retry-After` that is believed: an hour.
@@ -135,10 +138,17 @@ struct AnswerShape {
     output: Option<serde::de::IgnoredAny>,
 }
 
-/// What a complete 200 to a stored request means: an answer, a cut one, or something else.
-pub fn stored_answer(body: &[u8]) -> Outcome {
-    match serde_json::from_slice::<AnswerShape>(body) {
+/// What a complete 200 to a stored request means: an answer, a cut one, or something else. Blocks where the body is a
+/// file.
+pub fn stored_answer(body: &Body) -> Outcome {
+    let layout = body.layout();
+    if *layout == Err(scan::Fault::Deep) {
+        return Outcome::NoAnswer;
+    }
+    match serde_json::from_reader::<_, AnswerShape>(BufReader::new(body.reader())) {
         Ok(AnswerShape { choices: None, data: None, output: None }) => Outcome::NoAnswer,
+        // A list could pass for the shape.
+        Ok(_) if matches!(layout, Err(scan::Fault::Syntax { .. })) => Outcome::NoAnswer,
         Ok(_) => Outcome::Delivered,
         Err(error) if error.is_eof() => Outcome::Unknown(Fault::Truncated),
         Err(_) => Outcome::NoAnswer,
@@ -303,10 +313,15 @@ mod tests {
 
     #[test]
     fn a_stored_answer_is_whole_cut_or_none() {
-        assert_eq!(stored_answer(br#"{"choices":[]}"#), Outcome::Delivered);
-        assert_eq!(stored_answer(br#"{"data":[]}"#), Outcome::Delivered);
-        assert_eq!(stored_answer(br#"{"choices":[{"mess"#), Outcome::Unknown(Fault::Truncated));
-        assert_eq!(stored_answer(b"hello"), Outcome::NoAnswer);
-        assert_eq!(stored_answer(b"{}"), Outcome::NoAnswer);
+        let of = |text: &str| stored_answer(&text.as_bytes().to_vec().into());
+        let nested = |depth: usize| format!("{{\"choices\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(of(r#"{"choices":[]}"#), Outcome::Delivered);
+        assert_eq!(of(r#"{"data":[]}"#), Outcome::Delivered);
+        assert_eq!(of(r#"{"choices":[{"mess"#), Outcome::Unknown(Fault::Truncated));
+        assert_eq!(of("hello"), Outcome::NoAnswer);
+        assert_eq!(of("{}"), Outcome::NoAnswer);
+        assert_eq!(of("[1,2,3]"), Outcome::NoAnswer);
+        assert_eq!(of(&nested(scan::JSON_DEPTH_MAX - 1)), Outcome::Delivered);
+        assert_eq!(of(&nested(scan::JSON_DEPTH_MAX)), Outcome::NoAnswer);
     }
 }

@@ -29,13 +29,13 @@ use super::body::Spliced;
 use super::classify;
 use super::outgoing::{Outgoing, Progress};
 use super::tls::{TlsError, client_config};
-use crate::body::Body;
+use crate::body::{Bodies, Body};
 use crate::clock::{self, Floor};
 use crate::control::event::{Check, Fault, Outcome};
 use crate::plant;
 
-/// Largest whole answer kept in memory; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
-pub const ANSWER_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Largest answer that is passed on or kept; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
+pub const ANSWER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Largest list of models a probe reads.
 const PROBE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Idle connections are closed before the middleboxes of mobile networks forget them.
@@ -157,7 +157,7 @@ pub struct Reply {
     until: Instant,
 }
 
-/// A whole answer.
+/// An answer with its body, or with as much of that as is needed to judge it.
 #[derive(Debug, Clone)]
 pub struct Whole {
     /// Its status.
@@ -415,6 +415,52 @@ impl Reply {
                 },
             };
         }
+    }
+
+    /// Reads until there are `bytes` of the body; `true` where it ended before, so that this is all of it.
+    pub async fn beginning(&mut self, bytes: usize) -> Result<(Bytes, bool), SendError> {
+        let mut joined = BytesMut::new();
+        while joined.len() < bytes {
+            match self.next().await {
+                None => return Ok((joined.freeze(), true)),
+                Some(part) => joined.extend_from_slice(&part?),
+            }
+        }
+        Ok((joined.freeze(), false))
+    }
+
+    /// Takes the whole body in, in memory or as a file. What came before a failure is there too, with the failure.
+    pub async fn receive(&mut self, bodies: &Bodies, bytes_max: u64) -> (Body, Option<Outcome>) {
+        let mut receiving = bodies.receive_paid();
+        let failed = loop {
+            match self.next().await {
+                None => break None,
+                Some(Err(error)) => break Some(error.outcome),
+                // It was answered, and paid for; asking again would bring the same.
+                Some(Ok(part)) if receiving.len() + part.len() as u64 > bytes_max => break Some(Outcome::NoAnswer),
+                Some(Ok(part)) if receiving.push(&part).await.is_ok() => {}
+                Some(Ok(_)) => return (Body::default(), Some(Outcome::Unknown(Fault::Truncated))),
+            }
+        };
+        match receiving.finish().await {
+            Ok(body) => (body, failed),
+            Err(_) => (Body::default(), Some(Outcome::Unknown(Fault::Truncated))),
+        }
+    }
+
+    /// Its exact length in bytes, where the uplink said it.
+    pub fn length(&self) -> Option<u64> {
+        hyper::body::Body::size_hint(&self.body).exact()
+    }
+
+    /// Time in which its reader did not want more is not the uplink's.
+    pub fn excuse(&mut self, pause: Duration) {
+        self.until += pause;
+    }
+
+    /// Head and (a part of) the body, as what it means is judged by.
+    pub fn with_body(&self, body: Bytes) -> Whole {
+        Whole { status: self.status, headers: self.headers.clone(), body, body_out: self.body_out }
     }
 
     /// Reads the whole body, up to `limit` bytes.

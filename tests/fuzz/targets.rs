@@ -62,7 +62,7 @@ pub fn answer(data: &[u8]) {
     let (headers, body) = headers_of(rest);
     let outcome = classify::outcome(status, &headers, body);
     let _ = classify::check(status, &headers, body, 1);
-    let stored = classify::stored_answer(body);
+    let stored = classify::stored_answer(&Bytes::copy_from_slice(body).into());
     let wait = classify::retry_after_ms(&headers);
     assert!(wait.is_none_or(|ms| ms <= 3_600_000), "{wait:?}");
     let class = (outcome.kind(), stored.kind());

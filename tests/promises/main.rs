@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod abuse;
+mod answers;
 mod brownout;
 mod clients;
 mod crash;
+mod disk;
 mod memory;
 mod online;
 mod outages;
@@ -15,6 +17,7 @@ mod policies;
 mod repairs;
 mod repeats;
 mod routes;
+mod rude;
 mod simulators;
 mod stopping;
 mod support;

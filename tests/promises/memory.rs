@@ -1,4 +1,5 @@
-//! Memory: 64 clients at the same time, each with a picture of 10 MiB, and the daemon stays below 64 MiB.
+//! Memory: 64 clients at the same time, each with a picture of 10 MiB or an answer of 2 MiB, and the daemon stays below
+//! 64 MiB.
 //!
 //! The peak is the kernel's own (`VmHWM`). Nothing is decoded on the way: the uplink gets the client's bytes.
 
@@ -9,6 +10,7 @@ use crate::support::{Ask, Bench, Settings, until};
 
 const CLIENTS: usize = 64;
 const PICTURE_BYTES: usize = 10 * 1024 * 1024;
+const ANSWER_BYTES: usize = 2 * 1024 * 1024;
 const PEAK_KIB_MAX: u64 = 64 * 1024;
 
 /// Room in the queue for all of them, and a drain that sends several at once.
@@ -77,4 +79,58 @@ async fn pictures_that_wait_for_a_slow_uplink() {
     let statuses = all_at_once(&bench, picture).await;
     assert_eq!(statuses, [200; CLIENTS]);
     assert_peak(&bench, "slow uplink");
+}
+
+/// An answer of 2 MiB in one text, as a long batch is.
+fn long_answer() -> Faults {
+    let text = "long answer ".repeat(ANSWER_BYTES / 12);
+    let answer = format!(
+        r#"{{"id":"c","object":"chat.completion","created":1,"model":"m","choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}"}},"finish_reason":"stop"}}],"usage":{{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}}}"#
+    );
+    Faults { answer: Some(answer), ..Faults::default() }
+}
+
+/// All at once; each must get the whole answer.
+async fn all_get_the_answer(bench: &Bench, ask: impl Fn(usize) -> Ask) {
+    let wanted = long_answer().answer.unwrap();
+    let mut clients = JoinSet::new();
+    for n in 0..CLIENTS {
+        clients.spawn(ask(n).send_to_owned(bench.daemon.socket()));
+    }
+    while let Some(reply) = clients.join_next().await {
+        let reply = reply.unwrap().unwrap();
+        assert!(reply.status == 200 && reply.body == wanted, "{} {} bytes", reply.status, reply.body.len());
+    }
+}
+
+#[tokio::test]
+async fn long_answers_to_64_clients_online() {
+    let bench = Bench::with(settings()).await;
+    bench.uplink.set_faults(long_answer()).await;
+    all_get_the_answer(&bench, |n| Ask::chat(&format!("long {n}"))).await;
+    assert_peak(&bench, "long answers");
+}
+
+#[tokio::test]
+async fn long_answers_to_64_stored_requests() {
+    let bench = Bench::offline(settings()).await;
+    let mut ids = Vec::new();
+    for n in 0..CLIENTS {
+        let reply = bench.daemon.send(Ask::chat(&format!("long {n}")).header("prefer", "respond-async")).await;
+        assert_eq!(reply.status, 202);
+        ids.push(reply.id());
+    }
+    bench.uplink.set_faults(long_answer()).await;
+    until("the backlog to drain", 120, || async { (bench.daemon.backlog().await == 0).then_some(()) }).await;
+    assert_peak(&bench, "long answers drained");
+    all_get_the_answer(&bench, |n| Ask::get(&format!("/v1/chat/completions/{}", ids[n]))).await;
+    assert_peak(&bench, "long answers fetched");
+    let mut shown = JoinSet::new();
+    for id in &ids {
+        shown.spawn(Ask::get(&format!("/holdfast/v1/requests/{id}")).send_to_owned(bench.daemon.socket()));
+    }
+    while let Some(reply) = shown.join_next().await {
+        assert_eq!(reply.unwrap().unwrap().json()["uplink"]["usage"]["total_tokens"], 3);
+    }
+    assert_peak(&bench, "records shown");
 }

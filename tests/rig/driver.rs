@@ -190,6 +190,7 @@ impl Driver {
             deferred: false,
             maybe_billed,
             error: Some(failed("timeout")),
+            came: None,
         };
         match self.chance.below(8) {
             0 => self.settle(one, "Q", requeue(false)).await,
@@ -205,7 +206,7 @@ impl Driver {
     }
 
     async fn answered(&mut self, one: &Leased, n: u64, size: usize) {
-        let answer = UplinkAnswer { body: Bytes::from(answer(n, size)), ..small(one) };
+        let answer = UplinkAnswer { body: Bytes::from(answer(n, size)).into(), ..small(one) };
         self.settle(one, &format!("A{size}"), Settlement::Answered(answer)).await;
     }
 
@@ -345,7 +346,7 @@ fn small(one: &Leased) -> UplinkAnswer {
         content_type: "application/json".into(),
         latency_ms: 1,
         usage: None,
-        body: Bytes::from_static(b"{\"choices\":[{\"message\":{\"content\":\"yes\"}}]}"),
+        body: Bytes::from_static(b"{\"choices\":[{\"message\":{\"content\":\"yes\"}}]}").into(),
     }
 }
 

@@ -133,8 +133,12 @@ impl Ledger {
             let size = [known.end, known.asked].into_iter().flatten().find_map(End::answer);
             let wanted = size.map(|size| driver::answer(n, size));
             let kept = spool.get(record.id.clone()).await.map_err(|e| format!("{}: {e}", said()))?;
-            let bytes = kept.and_then(|r| r.uplink).map(|(answer, _)| answer.body.to_vec());
-            return if bytes == wanted { Ok(()) } else { Err(format!("another answer: {}", said())) };
+            let bytes = kept.and_then(|r| r.uplink).map(|(answer, _)| bytes(&answer.body)).transpose();
+            return if bytes.is_ok_and(|bytes| bytes == wanted) {
+                Ok(())
+            } else {
+                Err(format!("another answer: {}", said()))
+            };
         }
         // What waits is compared as it is handed out.
         if record.state == State::Queued { Ok(()) } else { self.whole(n, known, record, spool).await }

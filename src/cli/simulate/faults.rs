@@ -75,6 +75,8 @@ pub struct Faults {
     pub retry_after: Option<String>,
     /// `error.code` of error answers.
     pub error_code: Option<String>,
+    /// Answer plain requests with this text as it is.
+    pub answer: Option<String>,
     /// Only requests that name this model fail.
     pub only_model: Option<String>,
 }
@@ -147,7 +149,11 @@ pub(super) fn portal(faults: &Faults) -> Response<Body> {
 
 /// A model's JSON answer as it leaves under these faults.
 pub(super) fn json(faults: &Faults, answer: &Value) -> Response<Body> {
-    let text = answer.to_string();
+    text(faults, answer.to_string())
+}
+
+/// The same where the text is there already.
+pub(super) fn text(faults: &Faults, text: String) -> Response<Body> {
     let half = Bytes::copy_from_slice(&text.as_bytes()[..text.len() / 2]);
     match faults.fail {
         Mode::Html => portal(&Faults::default()),

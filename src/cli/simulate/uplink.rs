@@ -121,7 +121,7 @@ pub(super) fn openai_answer(call: &Call, voice: &str, chat: bool) -> Response<Bo
         return faults::json(faults, &openai::error("The server had an error", "server_error", None));
     }
     let answer = if chat { openai::chat(&body["model"], &reply) } else { openai::completion(body, &reply) };
-    faults::json(faults, &answer)
+    faults::text(faults, faults.answer.clone().unwrap_or_else(|| answer.to_string()))
 }
 
 /// The path without `/v1`.

@@ -218,7 +218,12 @@ async fn find(app: &App, id: &str) -> Result<Record, Refusal> {
 /// `GET /holdfast/v1/requests/{id}`.
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     match find(&app, &id).await {
-        Ok(record) => ok(&record_json(&record)),
+        Ok(record) => {
+            let bytes = record.uplink.as_ref().map_or(0, |(answer, _)| answer.body.len());
+            let _room = app.reshaping(bytes).await;
+            let shown = tokio::task::spawn_blocking(move || record_json(&record).to_string()).await;
+            answer::json(StatusCode::OK, shown.unwrap_or_default(), &Origin::default())
+        }
         Err(refusal) => refusal.into_response(),
     }
 }
@@ -268,8 +273,8 @@ pub async fn completion(State(app): State<Arc<App>>, Path(id): Path<String>, Que
     match app.gateway.wait_final(&id, wait).await {
         Err(error) => Refusal::from(error).into_response(),
         Ok(Some(record)) => match answer::finished(record) {
-            Finished::Answer(body, origin) => answer::json(StatusCode::OK, body, &origin),
-            Finished::Refused(status, body, origin) => answer::json(status, body, &origin),
+            Finished::Answer(body, origin) => answer::stored(StatusCode::OK, body, &origin),
+            Finished::Refused(status, body, origin) => answer::stored(status, body, &origin),
             Finished::Ended(refusal) => refusal.into_response(),
         },
         Ok(None) => {

@@ -12,10 +12,12 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::refusal::Refusal;
+use crate::body::Body as Stored;
 use crate::control::types::State;
 use crate::spool::record::Record;
 use crate::uplink::classify;
 use crate::uplink::cloud::Whole;
+use crate::uplink::outgoing::Outgoing;
 
 /// Response headers of an uplink that stay on its side: hop-by-hop ones, cookies, and what is ours to say.
 const KEPT_BACK: [&str; 16] = [
@@ -130,12 +132,20 @@ pub fn json(status: StatusCode, body: impl Into<Body>, origin: &Origin) -> Respo
     response
 }
 
+/// A stored answer; of a file a piece at a time is in memory.
+pub fn stored(status: StatusCode, body: Stored, origin: &Origin) -> Response {
+    match body.in_one_piece() {
+        Some(bytes) => json(status, bytes, origin),
+        None => json(status, Body::new(Outgoing::new(body.into(), None).0), origin),
+    }
+}
+
 /// What a finished record's caller gets: the uplink's answer, or why there is none.
 pub enum Finished {
     /// An answer's bytes.
-    Answer(Bytes, Origin),
+    Answer(Stored, Origin),
     /// The uplink's own refusal.
-    Refused(StatusCode, Bytes, Origin),
+    Refused(StatusCode, Stored, Origin),
     /// It ended without words of an uplink.
     Ended(Refusal),
 }

@@ -80,7 +80,7 @@ async fn deliver(call: Arc<Call>, record: Record) -> Response {
             let stored = Stored { id: String::new(), seq: 0, handing: None };
             stream::offline_parts(call, offline::Begun::Recorded(body, origin, stored)).await
         }
-        Finished::Refused(status, body, origin) => answer::json(status, body, &origin),
+        Finished::Refused(status, body, origin) => answer::stored(status, body, &origin),
         Finished::Ended(refusal) => call.app.refused(&call, refusal),
     }
 }

@@ -14,6 +14,7 @@ mod listen;
 mod models;
 mod offline;
 mod ollama;
+mod onward;
 mod openai;
 mod passthrough;
 mod peers;
@@ -35,7 +36,7 @@ use axum::response::Response;
 use axum::routing::{any, get, post};
 use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::clock;
@@ -84,9 +85,16 @@ pub struct App {
     models: Arc<Models>,
     attach: Attach,
     slots: Arc<Semaphore>,
+    reshaping: Semaphore,
     stop: watch::Receiver<bool>,
     started_unix_s: u64,
 }
+
+/// Memory in KiB for answers that must be reshaped as a whole: shown inside a record, or made into events. What does
+/// not fit waits its turn.
+const RESHAPING_KIB: usize = 12 * 1024;
+/// An answer being reshaped is there about this often: its bytes, their tree, the new text.
+const RESHAPING_COPIES: u64 = 4;
 
 /// Now, for the table of repeats: it must go on while the machine sleeps.
 fn attach_now() -> u64 {
@@ -97,8 +105,9 @@ impl App {
     /// Puts the parts together; `stop` turns true when the process ends.
     pub fn new(gateway: Gateway, options: Options, models: Arc<Models>, stop: watch::Receiver<bool>) -> Arc<App> {
         let slots = Arc::new(Semaphore::new(options.max_in_flight));
+        let reshaping = Semaphore::new(RESHAPING_KIB);
         let started_unix_s = clock::unix_ms() / 1000;
-        Arc::new(App { gateway, options, models, attach: Attach::default(), slots, stop, started_unix_s })
+        Arc::new(App { gateway, options, models, attach: Attach::default(), slots, reshaping, stop, started_unix_s })
     }
 
     /// Recognises repeats of requests that were stored before this start.
@@ -114,6 +123,13 @@ impl App {
         let mut stop = self.stop.clone();
         // The sender lives as long as the process; if it is gone, so is everything else.
         let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// Room to reshape an answer of so many bytes, as long as it is held.
+    async fn reshaping(&self, bytes: u64) -> Option<SemaphorePermit<'_>> {
+        let kib = (bytes * RESHAPING_COPIES).div_ceil(1024).clamp(1, RESHAPING_KIB as u64);
+        // It is never closed.
+        self.reshaping.acquire_many(kib as u32).await.ok()
     }
 
     /// Counts an answer and writes its journal line.

@@ -12,6 +12,7 @@ use super::answer::{self, Finished, Origin};
 use super::attach::Handing;
 use super::call::Call;
 use super::refusal::Refusal;
+use crate::body::Body;
 use crate::clock;
 use crate::control::route::{Now, offline};
 use crate::control::types::State;
@@ -45,7 +46,7 @@ pub enum Begun {
     /// The local model's answer.
     Local(local::LocalAnswer, Option<Stored>),
     /// The local answer that is already on record for a repeated request.
-    Recorded(Bytes, Origin, Stored),
+    Recorded(Body, Origin, Stored),
     /// Nothing local: wait for the uplink, then give a ticket.
     Hold(Stored),
 }
@@ -66,7 +67,7 @@ pub async fn resume(call: &Call, why: &str, stored: Stored) -> Result<Begun, Ref
         && let Some((answer, _)) = record.local
     {
         let origin = local_origin(&answer.model, Some(&stored));
-        return Ok(Begun::Recorded(answer.body, origin, stored));
+        return Ok(Begun::Recorded(answer.body.into(), origin, stored));
     }
     go_on(call, now, why, Some(stored)).await
 }
@@ -174,7 +175,7 @@ pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
         Begun::Recorded(body, origin, stored) => {
             stored.delivered();
             call.app.answered(&call, &origin, "ok");
-            answer::json(StatusCode::OK, body, &origin)
+            answer::stored(StatusCode::OK, body, &origin)
         }
         Begun::Hold(stored) => match hold(&call, &stored).await {
             Err(refusal) => call.app.refused(&call, refusal),
@@ -206,11 +207,11 @@ pub fn finished(call: &Call, record: Record) -> Response {
     match answer::finished(record) {
         Finished::Answer(body, origin) => {
             call.app.answered(call, &origin, "ok");
-            answer::json(StatusCode::OK, body, &origin)
+            answer::stored(StatusCode::OK, body, &origin)
         }
         Finished::Refused(status, body, origin) => {
             call.app.answered(call, &origin, "refused");
-            answer::json(status, body, &origin)
+            answer::stored(status, body, &origin)
         }
         Finished::Ended(refusal) => call.app.refused(call, refusal),
     }

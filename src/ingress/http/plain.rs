@@ -11,13 +11,13 @@ use hyper::header::HeaderMap;
 use super::answer::{self, Origin};
 use super::call::Call;
 use super::offline;
+use super::onward::{self, Came};
 use super::refusal::Refusal;
-use crate::control::event::{Fault, Outcome};
+use crate::control::event::Outcome;
 use crate::control::types::Policy;
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::body;
-use crate::uplink::classify;
-use crate::uplink::cloud::{self, ANSWER_BYTES_MAX, Cloud, Whole};
+use crate::uplink::cloud::{self, Cloud, Whole};
 
 /// Answers a plain request.
 pub async fn answer(call: Arc<Call>) -> Response {
@@ -28,21 +28,25 @@ pub async fn answer(call: Arc<Call>) -> Response {
         target = match target {
             Target::Uplink(mut attempt) => {
                 let origin = Origin::uplink(attempt.cloud().name());
-                let (outcome, whole) = try_uplink(&call, &mut attempt).await;
-                match (outcome, whole) {
+                match try_uplink(&call, &mut attempt).await {
+                    (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
                     (
-                        Outcome::Delivered | Outcome::Permanent(_) | Outcome::Blocked(_) | Outcome::NoAnswer,
-                        Some(whole),
+                        outcome @ (Outcome::Delivered | Outcome::Permanent(_) | Outcome::Blocked(_)),
+                        Some(Came::Whole(whole)),
                     ) => {
                         attempt.end(outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);
                     }
-                    (Outcome::RateLimited { .. }, Some(whole)) => {
+                    (Outcome::NoAnswer, _) => {
+                        attempt.end(Outcome::NoAnswer);
+                        return call.app.refused(&call, Refusal::no_answer());
+                    }
+                    (outcome @ Outcome::RateLimited { .. }, Some(Came::Whole(whole))) => {
                         last = Some((whole, origin));
                         live.next(attempt, outcome).await
                     }
-                    _ => live.next(attempt, outcome).await,
+                    (outcome, _) => live.next(attempt, outcome).await,
                 }
             }
             Target::Offline { reason, maybe_billed } => {
@@ -70,8 +74,8 @@ fn class(whole: &Whole) -> &'static str {
     if whole.status.is_success() { "ok" } else { "refused" }
 }
 
-/// One try; the answer is there wherever the uplink gave a whole one.
-async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<Whole>) {
+/// One try; the answer is there wherever the uplink gave one, or began to.
+async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<Came>) {
     let cloud = attempt.cloud();
     let sent = attempt.unless_abandoned(async { cloud.send(uplink_call(call, &cloud)).await.map_err(|e| e.outcome) });
     let reply = match sent.await {
@@ -79,21 +83,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<
         Err(outcome) => return (outcome, None),
     };
     attempt.answering();
-    match reply.whole(ANSWER_BYTES_MAX).await {
-        Ok(whole) => (judge(&whole), Some(whole)),
-        Err(error) => (error.outcome, None),
-    }
-}
-
-/// What a whole answer to a live request means. A body that is no answer is the caller's to judge; one that
-/// was cut is not.
-pub fn judge(whole: &Whole) -> Outcome {
-    match classify::outcome(whole.status, &whole.headers, &whole.body) {
-        Outcome::Delivered if classify::stored_answer(&whole.body) == Outcome::Unknown(Fault::Truncated) => {
-            Outcome::Unknown(Fault::Truncated)
-        }
-        outcome => outcome,
-    }
+    onward::begin(reply).await
 }
 
 /// The call towards one uplink: the client's bytes, under that uplink's name for the model.

@@ -1,12 +1,17 @@
 //! A stored request as JSON, as the contract lists its fields.
 
-use serde_json::value::RawValue;
+use std::io::BufReader;
+
 use serde_json::{Value, json};
 
+use crate::body::Body;
 use crate::control::types::State;
 use crate::spool::record::Record;
 
-/// The whole object; answers are there where the record brought their bytes.
+/// Most of an answer that is no JSON that is shown.
+const TEXT_BYTES_MAX: usize = 64 * 1024;
+
+/// The whole object; answers are there where the record brought their bytes. Blocks where one is a file.
 pub fn record_json(record: &Record) -> Value {
     let created_s = record.created_unix_ms / 1000;
     // Shown in wall time, decided in powered-on time: a board without a clock shows nonsense and expires right.
@@ -26,7 +31,7 @@ pub fn record_json(record: &Record) -> Value {
         "created_at": created_s,
         "expires_at": expires,
         // The record counts failed ones; the one that brought the uplink's word is an attempt too.
-        "attempts": record.attempts + u32::from(record.uplink.is_some()),
+        "attempts": record.attempts + u32::from(record.uplink.is_some() && brought_the_end(record.state)),
         "maybe_billed": record.maybe_billed,
         "next_attempt_at": Value::Null,
         "position": if record.state.is_final() { Value::Null } else { json!(record.position) },
@@ -47,7 +52,7 @@ fn local(record: &Record) -> Value {
             "model": answer.model,
             "at": at / 1000,
             "latency_ms": answer.latency_ms,
-            "response": response(&answer.body),
+            "response": response(&answer.body.clone().into()),
         })
     })
 }
@@ -75,12 +80,17 @@ fn uplink(record: &Record) -> Value {
 }
 
 /// JSON as JSON, anything else as text; nothing where the listing left it out.
-fn response(body: &[u8]) -> Value {
+fn response(body: &Body) -> Value {
     if body.is_empty() {
         return Value::Null;
     }
-    match serde_json::from_slice::<&RawValue>(body) {
-        Ok(raw) => serde_json::from_str(raw.get()).unwrap_or(Value::Null),
-        Err(_) => Value::String(String::from_utf8_lossy(body).into_owned()),
-    }
+    serde_json::from_reader(BufReader::new(body.reader())).unwrap_or_else(|_| {
+        let text = body.start(TEXT_BYTES_MAX).unwrap_or_default();
+        Value::String(String::from_utf8_lossy(&text).into_owned())
+    })
+}
+
+/// An uplink's word that ended the request; what came of a cut answer is kept with one that still waits.
+fn brought_the_end(state: State) -> bool {
+    matches!(state, State::Answered | State::Dead)
 }

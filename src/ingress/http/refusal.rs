@@ -76,6 +76,15 @@ impl Refusal {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
     }
 
+    /// 502: what the uplink sent is nothing that may be passed on.
+    pub fn no_answer() -> Self {
+        let message = format!(
+            "the uplink's answer is nested more than {} deep and was not passed on; it may have been billed",
+            crate::body::scan::JSON_DEPTH_MAX
+        );
+        Self::new(StatusCode::BAD_GATEWAY, "upstream_error", message).header("x-should-retry", "false")
+    }
+
     /// 413, said before the body is read where its length is known.
     pub fn too_large(limit: u64) -> Self {
         let message = format!("the body is larger than max_body ({limit} bytes); send less or raise [http] max_body");

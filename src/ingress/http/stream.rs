@@ -7,25 +7,27 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::Body as HttpBody;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{self, Finished, Origin};
 use super::call::Call;
 use super::offline::{self, Begun, Stored};
-use super::plain::{judge, uplink_call, wants_local};
+use super::plain::{uplink_call, wants_local};
 use super::refusal::Refusal;
 use super::relay::{Gist, Seen};
+use crate::body::Body;
 use crate::clock;
 use crate::control::event::{Fault, Outcome};
 use crate::gateway::{LiveAttempt, Target};
-use crate::uplink::cloud::{ANSWER_BYTES_MAX, Reply, Whole};
+use crate::uplink::classify;
+use crate::uplink::cloud::{Reply, Whole};
 use crate::uplink::local::{self, LocalError};
 use crate::uplink::sse::{self, Splitter};
 
@@ -40,6 +42,8 @@ const PARTS: usize = 16;
 /// Events held back before the first content: roles and empty chunks.
 const HELD_MAX: usize = 64;
 const HELD_BYTES_MAX: usize = 64 * 1024;
+/// As much of an uplink's error as is passed on.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
 
 /// What the task tells the answer.
 enum Part {
@@ -106,7 +110,7 @@ fn commit(origin: &Origin, first: Bytes, inbox: mpsc::Receiver<Part>) -> Respons
             return Some((Ok(bytes), (None, inbox)));
         }
     });
-    let mut response = Response::new(Body::from_stream(body));
+    let mut response = Response::new(HttpBody::from_stream(body));
     *response.status_mut() = StatusCode::OK;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
@@ -208,7 +212,7 @@ enum Tried {
 async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Result<Tried, Gone> {
     let cloud = attempt.cloud();
     let sent = attempt.unless_abandoned(async { cloud.send(uplink_call(call, &cloud)).await.map_err(|e| e.outcome) });
-    let reply = match sent.await {
+    let mut reply = match sent.await {
         Ok(reply) => reply,
         Err(outcome) => return Ok(Tried::Failed(outcome)),
     };
@@ -217,26 +221,40 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
     if reply.status.is_success() && kind.starts_with("text/event-stream") {
         return relay(call, reply, parts).await;
     }
-    let whole = match reply.whole(ANSWER_BYTES_MAX).await {
-        Ok(whole) => whole,
+    if reply.status.is_success() {
+        return unstreamed(call, &mut reply, parts).await;
+    }
+    let whole = match reply.beginning(ERROR_BYTES_MAX).await {
+        Ok((words, _)) => reply.with_body(words),
         Err(error) => return Ok(Tried::Failed(error.outcome)),
     };
-    match judge(&whole) {
-        // A service that ignores `stream` still answered.
-        Outcome::Delivered => match answer::as_events(&whole.body, call.head.include_usage) {
-            Some(events) => {
-                for event in events {
-                    say(parts, Part::Event(event)).await?;
-                }
-                Ok(Tried::Done(Outcome::Delivered))
-            }
-            None => Ok(Tried::Failed(Outcome::Unknown(Fault::Truncated))),
-        },
+    match classify::outcome(whole.status, &whole.headers, &whole.body) {
         outcome @ (Outcome::Permanent(_) | Outcome::Blocked(_) | Outcome::RateLimited { .. }) => {
             Ok(Tried::Refused(outcome, whole))
         }
         outcome => Ok(Tried::Failed(outcome)),
     }
+}
+
+/// A service that ignores `stream` still answered.
+async fn unstreamed(call: &Call, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
+    let bodies = call.app.gateway.spool().bodies();
+    let (body, failed) = reply.receive(bodies, sse::EVENT_BYTES_MAX as u64).await;
+    let start = reply.with_body(body.start_off_thread(ERROR_BYTES_MAX).await.unwrap_or_default());
+    match classify::outcome(start.status, &start.headers, &start.body) {
+        Outcome::Delivered => {}
+        outcome => return Ok(Tried::Failed(outcome)),
+    }
+    if let Some(failed) = failed {
+        return Ok(Tried::Failed(failed));
+    }
+    let Some((events, _room)) = reshaped(call, &body).await else {
+        return Ok(Tried::Failed(Outcome::Unknown(Fault::Truncated)));
+    };
+    for event in events {
+        say(parts, Part::Event(event)).await?;
+    }
+    Ok(Tried::Done(Outcome::Delivered))
 }
 
 /// Events held back until the first content.
@@ -354,8 +372,9 @@ async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result
                         Finished::Answer(body, origin) => whole_as_stream(call, &body, origin, parts).await?,
                         Finished::Refused(status, body, origin) => {
                             call.app.answered(call, &origin, "refused");
-                            let event = error_event(&body);
-                            say(parts, Part::Failed(Box::new(answer::json(status, body, &origin)), event)).await?;
+                            let words = body.start_off_thread(ERROR_BYTES_MAX).await.unwrap_or_default();
+                            let event = error_event(&words);
+                            say(parts, Part::Failed(Box::new(answer::stored(status, body, &origin)), event)).await?;
                         }
                         Finished::Ended(refusal) => fail(call, parts, refusal).await?,
                     }
@@ -368,8 +387,15 @@ async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result
     }
 }
 
-async fn whole_as_stream(call: &Call, body: &[u8], origin: Origin, parts: &Parts) -> Result<(), Gone> {
-    let Some(events) = answer::as_events(body, call.head.include_usage) else {
+/// The answer as the events of a stream; `None` where it is none. Its room in memory is held until they are gone.
+async fn reshaped<'a>(call: &'a Call, body: &Body) -> Option<(Vec<Bytes>, Option<SemaphorePermit<'a>>)> {
+    let room = call.app.reshaping(body.len()).await;
+    let whole = body.whole().await.ok()?;
+    Some((answer::as_events(&whole, call.head.include_usage)?, room))
+}
+
+async fn whole_as_stream(call: &Call, body: &Body, origin: Origin, parts: &Parts) -> Result<(), Gone> {
+    let Some((events, _room)) = reshaped(call, body).await else {
         return fail(call, parts, Refusal::upstream_timeout()).await;
     };
     call.app.answered(call, &origin, "ok");
@@ -390,7 +416,7 @@ async fn local_stream(
     let mut events = match answer.content {
         local::Content::Stream(events) => events,
         local::Content::Whole(body) => {
-            whole_as_stream(call, &body, origin, parts).await?;
+            whole_as_stream(call, &body.into(), origin, parts).await?;
             stored.into_iter().for_each(Stored::delivered);
             return Ok(());
         }

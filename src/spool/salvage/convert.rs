@@ -76,7 +76,7 @@ fn uplink(values: &[Value], body: Bytes) -> UplinkAnswer {
         content_type: word(5),
         latency_ms: latency(values),
         usage: tokens.map(|(p, c)| Usage { prompt_tokens: num(p), completion_tokens: num(c) }),
-        body,
+        body: body.into(),
     }
 }
 

@@ -34,7 +34,7 @@ async fn an_answer_is_kept_and_the_body_freed() {
     spool.record_local(seq, local("maybe")).await.unwrap();
     let record = spool.get("a".into()).await.unwrap().unwrap();
     let (uplink, local) = (record.uplink.unwrap().0, record.local.unwrap().0);
-    assert_eq!((&uplink.body[..], &local.body[..]), (&b"yes"[..], &b"maybe"[..]));
+    assert_eq!((&uplink.body.in_one_piece().unwrap()[..], &local.body[..]), (&b"yes"[..], &b"maybe"[..]));
     assert_eq!((uplink.uplink.as_str(), uplink.usage.unwrap().completion_tokens), ("cloud", 5));
     assert_eq!((record.state, record.ttl_left_ms), (State::Answered, 0));
     assert_eq!(spool.body("a".into()).await.unwrap(), None);
@@ -52,7 +52,10 @@ async fn only_the_first_outcome_counts() {
     spool.settle(seq, dead()).await.unwrap();
     spool.settle(seq, requeue(true, false, true)).await.unwrap();
     let record = spool.get("a".into()).await.unwrap().unwrap();
-    assert_eq!((record.state, &record.uplink.unwrap().0.body[..]), (State::Answered, &b"first"[..]));
+    assert_eq!(
+        (record.state, &record.uplink.unwrap().0.body.in_one_piece().unwrap()[..]),
+        (State::Answered, &b"first"[..])
+    );
     assert_counted(&spool).await;
 }
 

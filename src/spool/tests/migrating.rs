@@ -46,7 +46,7 @@ async fn version_1_is_taken_over_whole() {
     let spool = open(options(dir.path())).unwrap();
     assert_counted(&spool).await;
     let answer = spool.get("a".into()).await.unwrap().unwrap().uplink.unwrap().0;
-    assert_eq!(&answer.body[..], b"yes");
+    assert_eq!(&answer.body.in_one_piece().unwrap()[..], b"yes");
     assert_eq!(leased(&spool, 9).await, ["b", "c"], "their sums were made");
     let copy = dir.path().join("spool.db.v1");
     assert_eq!(version_of(&copy), 1);

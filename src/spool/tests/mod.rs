@@ -82,6 +82,7 @@ fn answered(body: impl Into<Bytes>) -> Settlement {
 }
 
 fn answer(body: impl Into<Bytes>) -> UplinkAnswer {
+    let body: Bytes = body.into();
     UplinkAnswer {
         uplink: "cloud".to_owned(),
         model: "big".to_owned(),
@@ -102,7 +103,7 @@ fn error() -> LastError {
 }
 
 fn requeue(counted: bool, deferred: bool, maybe_billed: bool) -> Settlement {
-    Settlement::Requeue { counted, deferred, maybe_billed, error: Some(error()) }
+    Settlement::Requeue { counted, deferred, maybe_billed, error: Some(error()), came: None }
 }
 
 fn dead() -> Settlement {

@@ -22,7 +22,7 @@ async fn large_bodies_are_files_and_go_with_their_row() {
     spool.settle(seq, answered(vec![6; LARGE])).await.unwrap();
     spool.record_local(seq, local(vec![7; LARGE])).await.unwrap();
     let record = spool.get("a".into()).await.unwrap().unwrap();
-    assert_eq!(record.uplink.unwrap().0.body, vec![6; LARGE]);
+    assert_eq!(record.uplink.unwrap().0.body.whole().await.unwrap(), vec![6; LARGE]);
     assert_eq!(record.local.unwrap().0.body, vec![7; LARGE]);
     assert_eq!(names(dir.path()).len(), 2, "the request's own is gone");
     spool.purge(State::Answered).await.unwrap();

@@ -27,13 +27,27 @@ pub struct Settings {
     pub drain_in_flight: u32,
     /// Time-outs of a busy machine, where much is sent at once and how soon it is answered is not the question.
     pub patient: bool,
+    /// `[retry] on_unknown`.
+    pub on_unknown: &'static str,
+    /// Further lines of `[http]`.
+    pub http: String,
+    /// Where the data goes instead of the daemon's own folder.
+    pub data_dir: Option<String>,
     /// Further configuration.
     pub extra: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { local: None, drain_in_flight: 1, patient: false, extra: String::new() }
+        Settings {
+            local: None,
+            drain_in_flight: 1,
+            patient: false,
+            on_unknown: "resend",
+            http: String::new(),
+            data_dir: None,
+            extra: String::new(),
+        }
     }
 }
 
@@ -133,11 +147,12 @@ fn config(settings: &Settings, uplink: &str, ollama: &str) -> String {
     format!(
         r#"
 [gateway]
-data_dir = "@DIR@/data"
+data_dir = "{data_dir}"
 device_id = "bench"
 
 [http]
 socket = "@DIR@/hf.sock"
+{http}
 
 [[uplink]]
 name = "sim"
@@ -158,6 +173,7 @@ start_jitter = "0s"
 [retry]
 base = "50ms"
 max = "500ms"
+on_unknown = "{on_unknown}"
 
 [cache]
 ttl = "0s"
@@ -169,6 +185,9 @@ per_source_backlog = 100000
 {extra}
 "#,
         drain = settings.drain_in_flight,
+        data_dir = settings.data_dir.as_deref().unwrap_or("@DIR@/data"),
+        http = settings.http,
+        on_unknown = settings.on_unknown,
         extra = settings.extra,
     )
 }

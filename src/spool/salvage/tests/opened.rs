@@ -190,7 +190,7 @@ impl Known {
 
 fn is_exact(known: &Known, record: &Record, is_sent: bool) -> bool {
     let hash = |body: &bytes::Bytes| Value::Blob(files::hash(body).to_vec());
-    let answers = record.uplink.as_ref().map(|(a, _)| hash(&a.body)).as_ref() == known.answer(0)
+    let answers = record.uplink.as_ref().map(|(a, _)| Value::Blob(a.body.hash().to_vec())).as_ref() == known.answer(0)
         && record.local.as_ref().map(|(a, _)| hash(&a.body)).as_ref() == known.answer(1);
     let state = crate::spool::codes::state_code(record.state);
     let stands = match known.state() {

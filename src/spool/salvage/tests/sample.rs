@@ -122,14 +122,24 @@ async fn fill(spool: &Spool, count: u64, chance: &mut Chance) {
             if seq.is_multiple_of(10) {
                 spool.cancel(id).await.unwrap();
             } else if seq.is_multiple_of(7) {
-                let local = LocalAnswer { model: "small".into(), latency_ms: 3, body: answer(chance).body };
+                let local = LocalAnswer {
+                    model: "small".into(),
+                    latency_ms: 3,
+                    body: answer(chance).body.in_one_piece().unwrap(),
+                };
                 spool.record_local(seq, local).await.unwrap();
             }
         }
         for leased in spool.lease(12).await.unwrap() {
             let how = match leased.seq % 6 {
                 0 => Settlement::Dead { reason: "refused".into(), error: error(), answer: None },
-                1 => Settlement::Requeue { counted: true, deferred: true, maybe_billed: true, error: Some(error()) },
+                1 => Settlement::Requeue {
+                    counted: true,
+                    deferred: true,
+                    maybe_billed: true,
+                    error: Some(error()),
+                    came: None,
+                },
                 _ => Settlement::Answered(answer(chance)),
             };
             spool.settle(leased.seq, how).await.unwrap();

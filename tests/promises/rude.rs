@@ -1,0 +1,103 @@
+//! Peers on TCP and the socket that mean no good: foreign names, answers never read, connections without end.
+
+use std::path::Path;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+
+use holdfast::cli::simulate::Faults;
+
+use crate::support::{Ask, Bench, Settings, chat_body, until, within};
+
+/// Connections of one peer, as the product's documents name it.
+const PEER_CONNECTIONS_MAX: usize = 1_152;
+
+/// A bench that listens on TCP too; and the port.
+async fn on_tcp() -> (Bench, u16) {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let http = format!("listen = [\"127.0.0.1:{free}\"]\nallowed_hosts = [\"gateway.lan\"]");
+    (Bench::with(Settings { http, ..Settings::default() }).await, free)
+}
+
+/// The status of one raw request over TCP.
+async fn status(port: u16, request: &str) -> u16 {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    let _ = within("an answer", 10, stream.read_to_string(&mut text)).await;
+    text.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{request:?}: {text:?}"))
+}
+
+#[tokio::test]
+async fn a_page_whose_name_was_made_to_point_here_is_refused() {
+    let (bench, port) = on_tcp().await;
+    let get = |target: &str, host: &str| format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    for (target, host, wanted) in [
+        ("/health", format!("127.0.0.1:{port}"), 200),
+        ("/health", format!("localhost:{port}"), 200),
+        ("/health", "gateway.lan".to_owned(), 200),
+        ("/health", format!("evil.example:{port}"), 421),
+        ("/health", "10.1.2.3".to_owned(), 421),
+        ("/health", "localhost.evil.example".to_owned(), 421),
+        // What the target names goes before the header.
+        ("http://evil.example/health", "localhost".to_owned(), 421),
+        ("/holdfast/v1/requests", "evil.example".to_owned(), 421),
+    ] {
+        assert_eq!(status(port, &get(target, &host)).await, wanted, "{target} {host}");
+    }
+    let body = chat_body("rebound").to_string();
+    let chat = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    assert_eq!(status(port, &chat).await, 421);
+    assert_eq!(bench.answered("rebound"), 0, "it was sent all the same");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_let_go_and_its_answer_too() {
+    let bench = Bench::start().await;
+    let answer = format!(r#"{{"choices":[{{"message":{{"content":"{}"}}}}]}}"#, "x".repeat(4 * 1024 * 1024));
+    bench.uplink.set_faults(Faults { answer: Some(answer), ..Faults::default() }).await;
+    bench.daemon.send(Ask::chat("warm")).await;
+    let before = bench.daemon.descriptors();
+    let body = chat_body("never read").to_string();
+    let ask = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut deaf = Vec::new();
+    for _ in 0..8 {
+        let mut stream = UnixStream::connect(bench.daemon.socket()).await.unwrap();
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        deaf.push(stream);
+    }
+    until("their answers", 20, || async { (bench.answered("never read") == 8).then_some(()) }).await;
+    assert!(bench.daemon.descriptors() >= before + 8);
+    assert_eq!(within("others", 10, bench.daemon.send(Ask::chat("beside them"))).await.status, 200);
+    until("them to be let go", 40, || async { (bench.daemon.descriptors() <= before + 4).then_some(()) }).await;
+    drop(deaf);
+}
+
+/// Whether the gateway keeps a new connection: one without a place is closed at once.
+async fn is_kept(socket: &Path) -> bool {
+    Ask::get("/livez").send_to(socket).await.is_ok_and(|reply| reply.status == 200)
+}
+
+#[tokio::test]
+async fn one_peer_cannot_take_every_connection() {
+    let files = rustix::process::Rlimit { current: Some(4_096), maximum: Some(4_096) };
+    if rustix::process::setrlimit(rustix::process::Resource::Nofile, files).is_err() {
+        println!("SKIPPED: this process may not open 4,096 files");
+        return;
+    }
+    let (bench, port) = on_tcp().await;
+    let socket = bench.daemon.socket();
+    let mut open = Vec::new();
+    for _ in 0..PEER_CONNECTIONS_MAX + 50 {
+        open.push(UnixStream::connect(&socket).await.unwrap());
+    }
+    // Other addresses still get in, this user does not.
+    let get = "GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    until("the cap", 7, || async { (!is_kept(&socket).await).then_some(()) }).await;
+    assert_eq!(status(port, get).await, 200);
+    drop(open);
+    until("a place", 10, || async { is_kept(&socket).await.then_some(()) }).await;
+}
