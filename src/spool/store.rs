@@ -11,7 +11,7 @@ use super::ballast::Ballast;
 use super::codes::{self, num, sql, state_code};
 use super::outcomes::{Line, Outcomes};
 use super::powered::{Mark, Powered};
-use super::{Condition, Options, SpoolError};
+use super::{Condition, Options, SpoolError, sum};
 use crate::control::types::State;
 
 /// Everything that is counted instead of asked; persisted with each commit in the row `service`.
@@ -273,7 +273,8 @@ impl Store {
         tracing::error!(seq = row.seq, "a stored request is damaged: it is set aside and will not be sent");
         // What a damaged row says of its source or its lane may fit nowhere: then the file goes as a whole, or the
         // same row would stop every lease.
-        self.put_aside(row).map_err(|error| match error {
+        let done = self.put_aside(row).and_then(|()| sum::renew(&self.conn, row.seq));
+        done.map_err(|error| match error {
             SpoolError::Storage(what) => SpoolError::Damaged(what),
             other => other,
         })

@@ -102,12 +102,14 @@ pub(super) fn watch(conn: &Connection) -> Result<(), SpoolError> {
     let answer = (call("", &ANSWER), "seq = new.seq AND local = new.local");
     let source = (call("", &SOURCE), "source_id = new.source_id");
     // With the version one higher, the row is summed as it will stand.
+    // A row that was damaged before must not become whole by a change of another part of it.
+    let before = call("old.", &REQUEST);
     let next = request.0.replace(" version)", " version + 1)");
     conn.execute_batch(&format!(
         "CREATE TEMP TRIGGER request_made AFTER INSERT ON main.request BEGIN
             UPDATE request SET sum = {} WHERE {}; END;
         CREATE TEMP TRIGGER request_changed AFTER UPDATE OF {changed} ON main.request BEGIN
-            UPDATE request SET version = version + 1, sum = {next} WHERE {}; END;
+            UPDATE request SET version = version + 1, sum = iif(old.sum = {before}, {next}, x'') WHERE {}; END;
         CREATE TEMP TRIGGER answer_made AFTER INSERT ON main.answer BEGIN
             UPDATE answer SET sum = {} WHERE {}; END;
         CREATE TEMP TRIGGER answer_changed AFTER UPDATE OF {} ON main.answer BEGIN
@@ -144,6 +146,13 @@ pub(super) fn fill(conn: &Connection) -> Result<(), SpoolError> {
 pub(super) fn call(prefix: &str, columns: &[&str]) -> String {
     let names: Vec<String> = columns.iter().map(|name| format!("{prefix}{name}")).collect();
     format!("row_sum({})", names.join(", "))
+}
+
+/// Sums a row as it stands, damage and all: it is marked as such, and whole again in that.
+pub(super) fn renew(conn: &Connection, seq: u64) -> Result<(), SpoolError> {
+    let text = format!("UPDATE request SET sum = {} WHERE seq = ?1", call("", &REQUEST));
+    conn.prepare_cached(&text)?.execute([sql(seq)])?;
+    Ok(())
 }
 
 /// Whether a request's row, and its source's, are as they were written.
