@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 
 use crate::clock;
+use crate::plant::{self, Fault};
 
 /// A body's file. The open descriptor keeps it readable when its name is gone.
 #[derive(Debug)]
@@ -84,7 +85,10 @@ impl BodyFile {
         if self.durable.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.file.sync_all()?;
+        match self.file.sync_all() {
+            Err(_) if plant::is(Fault::FsyncRetriedAfterEio) => self.file.sync_all()?,
+            synced => synced?,
+        }
         let named = path.with_file_name(&self.name);
         std::fs::rename(&*path, &named)?;
         *path = named;

@@ -8,7 +8,11 @@ use super::node::{Fields, Node, Value, parse_value};
 const PREFIX: &str = "HOLDFAST_";
 
 /// Names of ours that are no settings: they say where settings and daemon are.
-const NOT_KEYS: [&str; 2] = ["HOLDFAST_CONFIG", "HOLDFAST_SOCKET"];
+const NOT_KEYS: &[&str] = if cfg!(feature = "planted") {
+    &["HOLDFAST_CONFIG", "HOLDFAST_SOCKET", "HOLDFAST_PLANT"]
+} else {
+    &["HOLDFAST_CONFIG", "HOLDFAST_SOCKET"]
+};
 
 /// The process's own variables that concern us, whatever bytes the others hold.
 pub fn environment() -> Vec<(String, String)> {

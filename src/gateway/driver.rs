@@ -313,14 +313,16 @@ impl Driver {
             Some(format!("uplink:{}", cloud.name())),
         );
         self.tasks.spawn(async move {
-            let told = shared.clone();
-            let watch_out = async move {
-                if out.await.is_ok() {
-                    told.tell(Input::Event(Event::BodyOut(attempt)));
+            let mut delivering = std::pin::pin!(deliver(cloud.clone(), shared.spool.bodies(), &leased, on_out, stop));
+            // Not waited for beyond the attempt's end: a connection that stalls keeps the body, and `out` with it.
+            let delivery = tokio::select! {
+                biased;
+                Ok(()) = out => {
+                    shared.tell(Input::Event(Event::BodyOut(attempt)));
+                    delivering.await
                 }
+                delivery = &mut delivering => delivery,
             };
-            let (delivery, ()) =
-                tokio::join!(deliver(cloud.clone(), shared.spool.bodies(), &leased, on_out, stop), watch_out);
             shared.metrics.attempted(cloud.name(), delivery.outcome.class());
             shared.tell(Input::Delivered(attempt, Box::new(delivery)));
         });

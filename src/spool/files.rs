@@ -25,6 +25,7 @@ const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// Makes the folders and takes the lock, which lasts as long as the returned file.
 pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
+    let above = to_sync(data_dir);
     DirBuilder::new().recursive(true).mode(0o700).create(bodies(data_dir))?;
     let lock = private().create(true).truncate(false).open(data_dir.join("holdfast.lock"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -34,6 +35,9 @@ pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
     }
     // Made here so that it is private from its first byte; SQLite takes an empty file as a new database.
     make_database(data_dir)?;
+    for dir in above {
+        sync_name(dir)?;
+    }
     Ok(lock)
 }
 
@@ -47,6 +51,29 @@ pub(super) fn make_database(data_dir: &Path) -> Result<(), SpoolError> {
 pub(super) fn latest_start(data_dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(bodies(data_dir)) else { return 0 };
     entries.flatten().filter_map(|e| start_of(&e.file_name().to_string_lossy())).max().unwrap_or(0)
+}
+
+/// The folders that hold a name on the way to the data folder which may be new: the one above it in any case, because an
+/// earlier start may have ended before it came to sync it.
+fn to_sync(data_dir: &Path) -> Vec<&Path> {
+    let made = |dir: &Path| dir.file_name().is_some() && !dir.exists();
+    let parents = data_dir.ancestors().skip(1).map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let mut all = Vec::new();
+    for dir in parents {
+        all.push(dir);
+        if !made(dir) {
+            break;
+        }
+    }
+    all
+}
+
+/// Above the data folder we may be allowed to pass and not to read; whoever made the folder there answers for it.
+fn sync_name(dir: &Path) -> Result<(), SpoolError> {
+    match sync_dir(dir) {
+        Err(SpoolError::Permission(_)) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// The database's path.

@@ -43,6 +43,13 @@ pub use open::open;
 pub use pauses::SavedPause;
 pub use salvage::offline::{Fault, Offline, Shown, repair};
 
+/// A door for the fuzz targets: how many requests a salvage finds in a database and its log.
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub fn fuzz_salvage(db: Vec<u8>, wal: Vec<u8>) -> usize {
+    salvage::count(db, wal)
+}
+
 /// What the spool needs to know; see `[queue]` and `[retry]` of the configuration.
 #[derive(Debug, Clone)]
 pub struct Options {

@@ -47,7 +47,7 @@ pub fn open(options: Options) -> Result<Spool, SpoolError> {
         tracing::warn!("the data folder has less than queue.min_disk_free left: new requests are refused");
     }
     let mut store = attach(&options)?;
-    adopt(&mut store)?;
+    adopt_on_full_disk_too(&mut store)?;
     store.ballast.make(options.min_disk_free);
     start(store, lock)
 }
@@ -187,6 +187,20 @@ pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
     store.save()?;
     store.rescue.is_unused = false;
     Ok(())
+}
+
+/// What an earlier process left on its way is an outcome too: the reserve is for it.
+fn adopt_on_full_disk_too(store: &mut Store) -> Result<(), SpoolError> {
+    let good = store.counts;
+    let done = adopt(store);
+    if done != Err(SpoolError::DiskFull) || !store.ballast.give_up() {
+        return done;
+    }
+    if !store.conn.is_autocommit() {
+        store.conn.execute_batch("ROLLBACK")?;
+    }
+    (store.counts, store.effects) = (good, store::Effects::default());
+    adopt(store)
 }
 
 /// Takes over from the process before, in one transaction.

@@ -121,6 +121,10 @@ fn refuse_by_header(path: &Path) -> Result<(), SpoolError> {
         return Ok(());
     }
     if &header[..16] != MAGIC {
+        // Power that went while the log was folded in may have torn this page; the log still holds it whole.
+        if path.with_extension("db-wal").metadata().is_ok_and(|log| log.len() > 0) {
+            return Ok(());
+        }
         return Err(SpoolError::Damaged("spool.db has no SQLite header".into()));
     }
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);

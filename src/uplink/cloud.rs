@@ -32,6 +32,7 @@ use super::tls::{TlsError, client_config};
 use crate::body::{Bodies, Body};
 use crate::clock::{self, Floor};
 use crate::control::event::{Check, Fault, Outcome};
+use crate::plant;
 
 /// Largest answer that is passed on or kept; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
 pub const ANSWER_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -251,6 +252,12 @@ impl Cloud {
         *request.uri_mut() = self.uri(&call.path)?;
         *request.headers_mut() = call.headers;
         self.sign(request.headers_mut());
+        if plant::is(plant::Fault::HeadersInADebugLog) {
+            request
+                .headers()
+                .iter()
+                .for_each(|(n, v)| tracing::debug!("{n}: {}", String::from_utf8_lossy(v.as_bytes())));
+        }
         let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let times = self.options.timeouts;
         let outcome = match in_time(pool.request(request), &progress, times, started).await {
@@ -370,6 +377,9 @@ fn new_pool(options: &Options) -> Result<Pool, TlsError> {
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(options.timeouts.connect));
+    // A request that was given up in the middle of its body leaves a connection that nobody waits for any more:
+    // without this the kernel keeps it, and a piece of the body, for a quarter of an hour.
+    http.set_tcp_user_timeout(Some(options.timeouts.total));
     let tls = client_config(options.ca_file.as_deref())?;
     let https =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);

@@ -8,8 +8,19 @@
 
 mod case;
 mod cases;
+mod chance;
+mod daemon;
+mod driver;
+mod ledger;
+mod limit;
+mod mount;
+mod old;
+mod parts;
+mod process;
+mod replay;
 mod report;
 mod run;
+mod shim;
 
 use std::process::ExitCode;
 
@@ -32,6 +43,8 @@ struct Ask {
     report: Option<String>,
     /// Set in a child: the one test to run.
     case: Option<String>,
+    /// Set in a driver, see `driver.rs`.
+    drive: Option<String>,
 }
 
 fn read_arguments() -> Result<Ask, String> {
@@ -41,6 +54,7 @@ fn read_arguments() -> Result<Ask, String> {
         faults: true,
         report: None,
         case: None,
+        drive: None,
     };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
@@ -52,6 +66,7 @@ fn read_arguments() -> Result<Ask, String> {
             "--seed" => ask.effort.seed = value()?.parse().map_err(|_| "--seed needs a number".to_owned())?,
             "--report" => ask.report = Some(value()?),
             "--case" => ask.case = Some(value()?),
+            "--drive" => ask.drive = Some(value()?),
             other => return Err(format!("{other} is not known")),
         }
     }
@@ -66,6 +81,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(workload) = &ask.drive {
+        driver::drive(workload);
+        return ExitCode::SUCCESS;
+    }
     if let Some(id) = &ask.case {
         return run::child(id, &ask.effort);
     }

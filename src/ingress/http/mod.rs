@@ -164,6 +164,14 @@ impl App {
     }
 }
 
+/// A door for the fuzz targets: reads what a request's headers ask for.
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub fn fuzz_head(headers: &hyper::HeaderMap) {
+    let _ = wants::Wants::read(headers, Policy::Both);
+    let _ = call::forwardable(headers);
+}
+
 /// All paths.
 fn router(app: Arc<App>) -> Router {
     let limited = Router::new()

@@ -107,6 +107,19 @@ impl Salvage {
     }
 }
 
+/// For the fuzz targets: how many requests come out of these bytes.
+#[cfg(feature = "planted")]
+pub(super) fn count(db: Vec<u8>, wal: Vec<u8>) -> usize {
+    let mut salvage = Salvage::of(Box::new(db), Box::new(wal), PathBuf::from("/nonexistent"));
+    let mut found = 0;
+    loop {
+        match salvage.next_batch(64).len() {
+            0 => return found,
+            more => found += more,
+        }
+    }
+}
+
 /// How many frames of a log SQLite will drop although they were committed: above 0, what SQLite shows is not
 /// what was acknowledged.
 pub(super) fn dropped_frames(wal: &Path) -> Result<u64, SpoolError> {

@@ -247,6 +247,21 @@ impl Local {
     }
 }
 
+/// A door for the fuzz targets: the whole lines of these pieces, up to one that is too long.
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub fn fuzz_lines<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
+    let (mut lines, mut whole) = (ndjson::Lines::default(), Vec::new());
+    for piece in pieces {
+        lines.push(piece);
+        while let Ok(Some(line)) = lines.next_line() {
+            whole.push(line);
+        }
+    }
+    whole.extend(lines.rest());
+    whole
+}
+
 /// Prepares a request; a big one (pictures) off the threads that serve everybody else.
 async fn prepare(inner: &Arc<Inner>, endpoint: Endpoint, body: &Body) -> Result<Prepared, LocalError> {
     let whole = body.whole().await.map_err(|_| LocalError::Busy)?;

@@ -1,0 +1,142 @@
+//! What is fuzzed, each with what must hold for any bytes at all. Used by libFuzzer and by the rig's own short run.
+//!
+//! A target panics where something does not hold; it never tries to be right about what the bytes mean.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use holdfast::body::Body;
+use holdfast::uplink::sse::Splitter;
+use holdfast::uplink::{body, classify};
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+/// Takes any bytes; panics where something does not hold.
+pub type Target = fn(&[u8]);
+
+/// Every target by the name of its corpus.
+pub const ALL: &[(&str, Target)] = &[
+    ("answer", answer),
+    ("body", request),
+    ("config", config),
+    ("head", head),
+    ("ndjson", ndjson),
+    ("salvage", salvage),
+    ("sse", sse),
+];
+
+/// The first byte says how long the pieces are in which the rest arrives.
+fn pieces(data: &[u8]) -> (&[u8], usize) {
+    data.split_first().map_or((data, 1), |(first, rest)| (rest, usize::from(*first).max(1)))
+}
+
+/// A stream's events do not depend on how the network cut it.
+pub fn sse(data: &[u8]) {
+    let (data, size) = pieces(data);
+    let events = |size: usize| {
+        let (mut splitter, mut events) = (Splitter::default(), Vec::new());
+        for piece in data.chunks(size) {
+            if splitter.push(piece).is_err() {
+                return None;
+            }
+            while let Some(event) = splitter.next_event() {
+                events.push(event);
+            }
+        }
+        events.extend(splitter.finish());
+        Some(events)
+    };
+    assert_eq!(events(size), events(usize::MAX));
+}
+
+/// Nor do a local model's lines.
+pub fn ndjson(data: &[u8]) {
+    let (data, size) = pieces(data);
+    let in_pieces = holdfast::uplink::local::fuzz_lines(data.chunks(size));
+    assert_eq!(in_pieces, holdfast::uplink::local::fuzz_lines(std::iter::once(data)));
+}
+
+/// Any status, headers and body mean something.
+pub fn answer(data: &[u8]) {
+    let Some((status, rest)) = data.split_first_chunk::<2>() else { return };
+    let status = hyper::StatusCode::from_u16(100 + u16::from_le_bytes(*status) % 900).unwrap();
+    let (headers, body) = headers_of(rest);
+    let outcome = classify::outcome(status, &headers, body);
+    let _ = classify::check(status, &headers, body, 1);
+    let stored = classify::stored_answer(&body.to_vec().into());
+    let wait = classify::retry_after_ms(&headers);
+    assert!(wait.is_none_or(|ms| ms <= 3_600_000), "{wait:?}");
+    let class = (outcome.kind(), stored.kind());
+    assert!(!class.0.is_empty() && !class.1.is_empty());
+}
+
+/// A request that is taken stays JSON when the model is renamed and the stream switched off.
+pub fn request(data: &[u8]) {
+    const ENDPOINTS: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/other"];
+    let Some((first, rest)) = data.split_first() else { return };
+    let body = Body::from(Bytes::copy_from_slice(rest));
+    let Ok(head) = body::read(ENDPOINTS[usize::from(first % 4)], &body) else { return };
+    let changed = spliced(rest, &body::for_uplink(&body, &head, Some("a \"new\" name"), false).edits);
+    let Ok(value) = serde_json::from_slice::<serde_json::Value>(&changed) else {
+        // What was too deep, or no number that fits, was so before.
+        assert!(serde_json::from_slice::<serde_json::Value>(rest).is_err(), "the change made it no JSON");
+        return;
+    };
+    assert_eq!(value["model"], "a \"new\" name");
+    assert_ne!(value["stream"], true);
+    assert!(body::for_uplink(&body, &head, None, true).edits.is_empty());
+}
+
+/// The bytes with what stands in place of some of them.
+fn spliced(bytes: &[u8], edits: &[(std::ops::Range<u64>, Bytes)]) -> Vec<u8> {
+    let (mut out, mut at) = (Vec::new(), 0);
+    for (range, new) in edits {
+        out.extend_from_slice(&bytes[at..range.start as usize]);
+        out.extend_from_slice(new);
+        at = range.end as usize;
+    }
+    out.extend_from_slice(&bytes[at..]);
+    out
+}
+
+/// A configuration is taken or refused with at least one reason, whatever stands in the file.
+pub fn config(data: &[u8]) {
+    let folder =
+        if std::path::Path::new("/dev/shm").is_dir() { PathBuf::from("/dev/shm") } else { std::env::temp_dir() };
+    let path = folder.join(format!("holdfast-fuzz-{}.toml", std::process::id()));
+    std::fs::write(&path, data).unwrap();
+    let loaded = holdfast::config::load(Some(&path), []);
+    let _ = std::fs::remove_file(&path);
+    match loaded {
+        Ok(loaded) => assert!(!loaded.origins.is_empty()),
+        Err(faults) => assert!(!faults.to_string().is_empty()),
+    }
+}
+
+/// Any headers are taken or refused.
+pub fn head(data: &[u8]) {
+    let (headers, _) = headers_of(data);
+    holdfast::ingress::http::fuzz_head(&headers);
+}
+
+/// Any pages and any log come to an end. In front stands the length of the database in pages of 4 KiB.
+pub fn salvage(data: &[u8]) {
+    let Some((pages, rest)) = data.split_first() else { return };
+    let (db, wal) = rest.split_at(rest.len().min(usize::from(*pages) * 4096));
+    holdfast::spool::fuzz_salvage(db.to_vec(), wal.to_vec());
+}
+
+/// Lines with a colon up to an empty line, and what follows.
+fn headers_of(data: &[u8]) -> (HeaderMap, &[u8]) {
+    let mut headers = HeaderMap::new();
+    let mut rest = data;
+    while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+        let (line, after) = (&rest[..end], &rest[end + 1..]);
+        rest = after;
+        let Some(colon) = line.iter().position(|b| *b == b':') else { break };
+        let name = HeaderName::from_bytes(&line[..colon]);
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(line[colon + 1..].trim_ascii())) {
+            headers.append(name, value);
+        }
+    }
+    (headers, rest)
+}

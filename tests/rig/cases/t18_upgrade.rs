@@ -1,0 +1,98 @@
+//! T18: a folder of each released shape becomes the present one, cut off at every call; an older program leaves a newer
+//! one alone, byte for byte.
+//!
+//! The old folder is made from frozen SQL. The migration runs under the recorder; each crash state of it is opened by the
+//! present program and compared with what the old one had promised.
+
+use std::path::Path;
+
+use holdfast::plant::Fault;
+use holdfast::spool::SpoolError;
+
+use super::t02_replay::{Replay, record_in};
+use crate::case::{Case, Effort, Outcome, Planted};
+use crate::{driver, ledger::Ledger, old, process, shim};
+
+pub const CASE: Case = Case {
+    id: "T18",
+    what: "upgrade cut off at each call; a newer file",
+    faults: &[Planted::In(Fault::MigrateWithoutTransaction)],
+    run,
+};
+
+fn run(effort: &Effort) -> Outcome {
+    let folder = shim::memory_folder();
+    let recorder = match shim::build("recorder", folder.path()) {
+        Ok(recorder) => recorder,
+        Err(outcome) => return outcome,
+    };
+    let at = folder.path().join("old");
+    if let Err(error) = std::fs::create_dir(&at).map_err(Into::into).and_then(|()| old::make(&at)) {
+        return Outcome::Missing(format!("no old folder: {error}"));
+    }
+    let told = Ledger::read(&std::fs::read_to_string(at.join("marks")).unwrap_or_default());
+    let before = folder.path().join("before");
+    process::copy_folder(&at.join("root"), &before).expect("a copy of the old folder");
+    let events = match record_in(&recorder, &at, "upgrade", 0) {
+        Ok(events) => events,
+        Err(fault) => return Outcome::Broken(format!("the upgrade itself: {fault}")),
+    };
+    let calls = events.len();
+    let replay = Replay::from(effort, "upgrade", events, at, (&before, told), true);
+    let states = match replay.all() {
+        Ok(states) => states,
+        Err(fault) => return Outcome::Broken(format!("{fault} (seed {})", effort.seed)),
+    };
+    match newer(folder.path(), &before) {
+        Ok(()) => Outcome::held(states, "states", format!("{calls} calls, {} requests of version 1 each", old::ROWS)),
+        Err(fault) => Outcome::Broken(fault),
+    }
+}
+
+/// The version that a newer program would have written, in the header and only in the log: refused, nothing touched.
+fn newer(folder: &Path, before: &Path) -> Result<(), String> {
+    for logged in [false, true] {
+        let at = folder.join(format!("newer-{logged}"));
+        process::copy_folder(before, &at).map_err(|e| e.to_string())?;
+        let data = at.join("data");
+        // The locks and folders of a start are no part of what is compared.
+        let _ = std::fs::write(data.join("holdfast.lock"), "");
+        let _ = std::fs::create_dir(data.join("bodies"));
+        raise(&data, logged).map_err(|e| format!("no newer folder: {e}"))?;
+        let kept = contents(&data);
+        match holdfast::spool::open(driver::options(&data)) {
+            Err(SpoolError::Newer { .. }) => {}
+            Err(error) => return Err(format!("a newer folder was called: {error}")),
+            Ok(_) => return Err("a newer folder was opened".into()),
+        }
+        if contents(&data) != kept {
+            return Err(format!("a newer folder was changed (version in the log only: {logged})"));
+        }
+    }
+    Ok(())
+}
+
+fn raise(data: &Path, logged: bool) -> rusqlite::Result<()> {
+    let conn = rusqlite::Connection::open(data.join("spool.db"))?;
+    conn.execute_batch("PRAGMA journal_mode=WAL; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA user_version=99;")?;
+    if logged {
+        // The log stays where this connection ends without folding it in.
+        conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    }
+    Ok(())
+}
+
+/// Every file with its bytes; the index of the log is memory that happens to be a file.
+fn contents(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in entries.filter(|path| path.extension().is_none_or(|e| e != "db-shm")) {
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if let Ok(bytes) = std::fs::read(&path) {
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
