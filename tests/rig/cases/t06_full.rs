@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
 use holdfast::plant::Fault;
 use holdfast::spool::record::{Leased, Settlement, UplinkAnswer};
 use holdfast::spool::{Options, Spool, SpoolError};
