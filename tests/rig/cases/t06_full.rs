@@ -182,7 +182,7 @@ impl Disk {
                 content_type: "application/json".into(),
                 latency_ms: 1,
                 usage: None,
-                body: Bytes::from(driver::answer(n, ANSWER)).into(),
+                body: driver::answer(n, ANSWER).into(),
             };
             match self.spool.settle(one.seq, Settlement::Answered(answer)).await {
                 Ok(()) => {
