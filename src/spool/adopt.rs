@@ -117,6 +117,15 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         }
         return Ok(Adopted::Ended);
     }
+    // An end without its answer that nobody was told: the power went in the middle of it.
+    let torn = state == State::Answered && !row.has_answer() && ended(store, &id).is_none();
+    if let Some(old) = standing.as_ref().filter(|old| torn && !old.state.is_final()) {
+        if !old.maybe_billed {
+            doubt(store, old)?;
+        }
+        return Ok(Adopted::Known);
+    }
+    let state = if torn { State::Sending } else { state };
     let verdict = match &standing {
         Some(old) if old.version >= row.version => {
             if row.superseded && old.version == row.version {
