@@ -179,7 +179,9 @@ fn flipped_log(count: u64, seed: u64) {
     let (mut exact, mut named, mut dropped) = (0, 0, 0);
     for n in 0..count {
         let mut wal = sample.wal.clone();
-        let at = chance.below(wal.len() as u64) as usize;
+        // Every other one near the log's beginning, where most stands behind it; the end may be of an earlier round.
+        let span = if n.is_multiple_of(2) { wal.len() / 8 } else { wal.len() };
+        let at = chance.below(span as u64) as usize;
         wal[at] ^= 1 << chance.below(8);
         let verdict = judge(&sample, &sample.db, &wal);
         assert_eq!((verdict.wrong, verdict.unnamed), (0, 0), "seed {seed}, flip {n} at {at}: {verdict:?}");
