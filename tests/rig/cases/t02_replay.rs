@@ -21,8 +21,9 @@ use crate::replay::trace::{self, Event};
 use crate::{driver, process, shim};
 
 const LOST_SYNCS: &str = "one-in-100-fsyncs-dropped";
-/// Workloads with the rows of the short and of the long form.
-const WORKLOADS: [(&str, u64, u64); 3] = [("accept", 240, 280), ("drain", 60, 160), ("prune", 40, 120)];
+/// Workloads with the rows of the short and of the long form. The short one opens some states of each call, the long one
+/// every damage at every call: some 30,000 states.
+const WORKLOADS: [(&str, u64, u64); 3] = [("accept", 240, 150), ("drain", 60, 64), ("prune", 40, 24)];
 /// Threads that open states: the machine's two cores.
 const THREADS: u64 = 2;
 
