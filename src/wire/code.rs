@@ -1,6 +1,6 @@
 //! The numbers by which the gateway says no.
 
-/// Why something was refused: in a Nack, in a line's `NAK` and in Modbus' ACK_CODE.
+/// Why something was refused: in a Nack, in a line's `NAK` and in Modbus' `ACK_CODE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Code {

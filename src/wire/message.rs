@@ -365,6 +365,7 @@ pub struct BlobRef {
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one lives at a time, on the stack; there is no heap to box it in")]
 pub enum Op<'a> {
     /// A canned prompt of the gateway's configuration.
     Task {
