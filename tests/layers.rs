@@ -95,7 +95,8 @@ fn arrows_point_down_only() {
     let mut faults = Vec::new();
     for (file, text) in all_sources() {
         let room = room_of(&file);
-        if matches!(room, "main" | "lib") {
+        // `wire` is a crate of its own below all others: it cannot know them.
+        if matches!(room, "main" | "lib" | "wire") {
             continue;
         }
         let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
