@@ -63,6 +63,8 @@ pub enum Outcome {
     Broken(String),
     /// The machine lacks something that the test needs: what, and where it comes from.
     Missing(String),
+    /// The test itself ended without a result.
+    Faulty(String),
 }
 
 /// How much was tried.

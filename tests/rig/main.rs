@@ -33,13 +33,15 @@ usage: cargo test --features planted --test rig -- [--long] [--only T1,T2] [--se
   --only       these tests only
   --seed       repeats a run
   --no-faults  the sound program only
-  --report     writes the table as Markdown, too";
+  --report     writes the table as Markdown, too
+  --allow-missing  what this machine lacks the tools or rights for is said and does not fail the run";
 
 /// What was asked for.
 struct Ask {
     effort: Effort,
     only: Vec<String>,
     faults: bool,
+    allow_missing: bool,
     report: Option<String>,
     /// Set in a child: the one test to run.
     case: Option<String>,
@@ -52,6 +54,7 @@ fn read_arguments() -> Result<Ask, String> {
         effort: Effort { long: false, seed: clock::random_u64() >> 16 },
         only: Vec::new(),
         faults: true,
+        allow_missing: false,
         report: None,
         case: None,
         drive: None,
@@ -61,6 +64,7 @@ fn read_arguments() -> Result<Ask, String> {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
             "--long" => ask.effort.long = true,
+            "--allow-missing" => ask.allow_missing = true,
             "--no-faults" => ask.faults = false,
             "--only" => ask.only = value()?.split(',').map(str::to_owned).collect(),
             "--seed" => ask.effort.seed = value()?.parse().map_err(|_| "--seed needs a number".to_owned())?,
@@ -97,5 +101,6 @@ fn main() -> ExitCode {
     if let Some(path) = &ask.report {
         std::fs::write(path, report::markdown(&lines, &ask.effort)).expect("the report must be written");
     }
-    if lines.iter().all(report::Line::holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let fine = |line: &report::Line| line.holds() || (ask.allow_missing && line.is_missing());
+    if lines.iter().all(fine) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -22,6 +22,11 @@ pub struct Line {
 }
 
 impl Line {
+    /// Whether this machine could not run it.
+    pub fn is_missing(&self) -> bool {
+        matches!(self.outcome, Outcome::Missing(_))
+    }
+
     /// Whether nothing was broken and every planted mistake was caught.
     pub fn holds(&self) -> bool {
         matches!(self.outcome, Outcome::Held(_)) && self.plants.iter().all(|plant| plant.caught)
@@ -32,6 +37,7 @@ impl Line {
             Outcome::Held(figures) => join("held", &figures.note),
             Outcome::Broken(what) => format!("BROKEN: {what}"),
             Outcome::Missing(what) => format!("not run: {what}"),
+            Outcome::Faulty(what) => format!("no result: {what}"),
         }
     }
 

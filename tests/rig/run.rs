@@ -23,6 +23,7 @@ pub fn child(id: &str, effort: &Effort) -> ExitCode {
         Outcome::Held(f) => json!({"is": "held", "count": f.count, "unit": f.unit, "note": f.note}),
         Outcome::Broken(what) => json!({"is": "broken", "what": what}),
         Outcome::Missing(what) => json!({"is": "missing", "what": what}),
+        Outcome::Faulty(what) => json!({"is": "faulty", "what": what}),
     };
     println!("{RESULT}{result}");
     ExitCode::SUCCESS
@@ -55,6 +56,7 @@ fn said(outcome: &Outcome, took: Duration) -> String {
         Outcome::Held(f) => format!("held in {seconds:.1} s: {} {} {}", f.count, f.unit, f.note),
         Outcome::Broken(what) => format!("BROKEN after {seconds:.1} s: {what}"),
         Outcome::Missing(what) => format!("NOT RUN: {what}"),
+        Outcome::Faulty(what) => format!("NO RESULT: {what}"),
     }
 }
 
@@ -80,7 +82,7 @@ fn spawn(case: &Case, effort: &Effort, fault: Option<Planted>) -> (Outcome, Dura
 /// A child that ended without a result is a fault of the test, never a mistake that was caught.
 fn read(line: Option<&str>, status: std::process::ExitStatus) -> Outcome {
     let Some(value) = line.and_then(|line| serde_json::from_str::<Value>(line).ok()) else {
-        return Outcome::Missing(format!("the test itself ended with {status}"));
+        return Outcome::Faulty(format!("the test itself ended with {status}"));
     };
     let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
     match value["is"].as_str() {
@@ -90,6 +92,7 @@ fn read(line: Option<&str>, status: std::process::ExitStatus) -> Outcome {
             note: text("note"),
         }),
         Some("broken") => Outcome::Broken(text("what")),
-        _ => Outcome::Missing(text("what")),
+        Some("missing") => Outcome::Missing(text("what")),
+        _ => Outcome::Faulty(text("what")),
     }
 }
