@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Every key and default of the contract, as `config show` prints them. A change here is a breaking change.
+/// Every key and default, as `config show` prints them. A change here is a breaking change.
 const FROZEN: &str = r#"
 gateway.data_dir = "./holdfast-data"
 gateway.stop_grace = "10s"

@@ -1,6 +1,6 @@
 //! Stored requests: leasing, sending in order, and what an attempt's end makes of them.
 //!
-//! The table is the contract's "what an attempt's end means". Never touches the spool itself.
+//! Every kind of end has its row in `tests/table.rs`. Never touches the spool itself.
 
 use super::event::{AttemptId, Block, Effect, Fault, Item, Outcome, UplinkIndex, Verdict};
 use super::pause::Gate;

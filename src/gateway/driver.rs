@@ -259,8 +259,12 @@ impl Driver {
                     for settled in settling {
                         let _ = settled.await;
                     }
-                    if let Err(error) = shared.spool.release(seqs).await {
-                        tracing::warn!(HOLDFAST_REASON = error.kind(), "requests stay set aside: {error}");
+                    while let Err(error) = shared.spool.release(seqs.clone()).await {
+                        tracing::warn!(HOLDFAST_REASON = error.kind(), "requests stay set aside for now: {error}");
+                        if matches!(error, SpoolError::Closed) {
+                            return;
+                        }
+                        tokio::time::sleep(SETTLE_RETRY).await;
                     }
                 });
             }
@@ -338,7 +342,7 @@ impl Driver {
     fn settle(&mut self, seq: u64, attempt: Option<AttemptId>, verdict: Verdict) {
         let delivery = attempt.and_then(|attempt| self.deliveries.remove(&attempt)).map(|boxed| *boxed);
         let Some(leased) = self.leased.remove(&seq) else { return };
-        let (mut settlement, end) = settlement(verdict, delivery, &leased);
+        let (settlement, end) = settlement(verdict, delivery, &leased);
         let shared = self.shared.clone();
         let refused = self.refused.clone();
         let (settled, on_disk) = oneshot::channel::<()>();
@@ -361,10 +365,6 @@ impl Driver {
                 }
                 trouble.get_or_insert_with(|| Trouble::begin(&shared, &refused));
                 tokio::time::sleep(SETTLE_RETRY).await;
-                // Its release may have come meanwhile and found nothing to release; the pause is over anyway.
-                if let Settlement::Requeue { deferred, .. } = &mut settlement {
-                    *deferred = false;
-                }
             }
             drop(trouble);
             match end {
@@ -426,7 +426,7 @@ impl Driver {
         let name = |uplink: usize| self.shared.uplinks.get(uplink).map_or("?", |cloud| cloud.name()).to_owned();
         let event = match notice {
             Notice::Health { uplink, health, fault } => {
-                let (uplink, reason) = (name(*uplink), fault.map(super::super::control::event::Fault::as_str));
+                let (uplink, reason) = (name(*uplink), fault.map(crate::control::event::Fault::as_str));
                 let line = format!("uplink {uplink} is {health}");
                 if *health == Health::Unhealthy {
                     tracing::warn!(

@@ -156,7 +156,11 @@ impl Spool {
 
     /// Makes deferred requests offerable again.
     pub async fn release(&self, seqs: Vec<u64>) -> Result<(), SpoolError> {
-        self.write(move |store| change::release(store, &seqs)).await
+        self.with_ballast(|| {
+            let seqs = seqs.clone();
+            self.write(move |store| change::release(store, &seqs))
+        })
+        .await
     }
 
     /// Keeps the local model's answer, in whatever state the request is.

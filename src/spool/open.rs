@@ -61,7 +61,14 @@ fn begin(options: Options, base: Base) -> Result<Spool, SpoolError> {
         tracing::warn!("the data folder has less than queue.min_disk_free left: new requests are refused");
     }
     let mut store = attach(&options, base)?;
-    adopt_on_full_disk_too(&mut store)?;
+    match adopt_on_full_disk_too(&mut store) {
+        Err(SpoolError::Damaged(what)) => {
+            tracing::error!(what, "the spool's database is damaged: it is set aside and what can be read is salvaged");
+            start_over(&mut store)?;
+            adopt(&mut store)?;
+        }
+        done => done?,
+    }
     store.ballast.make(options.min_disk_free);
     start(store, lock)
 }
@@ -233,9 +240,10 @@ fn adopt(store: &mut Store) -> Result<(), SpoolError> {
             break;
         }
         for seq in sending {
-            if let Some(row) = store.by_seq(seq)? {
-                settle_orphan(store, &row)?;
-            }
+            let row = store.by_seq(seq)?.filter(|row| row.state == State::Sending);
+            // An index that names what the table does not have would be asked for ever.
+            let row = row.ok_or_else(|| SpoolError::Damaged("an index and its table differ".into()))?;
+            settle_orphan(store, &row)?;
         }
     }
     sweep::undo_stale(store)?;

@@ -4,6 +4,7 @@
 //! itself and never holds new work up.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -17,6 +18,8 @@ use super::{SpoolError, quarantine, salvage};
 
 /// Rows per transaction: new work waits behind one batch only.
 const BATCH: usize = 64;
+/// A salvage that the disk stopped is tried again after this: room is made by people.
+const RETRY: Duration = Duration::from_mins(1);
 
 fn row(found: Found) -> SalvagedRow {
     let body = match found.body {
@@ -71,15 +74,19 @@ impl Rescue {
         }
     }
 
-    /// The end of the salvage. Sets that are left stay due, and bodies stay until the start that has read them all.
-    fn end(&mut self, whole: bool) {
+    /// The salvage stopped and is tried again: until then nothing is handed out that it may have to label.
+    fn stopped(&mut self) {
         for to in self.waiting.drain(..) {
-            let _ = to.send(whole);
+            let _ = to.send(false);
         }
-        self.behind = None;
-        if whole {
-            *self = Rescue::default();
+    }
+
+    /// All of it was read.
+    fn end(&mut self) {
+        for to in self.waiting.drain(..) {
+            let _ = to.send(true);
         }
+        *self = Rescue::default();
     }
 
     /// Adds lines written since.
@@ -105,14 +112,39 @@ pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
     store.rescue.under_way = true;
     store.rescue.behind = behind(&sets);
     let work = move || {
-        let whole = sets.iter().all(|set| salvage(set, &data_dir, &commands));
+        if !salvage_all(sets, &data_dir, &commands) {
+            return;
+        }
+        let again = commands.clone();
         let _ = send(&commands, move |store| {
-            store.rescue.end(whole);
+            store.rescue.end();
+            // A set that was made meanwhile.
+            start(store, again);
             Ok(())
         });
     };
     if let Err(error) = std::thread::Builder::new().name("salvage".into()).spawn(work) {
         tracing::error!(%error, "the salvage could not be started; the next start tries again");
+        store.rescue.under_way = false;
+    }
+}
+
+/// Reads every set, again and again where the disk does not let it; false where the service ends before.
+#[allow(clippy::disallowed_methods, reason = "a thread of its own that waits for the disk to become well")]
+fn salvage_all(mut sets: Vec<PathBuf>, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
+    loop {
+        sets.retain(|set| !salvage(set, data_dir, commands));
+        if sets.is_empty() {
+            return true;
+        }
+        let told = send(commands, |store| {
+            store.rescue.stopped();
+            Ok(())
+        });
+        if matches!(told, Err(SpoolError::Closed)) {
+            return false;
+        }
+        std::thread::sleep(RETRY);
     }
 }
 
@@ -135,7 +167,7 @@ fn salvage(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) ->
             true
         }
         Err(error) => {
-            tracing::error!(%error, set = %set.display(), "the salvage stopped; the next start tries again");
+            tracing::error!(%error, set = %set.display(), "the salvage stopped; it is tried again in a minute");
             false
         }
     }

@@ -167,6 +167,9 @@ impl Writer {
             }
         }
         let fate = self.end(good, batch);
+        if fate.is_err() {
+            self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).extend(abandoned);
+        }
         if no_room && fate.is_ok() {
             self.set_condition(Condition::Full);
         }

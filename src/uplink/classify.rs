@@ -1,6 +1,6 @@
 //! What a status, a body or a broken connection means: bytes and errors to an [`Outcome`].
 //!
-//! Pure functions over what was received; the table is the contract's. Never sends anything.
+//! Pure functions over what was received; each kind of end has its row in `control/tests/table.rs`. Never sends anything.
 
 use std::io::BufReader;
 
@@ -26,6 +26,8 @@ pub fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome 
         407 | 511 => Outcome::Unreachable(Fault::Portal),
         // 529 is a service's own "overloaded".
         502 | 504 | 520..=528 | 530 => Outcome::Unknown(Fault::BadGateway),
+        // About this request's size or form, whoever words it: the next one may pass.
+        413 | 414 | 415 | 422 | 431 => refusal(status.as_u16(), headers, body),
         _ if html => Outcome::Unreachable(Fault::Portal),
         400..=499 => refusal(status.as_u16(), headers, body),
         _ => Outcome::Transient(Fault::ServerError),

@@ -1,4 +1,4 @@
-//! A stored request as JSON, as the contract lists its fields.
+//! A stored request as JSON: the record that `GET /holdfast/v1/requests/{id}` shows.
 
 use std::io::BufReader;
 
