@@ -13,6 +13,7 @@ mod daemon;
 mod driver;
 mod ledger;
 mod limit;
+mod machine;
 mod mount;
 mod old;
 mod parts;

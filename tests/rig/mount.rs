@@ -25,6 +25,12 @@ impl Mount {
         std::fs::create_dir_all(&at).expect("a folder to mount at");
         File::create(image).and_then(|file| file.set_len(bytes)).expect("an image");
         tool("mkfs.ext4", &["-q", "-F", "-m", "0"], image, "apt-get install e2fsprogs")?;
+        Mount::image(at, image)
+    }
+
+    /// The file system that is in a file already; mounting recovers what a cut left in its journal.
+    pub fn image(at: PathBuf, image: &Path) -> Result<Mount, Outcome> {
+        std::fs::create_dir_all(&at).expect("a folder to mount at");
         tool("mount", &["-o", "loop", &image.display().to_string()], &at, "root and loop devices")?;
         Ok(Mount { at })
     }

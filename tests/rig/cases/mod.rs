@@ -2,6 +2,7 @@
 
 mod t01_kill;
 mod t02_replay;
+mod t04_machine;
 mod t05_failing;
 mod t06_full;
 mod t07_damage;
@@ -24,6 +25,7 @@ use crate::case::Case;
 pub const ALL: &[Case] = &[
     t01_kill::CASE,
     t02_replay::CASE,
+    t04_machine::CASE,
     t05_failing::CASE,
     t06_full::CASE,
     t07_damage::CASE,
