@@ -104,7 +104,7 @@ impl Rig {
         let before = self.told.ledger.accepted;
         self.told.take(&running.marks());
         self.tally.acks += self.told.ledger.accepted - before;
-        let judged = judge_copy(&disk, folder, &self.told.ledger)?;
+        let judged = judge_copy(&disk, &name, &self.told.ledger)?;
         judged.map_err(|fault| Outcome::Broken(format!("{workload}, {cut:?}: {fault}")))
     }
 
@@ -170,12 +170,15 @@ fn due(cut: Cut, running: &Running) -> bool {
 }
 
 /// Mounts a copy, which makes the file system recover, and compares it with what was told.
-fn judge_copy(disk: &Path, folder: &Path, ledger: &Ledger) -> Result<Result<(), String>, Outcome> {
-    let copy = folder.join("copy");
+fn judge_copy(disk: &Path, name: &Path, ledger: &Ledger) -> Result<Result<(), String>, Outcome> {
+    // A name of its own each time: the last one may still be let go of, and must not change below its mount.
+    let copy = name.with_extension("copy");
     let copied = Command::new("cp").arg("--sparse=always").arg(disk).arg(&copy).status();
     if !copied.is_ok_and(|status| status.success()) {
         return Err(Outcome::Missing("a copy of the disk could not be made (cp)".into()));
     }
-    let mount = Mount::image(folder.join("mounted"), &copy)?;
-    Ok(judge(&mount.path().join("data"), ledger))
+    let mount = Mount::image(name.with_extension("mounted"), &copy)?;
+    let judged = judge(&mount.path().join("data"), ledger);
+    let _ = std::fs::remove_file(&copy);
+    Ok(judged)
 }
