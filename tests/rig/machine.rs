@@ -13,8 +13,8 @@ use std::process::{Child, Command, Stdio};
 use crate::case::Outcome;
 
 const QEMU: &str = "qemu-system-x86_64";
-const TOOLS: [&str; 6] = [QEMU, "busybox", "cpio", "strip", "ldd", "mkfs.ext4"];
-const TOOLS_FROM: &str = "apt-get install qemu-system-x86 busybox-static cpio binutils libc-bin e2fsprogs";
+const TOOLS: [&str; 7] = [QEMU, "busybox", "cpio", "strip", "ldd", "mkfs.ext4", "setpriv"];
+const TOOLS_FROM: &str = "apt-get install qemu-system-x86 busybox-static cpio binutils libc-bin e2fsprogs util-linux";
 const KERNEL_FROM: &str = "apt-get install linux-image-cloud-amd64, or a package that `dpkg-deb -x` unpacked into";
 /// In the order in which they need each other; what a kernel has built in has no file.
 const MODULES: [&str; 7] = [
@@ -94,7 +94,9 @@ impl Machine {
         if let Ok(plant) = std::env::var("HOLDFAST_PLANT") {
             let _ = write!(line, " HOLDFAST_PLANT={plant}");
         }
-        let mut qemu = Command::new(QEMU);
+        // A rig that is stopped leaves no machine behind.
+        let mut qemu = Command::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", QEMU]);
         qemu.args(["-accel", "tcg", "-cpu", "qemu64,+rdrand", "-m", MEMORY_MIB, "-nodefaults", "-no-user-config"]);
         qemu.args(["-no-reboot", "-display", "none", "-append", &line]);
         qemu.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);

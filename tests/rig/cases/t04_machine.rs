@@ -44,8 +44,8 @@ fn run(effort: &Effort) -> Outcome {
             Err(outcome) => return outcome,
         }
     }
-    let Tally { acks, starting, again } = rig.tally;
-    let note = format!("{acks} acknowledged, {starting} cuts of a start, {again} second cuts of a disk");
+    let Tally { acks, leases, starting, again } = rig.tally;
+    let note = format!("{acks} acknowledged, {leases} cuts at a lease, {starting} of a start, {again} disks cut twice");
     Outcome::held(cycles, "cycles", note)
 }
 
@@ -54,7 +54,9 @@ fn run(effort: &Effort) -> Outcome {
 enum Cut {
     /// As the n-th acknowledgement of this machine arrives.
     AtAck(usize),
-    /// This long after the first one.
+    /// As the n-th lease of this machine arrives: the request is as good as sent.
+    AtLease(usize),
+    /// This long after the first acknowledgement.
     Later(Duration),
     /// This long after the driver was started, whatever it is doing.
     Starting(Duration),
@@ -71,6 +73,7 @@ struct Told {
 #[derive(Default)]
 struct Tally {
     acks: u64,
+    leases: u64,
     starting: u64,
     again: u64,
 }
@@ -91,8 +94,8 @@ impl Rig {
         } else {
             self.tally.again += 1;
         }
-        let cut = self.when(n);
         let workload = WORKLOADS[(n % 3) as usize];
+        let cut = self.when(n, workload);
         let name = folder.join(format!("cycle{n}"));
         let running = self.machine.start(&disk, workload, self.told.last + 1, &name);
         let mut running = running.map_err(|e| Outcome::Missing(format!("the machine does not start: {e}")))?;
@@ -101,20 +104,28 @@ impl Rig {
         let before = self.told.ledger.accepted;
         self.told.take(&running.marks());
         self.tally.acks += self.told.ledger.accepted - before;
-        let judged = judge_copy(&disk, folder, &self.told.ledger)?;
+        let judged = judge_copy(&disk, &name, &self.told.ledger)?;
         judged.map_err(|fault| Outcome::Broken(format!("{workload}, {cut:?}: {fault}")))
     }
 
-    /// The first cut always meets fresh acknowledgements: that is what the gate's two cycles must not miss.
-    fn when(&mut self, n: u64) -> Cut {
+    /// The gate's two cuts meet a fresh acknowledgement and a fresh lease: those it must not miss.
+    fn when(&mut self, n: u64, workload: &str) -> Cut {
+        let leases = workload != "accept";
         match self.chance.below(8) {
             0 if n > 1 => {
                 self.tally.starting += 1;
                 Cut::Starting(Duration::from_micros(self.chance.below(900_000)))
             }
-            0..=2 if n > 0 => Cut::Later(Duration::from_micros(self.chance.below(3_000_000))),
+            1 | 2 if n > 1 => Cut::Later(Duration::from_micros(self.chance.below(3_000_000))),
+            3..=5 if n > 1 && leases => self.at_lease(),
+            _ if n == 1 => self.at_lease(),
             _ => Cut::AtAck(1 + self.chance.below(120) as usize),
         }
+    }
+
+    fn at_lease(&mut self) -> Cut {
+        self.tally.leases += 1;
+        Cut::AtLease(1 + self.chance.below(40) as usize)
     }
 }
 
@@ -142,28 +153,32 @@ fn wait_for(cut: Cut, running: &mut Running) -> Result<(), Outcome> {
         process::pause(LOOK);
     }
     match cut {
-        Cut::AtAck(_) => {}
+        Cut::AtAck(_) | Cut::AtLease(_) => {}
         Cut::Later(after) | Cut::Starting(after) => process::pause(after),
     }
     Ok(())
 }
 
 fn due(cut: Cut, running: &Running) -> bool {
-    let acks = || running.marks().lines().filter(|line| line.starts_with("a! ")).count();
+    let told = |mark: &str| running.marks().lines().filter(|line| line.starts_with(mark)).count();
     match cut {
-        Cut::AtAck(n) => acks() >= n,
-        Cut::Later(_) => acks() >= 1,
+        Cut::AtAck(n) => told("a! ") >= n,
+        Cut::AtLease(n) => told("l! ") >= n,
+        Cut::Later(_) => told("a! ") >= 1,
         Cut::Starting(_) => running.begun(),
     }
 }
 
 /// Mounts a copy, which makes the file system recover, and compares it with what was told.
-fn judge_copy(disk: &Path, folder: &Path, ledger: &Ledger) -> Result<Result<(), String>, Outcome> {
-    let copy = folder.join("copy");
+fn judge_copy(disk: &Path, name: &Path, ledger: &Ledger) -> Result<Result<(), String>, Outcome> {
+    // A name of its own each time: the last one may still be let go of, and must not change below its mount.
+    let copy = name.with_extension("copy");
     let copied = Command::new("cp").arg("--sparse=always").arg(disk).arg(&copy).status();
     if !copied.is_ok_and(|status| status.success()) {
         return Err(Outcome::Missing("a copy of the disk could not be made (cp)".into()));
     }
-    let mount = Mount::image(folder.join("mounted"), &copy)?;
-    Ok(judge(&mount.path().join("data"), ledger))
+    let mount = Mount::image(name.with_extension("mounted"), &copy)?;
+    let judged = judge(&mount.path().join("data"), ledger);
+    let _ = std::fs::remove_file(&copy);
+    Ok(judged)
 }
