@@ -169,7 +169,8 @@ impl Ledger {
         match known.end {
             Some(_) => of(known.end),
             None if known.handed => queued && record.maybe_billed || unsure || of(known.asked),
-            None => queued && (record.maybe_billed || !known.labelled) || self.leasing && unsure,
+            // A log that is torn behind a labelled row may have held the mark of its second send: there is no third.
+            None => queued && (record.maybe_billed || !known.labelled) || (self.leasing || known.labelled) && unsure,
         }
     }
 
