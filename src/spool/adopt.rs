@@ -118,7 +118,12 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         return Ok(Adopted::Ended);
     }
     // An end without its answer that nobody was told: the power went in the middle of it.
-    let torn = state == State::Answered && !row.has_answer() && ended(store, &id).is_none();
+    let answerless = state == State::Answered && !row.has_answer();
+    if answerless && standing.as_ref().is_some_and(|old| old.state == State::Answered) {
+        // The newer copy is of a pruning that the power cut short: what stands has its answer still.
+        return Ok(Adopted::Known);
+    }
+    let torn = answerless && ended(store, &id).is_none();
     if let Some(old) = standing.as_ref().filter(|old| torn && !old.state.is_final()) {
         if !old.maybe_billed {
             doubt(store, old)?;
