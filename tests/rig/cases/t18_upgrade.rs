@@ -74,7 +74,10 @@ fn newer(folder: &Path, before: &Path) -> Result<(), String> {
 
 fn raise(data: &Path, logged: bool) -> rusqlite::Result<()> {
     let conn = rusqlite::Connection::open(data.join("spool.db"))?;
-    conn.execute_batch("PRAGMA journal_mode=WAL; PRAGMA wal_checkpoint(TRUNCATE); PRAGMA user_version=99;")?;
+    // A newer version changes a table; a number alone would be a flipped bit.
+    conn.execute_batch(
+        "PRAGMA journal_mode=WAL; PRAGMA wal_checkpoint(TRUNCATE); CREATE TABLE later (a); PRAGMA user_version=99;",
+    )?;
     if logged {
         // The log stays where this connection ends without folding it in.
         conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
