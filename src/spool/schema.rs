@@ -97,6 +97,7 @@ CREATE TABLE pause (
 /// Opens the database and brings it to the newest version; refuses what is foreign or newer, untouched.
 pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, SpoolError> {
     refuse_by_header(path)?;
+    let had_log = path.with_extension("db-wal").metadata().is_ok_and(|log| log.len() > 0);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)?;
     // Exclusive before anything is read: no -shm file, and a start needs no free byte on the disk.
@@ -104,7 +105,11 @@ pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, Spoo
         set(&conn, "locking_mode", "EXCLUSIVE", "exclusive")?;
     }
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    refuse(&conn)?;
+    if let Err(refused) = refuse(&conn) {
+        // Looking alone leaves an empty log; with nothing to fold in, closing removes it and touches nothing else.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, had_log)?;
+        return Err(refused);
+    }
     prepare(&conn, options)?;
     sum::register(&conn)?;
     migrate::run(&mut conn, path)?;
