@@ -101,54 +101,56 @@ pub struct Replay {
     events: Vec<Event>,
     at: std::path::PathBuf,
     states: AtomicU64,
+    /// Looks at each state before anything has opened it.
+    untouched: fn(&Path) -> Result<(), String>,
     fault: Mutex<Option<String>>,
     stop: AtomicBool,
 }
 
 impl Replay {
-    fn new(effort: &Effort, workload: &'static str, events: Vec<Event>, at: std::path::PathBuf) -> Arc<Replay> {
-        Replay::make(effort, workload, events, at, None, effort.long)
+    /// States of a run that began with an empty folder: all of them in the long form.
+    fn new(effort: &Effort, workload: &'static str, events: Vec<Event>, at: std::path::PathBuf) -> Replay {
+        Replay {
+            all: effort.long,
+            before: None,
+            told: Ledger::default(),
+            seed: effort.seed,
+            workload,
+            events,
+            at,
+            states: AtomicU64::new(0),
+            untouched: |_| Ok(()),
+            fault: Mutex::new(None),
+            stop: AtomicBool::new(false),
+        }
     }
 
-    /// States of a run that began with this folder, of which this had been told.
-    pub fn from(
+    /// Every state of an upgrade that began with this folder, of which this had been told.
+    pub fn upgrade(
         effort: &Effort,
-        workload: &'static str,
         events: Vec<Event>,
         at: std::path::PathBuf,
-        before: (&Path, Ledger),
-        all: bool,
-    ) -> Arc<Replay> {
-        Replay::make(effort, workload, events, at, Some(before), all)
-    }
-
-    fn make(
-        effort: &Effort,
-        workload: &'static str,
-        events: Vec<Event>,
-        at: std::path::PathBuf,
-        before: Option<(&Path, Ledger)>,
-        all: bool,
-    ) -> Arc<Replay> {
-        let (states, fault, stop) = (AtomicU64::new(0), Mutex::new(None), AtomicBool::new(false));
-        let (before, told) = before.map(|(folder, told)| (folder.to_path_buf(), told)).unzip();
-        let told = told.unwrap_or_default();
-        Arc::new(Replay { all, before, told, seed: effort.seed, workload, events, at, states, fault, stop })
+        (before, told): (&Path, Ledger),
+        untouched: fn(&Path) -> Result<(), String>,
+    ) -> Replay {
+        let before = Some(before.to_path_buf());
+        Replay { all: true, before, told, untouched, ..Replay::new(effort, "upgrade", events, at) }
     }
 
     /// Opens every state; how many there were, or the first fault.
-    pub fn all(self: &Arc<Replay>) -> Result<u64, String> {
+    pub fn all(self) -> Result<u64, String> {
+        let shared = Arc::new(self);
         let threads: Vec<_> = (0..THREADS)
             .map(|part| {
-                let replay = Arc::clone(self);
+                let replay = Arc::clone(&shared);
                 std::thread::spawn(move || replay.part(part))
             })
             .collect();
         for thread in threads {
             thread.join().map_err(|_| "the replay itself ended".to_owned())?;
         }
-        let fault = self.fault.lock().map_err(|e| e.to_string())?.take();
-        fault.map_or(Ok(self.states.load(Ordering::Relaxed)), Err)
+        let fault = shared.fault.lock().map_err(|e| e.to_string())?.take();
+        fault.map_or(Ok(shared.states.load(Ordering::Relaxed)), Err)
     }
 
     fn part(&self, part: u64) {
@@ -200,7 +202,8 @@ impl Replay {
         let target = self.at.join(format!("{at}-{damage:?}"));
         std::fs::create_dir(&target).map_err(|e| e.to_string())?;
         let written = disk.write(&target, damage, &mut chance).map_err(|e| e.to_string());
-        let judged = written.and_then(|()| judge(&target.join("data"), ledger));
+        let data = target.join("data");
+        let judged = written.and_then(|()| (self.untouched)(&data)).and_then(|()| judge(&data, ledger));
         let _ = std::fs::remove_dir_all(&target);
         judged.map_err(|fault| format!("{} at call {at} of {}, {damage:?}: {fault}", self.workload, self.events.len()))
     }

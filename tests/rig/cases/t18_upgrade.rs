@@ -38,7 +38,7 @@ fn run(effort: &Effort) -> Outcome {
         Err(fault) => return Outcome::Broken(format!("the upgrade itself: {fault}")),
     };
     let calls = events.len();
-    let replay = Replay::from(effort, "upgrade", events, at, (&before, told), true);
+    let replay = Replay::upgrade(effort, events, at, (&before, told), old_or_new);
     let states = match replay.all() {
         Ok(states) => states,
         Err(fault) => return Outcome::Broken(format!("{fault} (seed {})", effort.seed)),
@@ -47,6 +47,27 @@ fn run(effort: &Effort) -> Outcome {
         Ok(()) => Outcome::held(states, "states", format!("{calls} calls, {} requests of version 1 each", old::ROWS)),
         Err(fault) => Outcome::Broken(fault),
     }
+}
+
+/// A database is of the old version or of the new one, never between them: salvage would mend that, and hide it.
+fn old_or_new(data: &Path) -> Result<(), String> {
+    // Looking at it folds the log in, so a copy is looked at.
+    let copy = data.with_file_name("looked-at");
+    process::copy_folder(data, &copy).map_err(|e| e.to_string())?;
+    let shape = shape(&copy.join("spool.db")).map_err(|e| format!("the database cannot be read: {e}"));
+    std::fs::remove_dir_all(&copy).map_err(|e| e.to_string())?;
+    match shape? {
+        (1, false) | (2, true) => Ok(()),
+        (version, sums) => Err(format!("between two versions: called {version}, with sums: {sums}")),
+    }
+}
+
+/// The version a database says, and whether its requests have what version 2 brought.
+fn shape(path: &Path) -> rusqlite::Result<(u32, bool)> {
+    let conn = rusqlite::Connection::open(path)?;
+    let version = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let sums = "SELECT count(*) = 2 FROM pragma_table_info('request') WHERE name IN ('version', 'sum')";
+    Ok((version, conn.query_row(sums, [], |row| row.get(0))?))
 }
 
 /// The version that a newer program would have written, in the header and only in the log: refused, nothing touched.
