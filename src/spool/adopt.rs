@@ -176,6 +176,11 @@ fn ended(store: &mut Store, id: &str) -> Option<(Option<State>, u64)> {
     store.rescue.known(&data_dir).ended(id)
 }
 
+fn has_ended(store: &mut Store, seq: u64) -> bool {
+    let data_dir = store.options.data_dir.clone();
+    store.rescue.known(&data_dir).has_ended(seq)
+}
+
 /// The database went back to a row's state before its end: what the log of ends says stands. Its answer is lost.
 fn end_again(store: &mut Store, old: &Standing, end: Option<State>) -> Result<(), SpoolError> {
     if old.state.is_final() || store.held.contains(&old.seq) {
@@ -222,6 +227,8 @@ pub(super) fn adopt_lost(store: &mut Store, lost: &LostRow) -> Result<Adopted, S
     let end = match ended(store, &lost.id) {
         Some((None, _)) => return Ok(Adopted::Ended),
         Some((Some(state), _)) => Some(state),
+        // The number ended under another id: this one was read from a page that is half noise.
+        None if has_ended(store, lost.seq) => return Ok(Adopted::Ended),
         None => None,
     };
     let number = Value::Integer;
