@@ -353,6 +353,8 @@ pub enum Effect {
         max: u32,
         /// None for these models: their routes are shut.
         except: Vec<String>,
+        /// At most so many that may have been billed; `None` where their number does not matter.
+        labelled: Option<u32>,
     },
     /// Shut routes changed: keep all of them over a restart.
     Keep(Vec<Shut>),

@@ -130,7 +130,7 @@ pub struct Control {
     /// Leases in a row that brought nothing.
     empty_leases: u32,
     lease_after_ms: u64,
-    /// The lease under way leaves out models whose routes are shut.
+    /// The lease under way leaves out models whose routes are shut, or what may have been billed.
     leasing_around: bool,
     /// Such a lease brought nothing while so many waited: only more of them are worth another one.
     nothing_around: Option<u64>,
@@ -149,8 +149,8 @@ pub struct Control {
     handled_ms: u64,
 }
 
-/// Stored requests set aside at once, those that wait for a second send included; beyond this the drain waits for
-/// the first of them. 16 bytes each. A shut route sets nothing aside: its requests are not leased.
+/// Stored requests set aside at once; beyond this the drain waits for the first of them. 16 bytes each. A shut route
+/// sets nothing aside, nor does an empty budget of second sends: their requests stay in the queue and are not leased.
 const DEFERRED_MAX: usize = 4096;
 
 /// One uplink as it stands, for showing.
@@ -412,7 +412,7 @@ impl Control {
         self.learn(index, outcome, latency_ms, now_ms, effects);
         self.learn_portal(index, outcome, now_ms, effects);
         if outcome == Outcome::Delivered {
-            self.grant_resends(Grant::Earned, effects);
+            self.grant_resends(Grant::Earned);
         }
         match attempt.owner {
             Owner::Live(_) if outcome == Outcome::Delivered => self.route_works(index, "", now_ms, effects),

@@ -187,13 +187,14 @@ impl Control {
         effects.push(Effect::Notice(Notice::RouteResumed { uplink: i }));
     }
 
-    pub(super) fn grant_resends(&mut self, why: Grant, effects: &mut Vec<Effect>) {
-        let free = match why {
+    /// Whoever waits in the spool for the budget is worth a lease as soon as there is one.
+    pub(super) fn grant_resends(&mut self, why: Grant) {
+        let some_may_leave = match why {
             Grant::Earned => self.resends.earn(),
             Grant::Refunded => self.resends.refund(),
         };
-        if !free.is_empty() {
-            effects.push(Effect::Release(free));
+        if some_may_leave {
+            (self.nothing_around, self.lease_after_ms, self.leasing_around) = (None, 0, false);
         }
     }
 }

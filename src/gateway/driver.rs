@@ -241,10 +241,10 @@ impl Driver {
                     cloud.reset();
                 }
             }
-            Effect::Lease { max, except } => {
+            Effect::Lease { max, except, labelled } => {
                 let shared = self.shared.clone();
                 self.tasks.spawn(async move {
-                    let leased = shared.spool.lease_around(max, &except).await;
+                    let leased = shared.spool.lease_around(max, &except, labelled).await;
                     shared.tell(Input::Leased(leased));
                 });
             }

@@ -126,7 +126,7 @@ fn a_shut_models_requests_stay_in_the_queue_until_its_trial() {
     one(&mut bench, 1, "old", Outcome::Blocked(Block::Configuration));
     let asked = bench.tell(Event::Ready(5));
     let except = vec!["old".to_owned()];
-    assert!(asked.contains(&Effect::Lease { max: 1, except }), "{asked:?}");
+    assert!(asked.contains(&Effect::Lease { max: 1, except, labelled: None }), "{asked:?}");
     bench.tell(Event::Leased(Vec::new()));
     // What waits is all of that model: only more of it is worth another look soon.
     assert_eq!(count(&bench.tell(Event::Ready(5)), |e| matches!(e, Effect::Lease { .. })), 0);
