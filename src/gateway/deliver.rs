@@ -49,12 +49,7 @@ pub(super) async fn deliver(
     mut stop: watch::Receiver<bool>,
 ) -> Delivery {
     let started = clock::now();
-    let sending = send(&cloud, bodies, leased, on_out);
-    let result = tokio::select! {
-        result = sending => result,
-        // The process ends now; the request may have left.
-        _ = stop.wait_for(|stop| *stop) => Err(Outcome::Unknown(Fault::Outage)),
-    };
+    let result = send(&cloud, bodies, leased, on_out, &mut stop).await;
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
     match result {
         Ok(came) => {
@@ -69,7 +64,13 @@ pub(super) async fn deliver(
     }
 }
 
-async fn send(cloud: &Cloud, bodies: &Bodies, leased: &Leased, on_out: oneshot::Sender<()>) -> Result<Came, Outcome> {
+async fn send(
+    cloud: &Cloud,
+    bodies: &Bodies,
+    leased: &Leased,
+    on_out: oneshot::Sender<()>,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Came, Outcome> {
     let head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -82,8 +83,13 @@ async fn send(cloud: &Cloud, bodies: &Bodies, leased: &Leased, on_out: oneshot::
         body: body::for_uplink(&leased.body, &head, cloud.alias(&leased.model), false),
         on_out: Some(on_out),
     };
-    let mut reply = cloud.send(call).await.map_err(|e| e.outcome)?;
-    let (body, failed) = reply.receive(bodies, ANSWER_BYTES_MAX).await;
+    let mut reply = cloud.send_unless(call, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
+    let (body, failed) = tokio::select! {
+        biased;
+        received = reply.receive(bodies, ANSWER_BYTES_MAX) => received,
+        // The process ends now, and the answer had begun.
+        _ = stop.wait_for(|stop| *stop) => return Err(Outcome::Unknown(Fault::Outage)),
+    };
     let start = body.start_off_thread(START_BYTES).await.unwrap_or_default();
     Ok(Came { head: reply.with_body(start), body, failed })
 }

@@ -9,8 +9,8 @@ use tokio::sync::oneshot;
 
 use super::{Input, Shared};
 use crate::clock;
-use crate::control::event::{AskId, AttemptId, Event, Fault, Outcome, Reason};
-use crate::uplink::cloud::Cloud;
+use crate::control::event::{AskId, AttemptId, Event, Outcome, Reason};
+use crate::uplink::cloud::{Call, Cloud, Reply};
 
 /// Where a live request goes now.
 pub enum Target {
@@ -92,13 +92,16 @@ impl LiveAttempt {
         self.cloud.clone()
     }
 
-    /// Runs a step of the attempt, unless the uplink is found to be down meanwhile.
-    pub async fn unless_abandoned<T>(&mut self, step: impl Future<Output = Result<T, Outcome>>) -> Result<T, Outcome> {
-        tokio::select! {
-            biased;
-            Ok(()) = &mut self.abandoned => Err(Outcome::Unknown(Fault::Outage)),
-            done = step => done,
-        }
+    /// Sends it, unless the uplink is found to be down meanwhile; returns with the answer's head.
+    pub async fn send(&mut self, call: Call) -> Result<Reply, Outcome> {
+        let abandoned = &mut self.abandoned;
+        let taken_back = async {
+            // Without an end to the wait where nobody can take it back any more.
+            if abandoned.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        self.cloud.send_unless(call, taken_back).await.map_err(|e| e.outcome)
     }
 
     /// The answer has begun: control no longer takes the attempt back.
