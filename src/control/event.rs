@@ -230,6 +230,9 @@ pub enum Event {
     ///
     /// The number is chosen by the driver and unique.
     Asked(AskId),
+    /// The same, for a path that nobody here knows: what comes of it tells whether the uplink is there, and nothing of
+    /// keys, quotas and money.
+    AskedAside(AskId),
     /// The caller of a live request went away before its target was named.
     Withdrawn(AskId),
     /// The answer's first byte arrived: the attempt is no longer taken back.

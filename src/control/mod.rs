@@ -94,6 +94,8 @@ impl Uplink {
 #[derive(Debug)]
 enum Owner {
     Live(AskId),
+    /// A live request on a path that nobody here knows.
+    Aside(AskId),
     Stored(Item),
 }
 
@@ -240,7 +242,8 @@ impl Control {
     /// Takes in one event; appends what is to be done.
     pub fn handle(&mut self, event: Event, now_ms: u64, effects: &mut Vec<Effect>) {
         match event {
-            Event::Asked(ask) => self.asked(ask),
+            Event::Asked(ask) => self.asked(ask, false),
+            Event::AskedAside(ask) => self.asked(ask, true),
             Event::Withdrawn(ask) => self.forget(ask),
             Event::Answering(attempt) => {
                 if let Some(attempt) = self.attempts.get_mut(&attempt) {
@@ -410,17 +413,19 @@ impl Control {
         let index = attempt.uplink;
         self.uplinks[index].in_flight = self.uplinks[index].in_flight.saturating_sub(1);
         self.learn(index, outcome, latency_ms, now_ms, effects);
-        self.learn_portal(index, outcome, now_ms, effects);
-        if outcome == Outcome::Delivered {
-            self.grant_resends(Grant::Earned);
+        if !matches!(attempt.owner, Owner::Aside(_)) {
+            self.learn_portal(index, outcome, now_ms, effects);
+            if outcome == Outcome::Delivered {
+                self.grant_resends(Grant::Earned);
+            }
         }
         match attempt.owner {
             Owner::Live(_) if outcome == Outcome::Delivered => self.route_works(index, "", now_ms, effects),
             _ => {}
         }
         match attempt.owner {
-            Owner::Live(ask) if next => self.live_failed(ask, index, outcome, now_ms),
-            Owner::Live(ask) => self.forget(ask),
+            Owner::Live(ask) | Owner::Aside(ask) if next => self.live_failed(ask, index, outcome, now_ms),
+            Owner::Live(ask) | Owner::Aside(ask) => self.forget(ask),
             Owner::Stored(item) => self.stored_ended(id, &item, index, outcome, now_ms, effects),
         }
     }

@@ -174,9 +174,9 @@ impl Driver {
                 }
                 self.turn(event);
             }
-            Input::Ask(ask, reply) => {
+            Input::Ask(event, ask, reply) => {
                 self.asks.insert(ask, reply);
-                self.turn(Event::Asked(ask));
+                self.turn(event);
             }
             Input::Ended { attempt, outcome, latency_ms, next } => {
                 self.abandons.remove(&attempt);

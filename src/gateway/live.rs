@@ -3,6 +3,7 @@
 //! Whatever way a caller goes away, control hears of it: both halves report when they are dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -35,19 +36,21 @@ pub enum Target {
 pub struct Live {
     shared: Arc<Shared>,
     ask: AskId,
+    asks: fn(AskId) -> Event,
     asked: bool,
 }
 
 impl Live {
-    pub(super) fn new(shared: Arc<Shared>, ask: AskId) -> Self {
-        Self { shared, ask, asked: false }
+    pub(super) fn new(shared: Arc<Shared>, asks: fn(AskId) -> Event) -> Self {
+        let ask = shared.next_ask.fetch_add(1, Ordering::Relaxed);
+        Self { shared, ask, asks, asked: false }
     }
 
     /// The first target.
     pub async fn target(&mut self) -> Target {
         let (reply, granted) = oneshot::channel();
         self.asked = true;
-        self.shared.tell(Input::Ask(self.ask, reply));
+        self.shared.tell(Input::Ask((self.asks)(self.ask), self.ask, reply));
         self.await_target(granted).await
     }
 

@@ -1,6 +1,7 @@
 //! Shut routes: a bad key, a spent quota, an unknown model, and how they are left.
 
 use super::super::event::{Block, Notice};
+use super::super::resend::ALLOWANCE;
 use super::world::{Mode, World};
 use super::*;
 
@@ -138,6 +139,41 @@ fn a_shut_models_requests_stay_in_the_queue_until_its_trial() {
     assert_eq!(count(&effects, |e| leases(e, 1)), 1, "told to drain, its trial is due: {effects:?}");
     let effects = bench.tell(Event::Leased(vec![of_model(1, "old")]));
     bench.end(sends(&effects)[0].0, Outcome::Delivered, false);
+    assert_eq!(bench.control.view().uplinks[0].paused, None);
+}
+
+/// A list of files says nothing of the quota that answers are paid from.
+#[test]
+fn what_is_passed_through_opens_no_pause_and_earns_no_second_send() {
+    let mut bench = Bench::up(settings(1));
+    let labelled = |seq| Item { maybe_billed: true, ..item(seq) };
+    for seq in 0..u64::from(ALLOWANCE) {
+        let effects = bench.lease(vec![labelled(seq)]);
+        bench.end(sends(&effects)[0].0, Outcome::Delivered, false);
+    }
+    one(&mut bench, 50, "m", Outcome::Blocked(Block::Quota));
+    for ask in 0..100 {
+        let effects = bench.tell(Event::AskedAside(ask));
+        let Some(Route::Uplink { attempt, .. }) = answer(&effects, ask) else { panic!("{effects:?}") };
+        bench.end(attempt, Outcome::Delivered, false);
+    }
+    assert_eq!(bench.control.view().uplinks[0].paused.map(|(block, _)| block), Some(Block::Quota));
+    let attempt = bench.ask_for(200, 0);
+    bench.end(attempt, Outcome::Delivered, false);
+    assert_eq!(bench.control.view().uplinks[0].paused, None, "a question that was answered tells");
+    assert_eq!(verdicts(&bench.lease(vec![labelled(60)])).len(), 1, "what cost nothing earns nothing");
+}
+
+/// Some services answer downloads with a redirect.
+#[test]
+fn what_is_passed_through_shuts_nobody_out() {
+    let mut bench = Bench::up(settings(1));
+    for ask in 0..5 {
+        let effects = bench.tell(Event::AskedAside(ask));
+        let Some(Route::Uplink { attempt, .. }) = answer(&effects, ask) else { panic!("{effects:?}") };
+        bench.end(attempt, Outcome::Unreachable(Fault::Redirect), false);
+        bench.advance(40_000);
+    }
     assert_eq!(bench.control.view().uplinks[0].paused, None);
 }
 

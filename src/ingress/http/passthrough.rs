@@ -27,7 +27,7 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
-    let mut live = app.gateway.live();
+    let mut live = app.gateway.live_aside();
     let mut target = live.target().await;
     loop {
         target = match target {

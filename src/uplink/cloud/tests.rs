@@ -28,7 +28,7 @@ async fn a_slow_body_is_waited_for_and_a_silent_uplink_is_not() {
 
 /// An uplink at this address, behind TLS where `scheme` says so.
 fn cloud(scheme: &str, listener: &TcpListener) -> Cloud {
-    let long = Duration::from_secs(60);
+    let long = Duration::from_mins(1);
     let options = Options {
         name: "u".to_owned(),
         base_url: format!("{scheme}://127.0.0.1:{}/v1", listener.local_addr().unwrap().port()),
