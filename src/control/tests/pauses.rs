@@ -177,6 +177,34 @@ fn what_is_passed_through_shuts_nobody_out() {
     assert_eq!(bench.control.view().uplinks[0].paused, None);
 }
 
+/// Probes are refused, but nobody has asked yet: a request is the trial, and after it the probes are.
+#[test]
+fn a_mended_key_is_found_as_soon_as_the_next_trial_is_due() {
+    let refused = Probes::Are(Check::Passed { latency_ms: 10, key_refused: true });
+    for asked in [false, true] {
+        let mut bench = Bench::up(settings(1));
+        bench.probes[0] = refused;
+        bench.advance(2 * MINUTE_MS);
+        assert_eq!(bench.control.view().uplinks[0].paused.map(|(block, _)| block), Some(Block::Key));
+        if asked {
+            one(&mut bench, 1, "m", Outcome::Blocked(Block::Key));
+        }
+        bench.probes[0] = Probes::Are(PASSED);
+        bench.advance(2 * MINUTE_MS + 1);
+        assert_eq!(bench.control.view().uplinks[0].paused, None, "asked: {asked}");
+    }
+}
+
+#[test]
+fn a_key_that_stays_refused_is_asked_about_ever_more_rarely() {
+    let mut bench = Bench::up(settings(1));
+    bench.probes[0] = Probes::Are(Check::Passed { latency_ms: 10, key_refused: true });
+    bench.advance(10_000);
+    let before = bench.probed;
+    bench.advance(DAY_MS);
+    assert!((10..=60).contains(&(bench.probed - before)), "{} probes in a day", bench.probed - before);
+}
+
 #[test]
 fn an_open_uplink_is_used_before_a_shut_one_is_tried() {
     let mut bench = Bench::up(settings(2));
