@@ -80,6 +80,8 @@ pub enum Fault {
     NoKey,
     /// The uplink was found to be down while this attempt waited.
     Outage,
+    /// The gateway itself broke off in the middle of the attempt: a panic.
+    Internal,
 }
 
 words!(Fault {
@@ -103,6 +105,7 @@ words!(Fault {
     Unprocessable => "unprocessable",
     NoKey => "no_key",
     Outage => "outage",
+    Internal => "internal",
 });
 
 /// Why a route is shut although the line works.

@@ -371,7 +371,7 @@ impl Control {
     fn learn(&mut self, index: UplinkIndex, outcome: Outcome, latency_ms: u64, now_ms: u64, effects: &mut Vec<Effect>) {
         let uplink = &mut self.uplinks[index];
         let failed = match outcome {
-            Outcome::GivenUp => return,
+            Outcome::GivenUp | Outcome::Unknown(Fault::Internal) => return,
             Outcome::Unreachable(_) | Outcome::Unknown(_) => {
                 uplink.health.doubt(now_ms);
                 true

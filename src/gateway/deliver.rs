@@ -40,6 +40,14 @@ struct Came {
     failed: Option<Outcome>,
 }
 
+impl Delivery {
+    /// Nobody knows how far it came.
+    pub(super) fn broken_off(cloud: &Cloud) -> Delivery {
+        let outcome = Outcome::Unknown(Fault::Internal);
+        Delivery { outcome, answer: None, error: Some(failure(cloud, outcome, None)), latency_ms: 0 }
+    }
+}
+
 /// Sends it, once.
 pub(super) async fn deliver(
     cloud: Arc<Cloud>,
@@ -182,6 +190,9 @@ fn sentence(outcome: Outcome) -> &'static str {
         Outcome::RateLimited { .. } => "it asked to slow down",
         Outcome::Blocked(_) => "it refused the key, the quota or the model",
         Outcome::Permanent(_) => "it refused this request",
+        Outcome::Unknown(Fault::Internal) => {
+            "the gateway broke off in the middle of the attempt; it may have been billed"
+        }
         Outcome::Unknown(_) => "the request was sent but not answered; it may have been billed",
         Outcome::NoAnswer => "it answered with something that is no answer",
         Outcome::GivenUp => "the attempt was taken back",

@@ -6,6 +6,7 @@
 mod deliver;
 mod driver;
 mod live;
+mod otherwise;
 mod routes;
 mod waiters;
 
