@@ -10,7 +10,7 @@ use super::codes::{num, policy_code, sql, state_code};
 use super::files::{self, Staged};
 use super::record::{Accepted, NewRequest};
 use super::store::{Place, Standing, Store};
-use super::{SpoolError, sweep};
+use super::{SpoolError, sources, sweep};
 use crate::clock;
 use crate::control::types::State;
 
@@ -51,7 +51,7 @@ impl FreeSpace {
 
 /// Stores a request, or finds the one its idempotency key names.
 pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
-    let source_id = source(store, &new.source)?;
+    let source_id = sources::number(&store.conn, &new.source)?;
     if let Some(known) = known(store, source_id, new)? {
         return Ok(known);
     }
@@ -66,15 +66,6 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     Ok(Accepted { id: new.id.clone(), seq, existing: false })
 }
 
-pub(super) fn source(store: &Store, name: &str) -> Result<i64, SpoolError> {
-    let mut find = store.conn.prepare_cached("SELECT source_id FROM source WHERE name = ?1")?;
-    if let Some(id) = find.query_row([name], |r| r.get(0)).optional()? {
-        return Ok(id);
-    }
-    store.conn.prepare_cached("INSERT INTO source (name, unfinished) VALUES (?1, 0)")?.execute([name])?;
-    Ok(store.conn.last_insert_rowid())
-}
-
 fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
     let Some(key) = &new.idempotency_key else { return Ok(None) };
     let text = "SELECT seq, id, body_hash FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
@@ -84,7 +75,10 @@ fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accep
         .query_row(params![source_id, key], |r| Ok((num(r.get(0)?), r.get(1)?, r.get::<_, Vec<u8>>(2)?)))
         .optional()?;
     match found {
-        None => Ok(None),
+        None => {
+            let same = sources::keyed_by_nobody(&store.conn, key, &new.body_hash)?;
+            Ok(same.map(|(seq, id)| Accepted { id, seq, existing: true }))
+        }
         Some((seq, id, hash)) if hash == new.body_hash => Ok(Some(Accepted { id, seq, existing: true })),
         Some(_) => Err(SpoolError::KeyReused),
     }

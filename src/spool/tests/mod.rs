@@ -7,6 +7,7 @@ mod migrating;
 mod model;
 mod opening;
 mod pauses;
+mod sources;
 mod storage;
 mod sums;
 
