@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params_from_iter};
 
 use super::codes::{self, num, sql, state_code};
 use super::store::{DAMAGED, FOR_EVER, Place, Standing, Store};
-use super::{SpoolError, accept, device, sum};
+use super::{SpoolError, device, sources, sum};
 use crate::control::types::{Policy, Priority, State};
 
 /// Places in [`SalvagedRow::values`], which are the columns of `request` before `version`.
@@ -295,11 +295,11 @@ fn turn(store: &Store, row: &SalvagedRow, state: State, held: bool) -> Turn {
 }
 
 fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bool) -> Result<(), SpoolError> {
-    let name = row.source.clone().unwrap_or_else(|| format!("lost:{}", row.int(SOURCE_ID)));
-    let source_id = accept::source(store, &name)?;
+    let name = row.source.clone().unwrap_or_else(|| sources::lost_name(row.int(SOURCE_ID)));
+    let source_id = sources::number(&store.conn, &name)?;
     let mut turn = turn(store, row, state, held);
     let mut values = row.values.clone();
-    if is_taken(store, source_id, row.text(KEY))? {
+    if is_taken(store, source_id, row)? {
         // Whoever asked has asked again with the same key: one of both is enough.
         values[KEY] = Value::Null;
         if !turn.state.is_final() {
@@ -337,8 +337,11 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
     Ok(())
 }
 
-fn is_taken(store: &Store, source_id: i64, key: Option<&str>) -> Result<bool, SpoolError> {
-    let Some(key) = key else { return Ok(false) };
+fn is_taken(store: &Store, source_id: i64, row: &SalvagedRow) -> Result<bool, SpoolError> {
+    let Some(key) = row.text(KEY) else { return Ok(false) };
+    if let (None, Some(Value::Blob(hash))) = (&row.source, row.values.get(BODY_HASH)) {
+        return sources::keyed_by_anybody(&store.conn, key, hash);
+    }
     let text = "SELECT 1 FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
     Ok(store.conn.prepare_cached(text)?.exists(rusqlite::params![source_id, key])?)
 }

@@ -182,8 +182,8 @@ impl Spool {
     pub async fn get(&self, id: String) -> Result<Option<Record>, SpoolError> {
         let (asked, again) = (id.clone(), id);
         let mut found = self.read(move |store| read::get(store, &asked)).await?;
-        if let Some(wrong) = found.as_ref().filter(|f| !f.whole).map(|f| f.record.seq) {
-            self.write(move |store| scrub::set_aside(store, &[wrong])).await?;
+        if let Some(wrong) = found.as_ref().and_then(read::Found::wrong) {
+            self.write(move |store| scrub::set_right(store, &wrong)).await?;
             found = self.read(move |store| read::get(store, &again)).await?;
         }
         let Some(found) = found else { return Ok(None) };
@@ -251,8 +251,8 @@ impl Spool {
             self.with_ballast(|| self.write(sweep::sweep)).await?;
         }
         let wrong = self.read(scrub::step).await?;
-        if !wrong.is_empty() {
-            self.write(move |store| scrub::set_aside(store, &wrong)).await?;
+        if wrong.sources || !wrong.seqs.is_empty() {
+            self.write(move |store| scrub::set_right(store, &wrong)).await?;
         }
         self.read(|store| {
             sweep::orphans(store)?;

@@ -9,7 +9,7 @@ use super::accept::has_answer_room;
 use super::codes::{self, num, sql};
 use super::record::Leased;
 use super::store::{Standing, Store};
-use super::{SpoolError, sum};
+use super::{SpoolError, sources, sum};
 use crate::control::types::State;
 
 /// Leases per call; the drain's window is far smaller.
@@ -68,6 +68,9 @@ pub(super) fn lease(
             store.set_aside(&row)?;
             overdue += 1;
             continue;
+        }
+        if !sources::holds(&store.conn, row.source_id)? {
+            sources::mend(&store.conn)?;
         }
         if row.expires_at <= store.powered.now_ms() {
             store.end_untold(&row, State::Expired, "ttl")?;

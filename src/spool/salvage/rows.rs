@@ -27,7 +27,7 @@ pub(super) const ANSWER_HASH: usize = 11;
 pub(super) const ANSWER_BYTES: usize = 12;
 pub(super) const ANSWER_FILE: usize = 13;
 const ANSWER_SUM: usize = 14;
-const SOURCE_SUM: usize = 3;
+pub(super) const SOURCE_SUM: usize = 3;
 const POWERED_MS: usize = 3;
 const NEXT_SEQ: usize = 5;
 /// What every id begins with.
