@@ -21,7 +21,7 @@ use crate::clock::{self, Floor};
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
-use crate::spool::record::{Accepted, Leased, NewRequest, Record};
+use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
 use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::metrics::Metrics;
@@ -211,6 +211,20 @@ impl Gateway {
             self.shared.finished(id, None, State::Cancelled, None, None);
         }
         Ok(state)
+    }
+
+    /// Ends a device's request that only the local model may answer; says whether it was waiting.
+    pub async fn settle_here(&self, id: &str, seq: u64, source: &str, how: Settlement) -> Result<bool, SpoolError> {
+        let (state, reason, route) = match &how {
+            Settlement::Answered(answer) => (State::Answered, None, Some(format!("local:{}", answer.model))),
+            Settlement::Dead { reason, .. } => (State::Dead, Some(reason.clone()), None),
+            Settlement::Requeue { .. } => return Ok(false),
+        };
+        let settled = self.shared.spool.settle_here(seq, how).await?;
+        if settled {
+            self.shared.finished(id, Some(source), state, reason.as_deref(), route);
+        }
+        Ok(settled)
     }
 
     /// Puts a request that ended without an answer back into the queue.
