@@ -96,14 +96,15 @@ impl Spool {
     pub async fn accept(&self, new: NewRequest) -> Result<Accepted, SpoolError> {
         let file = self.stage(&new.body).await?;
         let to = self.inner.abandoned.clone();
-        let (accepted, mut handed) = self
-            .write(move |store| {
-                let accepted = accept::accept(store, &new, file)?;
-                let leased = new.leased && !accepted.existing;
-                let seqs = if leased { vec![accepted.seq] } else { Vec::new() };
-                Ok((accepted, Handed { seqs, to }))
-            })
-            .await?;
+        let hasty =
+            plant::is(Fault::AckBeforeCommit) || (new.device.is_some() && plant::is(Fault::LinkAckBeforeCommit));
+        let work = move |store: &mut Store| {
+            let accepted = accept::accept(store, &new, file)?;
+            let leased = new.leased && !accepted.existing;
+            let seqs = if leased { vec![accepted.seq] } else { Vec::new() };
+            Ok((accepted, Handed { seqs, to }))
+        };
+        let (accepted, mut handed) = self.write_as(work, hasty).await?;
         handed.seqs.clear();
         Ok(accepted)
     }
@@ -312,7 +313,7 @@ impl Spool {
     }
 
     /// Large bytes become a durable file first, off the writer thread.
-    async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
+    pub(super) async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
         if body.len() <= INLINE_MAX as u64 && body.in_one_piece().is_some() {
             return Ok(None);
         }
@@ -320,7 +321,7 @@ impl Spool {
     }
 
     /// For what must find room on a full disk: an outcome, a deletion. Tried once more after the ballast is gone.
-    async fn with_ballast<T, F>(&self, work: impl Fn() -> F) -> Result<T, SpoolError>
+    pub(super) async fn with_ballast<T, F>(&self, work: impl Fn() -> F) -> Result<T, SpoolError>
     where
         F: Future<Output = Result<T, SpoolError>>,
     {
@@ -343,7 +344,7 @@ impl Spool {
     }
 
     /// `hasty`: answered before the commit, which only a planted mistake wants.
-    async fn write_as<T: Send + 'static>(
+    pub(super) async fn write_as<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
         hasty: bool,

@@ -128,7 +128,7 @@ fn next(store: &mut Store) -> Result<Option<Standing>, SpoolError> {
 }
 
 const DRAW: &str = "SELECT r.id, s.name, r.endpoint, r.model, r.priority, r.attempts, r.maybe_billed,
-    r.idempotency_key, r.body_hash, r.body_file, b.bytes
+    r.idempotency_key, r.body_hash, r.body_file, b.bytes, r.content IS NOT NULL
     FROM request r JOIN source s USING (source_id) LEFT JOIN body b USING (seq) WHERE r.seq = ?1";
 
 fn draw(store: &Store, row: &Standing) -> Result<Drawn, SpoolError> {
@@ -137,6 +137,7 @@ fn draw(store: &Store, row: &Standing) -> Result<Drawn, SpoolError> {
     Ok(statement.query_row(params![sql(row.seq)], |r| {
         let id: String = r.get(0)?;
         let key: Option<String> = r.get(7)?;
+        let is_devices: bool = r.get(11)?;
         Ok(Drawn {
             leased: Leased {
                 seq: row.seq,
@@ -146,7 +147,8 @@ fn draw(store: &Store, row: &Standing) -> Result<Drawn, SpoolError> {
                 priority,
                 attempts: r.get(5)?,
                 maybe_billed: r.get(6)?,
-                idempotency_key: key.unwrap_or_else(|| id.clone()),
+                // A device's key is ours to tell its repeats by; who it is concerns no uplink.
+                idempotency_key: key.filter(|_| !is_devices).unwrap_or_else(|| id.clone()),
                 body: r.get::<_, Option<Vec<u8>>>(10)?.unwrap_or_default().into(),
                 id,
             },

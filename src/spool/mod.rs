@@ -9,6 +9,8 @@ mod ballast;
 mod change;
 mod codes;
 mod condition;
+mod device;
+mod devices;
 mod error;
 mod files;
 mod handle;

@@ -22,7 +22,7 @@ use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
-use super::{Condition, Options, SpoolError, change, files, mounts, read, salvage, schema, store, sweep};
+use super::{Condition, Options, SpoolError, change, device, files, mounts, read, salvage, schema, store, sweep};
 use crate::clock;
 use crate::control::types::State;
 use crate::plant::{self, Fault};
@@ -83,6 +83,7 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         Box::leak(Box::new(reader));
     }
     Ok(Store {
+        device_keys: device::keys(&conn)?,
         conn,
         options: options.clone(),
         powered: Powered::resume_now(&mark),
@@ -211,6 +212,7 @@ pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
     floors.raise(&mut counts, &mut mark);
     (store.conn, store.counts) = (conn, counts);
     (store.effects, store.scrub) = (store::Effects::default(), Scrub::default());
+    store.device_keys = 0;
     store.save()?;
     store.rescue.is_unused = false;
     Ok(())
@@ -316,6 +318,7 @@ pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> 
             store.remove(&row)?;
         }
     }
+    device::forget_unacknowledged(store, good.next_seq)?;
     for seq in change::seqs_in(store, State::Sending, STEP)? {
         if !store.held.contains(&seq) {
             super::lease::give_back(store, &[seq])?;

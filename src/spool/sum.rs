@@ -13,7 +13,7 @@ use super::codes::sql;
 use crate::plant::{self, Fault};
 
 /// Columns of `request` before `sum`, in the table's order; all of them are summed.
-pub(super) const REQUEST: [&str; 26] = [
+pub(super) const REQUEST: [&str; 30] = [
     "seq",
     "id",
     "source_id",
@@ -39,6 +39,10 @@ pub(super) const REQUEST: [&str; 26] = [
     "reason",
     "error_kind",
     "error_message",
+    "content",
+    "handover",
+    "task",
+    "max_reply",
     "version",
 ];
 /// Summed columns of `answer`; its `bytes` are not, because their hash is.
@@ -97,7 +101,7 @@ pub(super) fn register(conn: &Connection) -> Result<(), SpoolError> {
 /// Has the connection keep sums and versions from now on. Triggers of the connection and not of the file, so
 /// that the file holds plain tables only.
 pub(super) fn watch(conn: &Connection) -> Result<(), SpoolError> {
-    let changed = REQUEST[1..25].join(", ");
+    let changed = REQUEST[1..29].join(", ");
     let request = (call("", &REQUEST), "seq = new.seq");
     let answer = (call("", &ANSWER), "seq = new.seq AND local = new.local");
     let source = (call("", &SOURCE), "source_id = new.source_id");

@@ -8,7 +8,9 @@ use crate::plant::{self, Fault};
 use crate::spool::{codes, files, sum};
 
 /// Columns of `request` that version 1 has already.
-pub(super) const REQUEST_COLUMNS: usize = 25;
+const REQUEST_COLUMNS_V1: usize = 25;
+/// Columns of `request` before `version`.
+pub(super) const REQUEST_COLUMNS: usize = 29;
 /// Columns of `answer` that version 1 has already.
 pub(super) const ANSWER_COLUMNS: usize = 14;
 /// Places of columns that are looked at here.
@@ -19,8 +21,8 @@ pub(super) const BODY_HASH: usize = 19;
 pub(super) const BODY_KEPT: usize = 20;
 pub(super) const BODY_FILE: usize = 21;
 pub(super) const REASON: usize = 22;
-const VERSION: usize = 25;
-const REQUEST_SUM: usize = 26;
+const VERSION: usize = 29;
+const REQUEST_SUM: usize = 30;
 pub(super) const ANSWER_HASH: usize = 11;
 pub(super) const ANSWER_BYTES: usize = 12;
 pub(super) const ANSWER_FILE: usize = 13;
@@ -47,7 +49,7 @@ pub(super) enum Kind {
 /// A column a letter: n null, i integer, t tet, b blob; capital: that or null. One line a version.
 const PATTERNS: [(Kind, &str); 10] = [
     (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTT"),
-    (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTTib"),
+    (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTTBiIiib"),
     (Kind::Body, "nb"),
     (Kind::Answer, "iittitiIIiibBT"),
     (Kind::Answer, "iittitiIIiibBTb"),
@@ -88,7 +90,7 @@ pub(super) enum Worth {
 /// A row of `request`, its key filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Request {
-    /// The columns that version 1 has.
+    /// The columns before `version`.
     pub(super) values: Vec<Value>,
     pub(super) version: i64,
     pub(super) worth: Worth,
@@ -100,6 +102,10 @@ pub(super) fn request(mut values: Vec<Value>, rowid: i64) -> Request {
     let worth = worth(&values, 0..=VERSION, REQUEST_SUM);
     let worth = if worth == Worth::Plausible && !makes_sense(&values) { Worth::Damaged } else { worth };
     let version = integer(&values, VERSION).unwrap_or(0);
+    if values.len() == REQUEST_COLUMNS_V1 {
+        // No device had a request then.
+        values.extend([Value::Null, Value::Integer(0), Value::Null, Value::Integer(0)]);
+    }
     values.truncate(REQUEST_COLUMNS);
     Request { values, version, worth }
 }

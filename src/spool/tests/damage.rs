@@ -11,18 +11,18 @@ use crate::spool::{Condition, SpoolError, quarantine, sum};
 async fn salvaged(spool: &Spool, id: &'static str) -> SalvagedRow {
     spool
         .look(move |store| {
-            let columns = sum::REQUEST[..25].join(", ");
+            let columns = sum::REQUEST[..29].join(", ");
             let text = format!(
                 "SELECT {columns}, version, name, bytes FROM request JOIN source USING (source_id)
                 LEFT JOIN body USING (seq) WHERE id = ?1"
             );
             let text = text.replacen("seq,", "request.seq,", 1);
             Ok(store.conn.query_row(&text, [id], |r| {
-                let values = (0..25).map(|at| r.get::<_, Value>(at)).collect::<Result<_, _>>()?;
-                let version = r.get::<_, i64>(25)? as u64;
-                let bytes: Option<Vec<u8>> = r.get(27)?;
+                let values = (0..29).map(|at| r.get::<_, Value>(at)).collect::<Result<_, _>>()?;
+                let version = r.get::<_, i64>(29)? as u64;
+                let bytes: Option<Vec<u8>> = r.get(31)?;
                 let body = bytes.map_or(SalvagedBody::NotKept, SalvagedBody::Inline);
-                Ok(SalvagedRow { values, version, superseded: false, source: r.get(26)?, body, answers: Vec::new() })
+                Ok(SalvagedRow { values, version, superseded: false, source: r.get(30)?, body, answers: Vec::new() })
             })?)
         })
         .await

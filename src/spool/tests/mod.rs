@@ -2,6 +2,7 @@
 
 mod bounds;
 mod damage;
+mod devices;
 mod life;
 mod migrating;
 mod model;
@@ -62,6 +63,7 @@ fn request(id: &str) -> NewRequest {
         ttl_ms: HOUR,
         leased: false,
         maybe_billed: false,
+        device: None,
     }
 }
 
