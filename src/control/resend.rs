@@ -38,6 +38,14 @@ impl Resends {
         false
     }
 
+    /// This request may be sent a second time, whatever is left.
+    pub fn grant_one(&mut self, seq: u64) {
+        if self.granted.len() >= GRANTED_MAX {
+            self.granted.pop_first();
+        }
+        self.granted.insert(seq);
+    }
+
     /// A request was answered. Returns who may leave now.
     pub fn earn(&mut self) -> Vec<u64> {
         self.tenths = (self.tenths + 1).min(SAVED_MAX * SUCCESSES_EACH);

@@ -215,7 +215,7 @@ fn insert(
         if local_only { FOR_EVER } else { 0 },
         device.map(|d| d.content.as_slice()),
         i64::from(device.is_some_and(|d| d.wants_result)),
-        device.and_then(|d| d.task),
+        new.task.or(device.and_then(|d| d.task)),
         device.map_or(0, |d| d.max_reply),
     ])?;
     if file.is_none() {
