@@ -27,6 +27,7 @@ use crate::ingress::http::{self, App, Listeners, Models, Tokens};
 use crate::plant::{self, Fault};
 use crate::spool::{self, SpoolError};
 use crate::systemd;
+use crate::task::Book;
 use crate::telemetry::log::{self, Form};
 use crate::uplink::cloud::{self, Cloud, Key};
 use crate::uplink::local::{self, Local};
@@ -66,6 +67,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     log::start(level(settings.log.level), form(settings.log.format));
     more_descriptors();
     let spool = open_spool(&settings).await?;
+    let tasks = tasks(&settings)?;
     let (listeners, own_socket) = bind(&settings).await?;
     let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
@@ -78,6 +80,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         floor,
         local: local_client(&settings)?,
         spool: spool.clone(),
+        tasks,
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });
@@ -145,6 +148,14 @@ impl Signals {
             }
         }
     }
+}
+
+/// The configuration has checked them; what can go wrong here is a schema file that changed in between.
+fn tasks(settings: &Settings) -> Result<Book, SupervisorError> {
+    Book::new(settings.tasks.clone()).map_err(|faults| {
+        let lines = faults.iter().map(|(id, wrong)| format!("task {id}: {}: {}", wrong.key, wrong.message));
+        SupervisorError::Configuration(lines.collect::<Vec<_>>().join("\n"))
+    })
 }
 
 async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError> {

@@ -2,6 +2,8 @@
 //!
 //! Standard output carries the answer, or the ticket; everything about it goes to standard error.
 
+mod task;
+
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -19,17 +21,21 @@ const IMAGE_BYTES_MAX: u64 = 10 * 1024 * 1024;
 /// `ask`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The question
-    text: String,
-    /// A picture that goes with it: PNG, JPEG, GIF or WebP, at most 10 MiB
+    /// The question; for a task its first argument
+    #[arg(required_unless_present = "task")]
+    text: Option<String>,
+    /// A picture that goes with it: PNG, JPEG, GIF or WebP, at most 10 MiB; several for a task
     #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
+    image: Vec<PathBuf>,
     /// The model's name
     #[arg(long, default_value = "gpt-4o")]
     model: String,
-    /// A canned prompt's number (not in this version)
-    #[arg(long, value_name = "N")]
-    task: Option<u32>,
+    /// A canned prompt's number or name, instead of a question
+    #[arg(long, value_name = "N", conflicts_with_all = ["model", "stream"])]
+    task: Option<String>,
+    /// An argument of the task, as name=value
+    #[arg(long = "arg", value_name = "NAME=VALUE", requires = "task")]
+    named: Vec<String>,
     /// How urgent it is: critical, high, normal or low
     #[arg(long)]
     priority: Option<Priority>,
@@ -46,22 +52,21 @@ pub struct Args {
 
 /// Asks and prints.
 pub async fn run(args: Args, client: &Client, out: &Out) -> Done {
-    if args.task.is_some() {
-        return Err(Failure::not_in_this_version("ask --task"));
+    let images = args.image.iter().map(|path| data_url(path)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(task) = &args.task {
+        return task::run(task, &args, &images, client, out).await;
     }
-    let image = args.image.as_deref().map(data_url).transpose()?;
-    let body = body(&args, image).to_string();
+    let body = body(&args, &images).to_string();
     let answer = client.stream(Method::POST, "/v1/chat/completions", &headers(&args), Bytes::from(body)).await?;
     let streamed = header(&answer.headers, "content-type").starts_with("text/event-stream");
     if answer.status == 200 && streamed { print_stream(answer, out).await } else { print(&answer.whole().await?, out) }
 }
 
-fn body(args: &Args, image: Option<String>) -> Value {
-    let content = match image {
-        None => json!(args.text),
-        Some(url) => {
-            json!([{ "type": "text", "text": args.text }, { "type": "image_url", "image_url": { "url": url } }])
-        }
+fn body(args: &Args, images: &[String]) -> Value {
+    let picture = |url: &String| json!({ "type": "image_url", "image_url": { "url": url } });
+    let content = match images {
+        [] => json!(args.text),
+        urls => std::iter::once(json!({ "type": "text", "text": args.text })).chain(urls.iter().map(picture)).collect(),
     };
     let mut body = json!({ "model": args.model, "messages": [{ "role": "user", "content": content }] });
     if args.stream {
@@ -227,9 +232,9 @@ mod tests {
 
     #[test]
     fn a_question_becomes_a_chat_request() {
-        let body = body(&args(&["hello"]), None);
+        let body = body(&args(&["hello"]), &[]);
         assert_eq!(body.to_string(), r#"{"messages":[{"content":"hello","role":"user"}],"model":"gpt-4o"}"#);
-        let body = super::body(&args(&["what?", "--stream"]), Some("data:x".to_owned()));
+        let body = super::body(&args(&["what?", "--stream"]), &["data:x".to_owned()]);
         assert_eq!(body["messages"][0]["content"][1]["image_url"]["url"], "data:x");
         assert_eq!(body["stream"], true);
     }

@@ -1,11 +1,11 @@
-//! `[cache]`, `[limits]`, `[budget]`, `[[model]]`, `[[task]]`, `[[link]]`, `[log]`.
+//! `[cache]`, `[limits]`, `[budget]`, `[[model]]`, `[[link]]`, `[log]`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::units::quoted;
 use super::walk::Table;
-use crate::control::types::{Policy, words};
+use crate::control::types::words;
 
 /// `[cache]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,27 +45,6 @@ pub struct Model {
     pub usd_per_mtok_in: f64,
     /// USD for a million tokens out.
     pub usd_per_mtok_out: f64,
-}
-
-/// One `[[task]]`: a canned prompt that a small device calls by number.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Task {
-    /// The number devices use.
-    pub id: u32,
-    /// For people.
-    pub name: String,
-    /// The model asked.
-    pub model: String,
-    /// The system prompt.
-    pub system: String,
-    /// The prompt, with `{names}` for the device's values.
-    pub prompt: String,
-    /// A JSON schema for the answer.
-    pub schema_file: Option<PathBuf>,
-    /// What it gets while no uplink is available.
-    pub offline: Policy,
-    /// The longest answer in bytes.
-    pub max_answer: u32,
 }
 
 /// What a device link speaks.
@@ -168,28 +147,6 @@ pub(super) fn models(root: &mut Table<'_>) -> Vec<Model> {
     models
 }
 
-pub(super) fn tasks(root: &mut Table<'_>) -> Vec<Task> {
-    let tasks = root.tables("task", 0, task);
-    unique(root, "task", "id", tasks.iter().map(|task| task.id.to_string()));
-    tasks
-}
-
-fn task(t: &mut Table<'_>) -> Task {
-    if !t.given("id") {
-        t.fault("id", "missing; write the number devices use, such as id = 3");
-    }
-    Task {
-        id: t.count("id", 0, 0..=65_535),
-        name: t.text("name", ""),
-        model: t.text("model", "gpt-4o"),
-        system: t.text("system", ""),
-        prompt: t.required("prompt", "write what the model is asked"),
-        schema_file: t.path("schema_file", ""),
-        offline: t.word("offline", Policy::Both),
-        max_answer: t.count("max_answer", 200, 1..=65_535),
-    }
-}
-
 pub(super) fn links(root: &mut Table<'_>) -> Vec<Link> {
     let links = root.tables("link", 0, link);
     unique(root, "link", "name", links.iter().map(|link| link.name.clone()));
@@ -210,7 +167,7 @@ fn link(t: &mut Table<'_>) -> Link {
     link
 }
 
-fn unique(root: &mut Table<'_>, section: &'static str, name: &str, values: impl Iterator<Item = String>) {
+pub(super) fn unique(root: &mut Table<'_>, section: &'static str, name: &str, values: impl Iterator<Item = String>) {
     let values: Vec<String> = values.collect();
     for (index, value) in values.iter().enumerate().filter(|(_, value)| !value.is_empty()) {
         if let Some(first) = values.iter().take(index).position(|earlier| earlier == value) {

@@ -11,6 +11,7 @@ mod local;
 mod node;
 mod queue;
 mod secret;
+mod task;
 mod units;
 mod uplink;
 mod walk;
@@ -19,12 +20,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use environ::environment;
-pub use extras::{Budget, Cache, Format, Level, Limits, Link, Log, Model, Protocol, Task};
+pub use extras::{Budget, Cache, Format, Level, Limits, Link, Log, Model, Protocol};
 pub use fault::{Fault, Faults, Origin};
 pub use gateway::{Gateway, Http};
 pub use local::{KeepWarm, Local, LocalApi, LocalTimeouts};
 pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, WhenFull};
 pub use secret::{KeySource, Secret, read_key};
+pub use task::TaskOptions;
 pub use uplink::{Auth, Breaker, Probe, Uplink, UplinkTimeouts};
 pub use walk::Shown;
 
@@ -66,7 +68,7 @@ pub struct Settings {
     /// `[[model]]`.
     pub models: Vec<Model>,
     /// `[[task]]`.
-    pub tasks: Vec<Task>,
+    pub tasks: Vec<TaskOptions>,
     /// `[[link]]`.
     pub links: Vec<Link>,
     /// `[log]`.
@@ -98,13 +100,12 @@ pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, 
 impl Loaded {
     /// Sections that a file sets and this version reads without acting on them.
     pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 7] = [
+        const SECTIONS: [(&str, &[&str]); 6] = [
             ("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"]),
             ("[cache]", &["cache."]),
             ("[limits] (rate, burst)", &["limits.rate", "limits.burst"]),
             ("[budget]", &["budget."]),
             ("[[model]]", &["model["]),
-            ("[[task]]", &["task["]),
             ("[[link]]", &["link["]),
         ];
         let set = |prefixes: &[&str]| {
@@ -151,7 +152,7 @@ fn settings(root: &mut Table<'_>, places: &Places) -> Settings {
         limits: root.table("limits", extras::limits),
         budget: root.table("budget", extras::budget),
         models: extras::models(root),
-        tasks: extras::tasks(root),
+        tasks: task::tasks(root),
         links: extras::links(root),
         log: root.table("log", extras::log),
     }

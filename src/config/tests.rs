@@ -161,9 +161,11 @@ name = "weld-inspection"
 model = "gpt-4.1"
 system = "…"
 prompt = "Temp {temp} °C, current {amps} A. …"
-schema_file = "weld.json"
 offline = "both"
 max_answer = 200
+pictures = 1
+codes = { "OK" = 0, "NOK" = -1 }
+args = [{ name = "temp", type = "number", min = -40 }, { name = "amps" }]
 [[link]]
 name = "plc1"
 device = "/dev/ttyAMA0"
@@ -178,7 +180,8 @@ per_source_backlog = 5
     assert_eq!(second.api_keys, [KeySource::File("/etc/key".into()), KeySource::Credential("key2".to_owned())]);
     assert_eq!(second.auth, Auth::ApiKey);
     assert_eq!(loaded.settings.tasks[0].id, 3);
-    assert_eq!(loaded.not_in_force(), ["[[model]]", "[[task]]", "[[link]]"]);
+    assert_eq!(loaded.settings.tasks[0].args[0].min, Some(-40.0));
+    assert_eq!(loaded.not_in_force(), ["[[model]]", "[[link]]"]);
     assert_eq!(origin(&loaded, "uplink[0].models"), "hf.toml:6");
 }
 
@@ -257,6 +260,13 @@ fn wrong_shapes_are_faults() {
     assert!(faults("[[link]]\nname = 3").lines().any(|line| line.contains("link[0].name: expected a string")));
     assert!(faults("[[task]]\nprompt = \"x\"").contains("task[0].id: missing"));
     assert!(faults("[local]\nmodel = \"\"").contains("turn local answers off"));
+    let task = |line: &str| faults(&format!("[[task]]\nid = 1\nprompt = \"{{temp}}\"\n{line}"));
+    assert!(task("args = [\"amps\"]").starts_with("hf.toml:3: task[0].prompt: {temp} is none of args (amps)"));
+    assert!(task("schema_file = \"nowhere.json\"").contains("hf.toml:4: task[0].schema_file: "));
+    assert!(task("max_answer = 9000").contains("hf.toml:4: task[0].max_answer: must be between 1 and 8192"));
+    assert!(task("codes = { OK = 1.5 }").contains("task[0].codes: \"OK\": expected a whole number"));
+    assert!(task("args = [{ name = \"temp\", type = \"float\" }]").contains("task[0].args[0].type: "));
+    assert!(task("[[task]]\nid = 1\nprompt = \"x\"").contains("task[0] has the id \"1\" too"));
 }
 
 #[test]

@@ -277,7 +277,7 @@ impl Control {
             Outcome::Permanent(fault) if !item.urgent => self.refused(uplink, item, fault, now_ms, effects),
             _ => self.verdict(item, uplink, outcome, now_ms),
         };
-        let paid = matches!(outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Unknown(_));
+        let paid = matches!(outcome, Outcome::Delivered | Outcome::Misfit | Outcome::NoAnswer | Outcome::Unknown(_));
         if item.maybe_billed && !paid {
             self.grant_resends(Grant::Refunded);
         }
@@ -287,7 +287,7 @@ impl Control {
 
     fn adapt_pace(&mut self, outcome: Outcome, now_ms: u64) {
         match outcome {
-            Outcome::Delivered => self.pace.success(now_ms),
+            Outcome::Delivered | Outcome::Misfit => self.pace.success(now_ms),
             Outcome::RateLimited { retry_after_ms } => {
                 let floor = retry_after_ms.unwrap_or(0);
                 let wait = backoff_ms(&self.settings.retry, self.pace.limited(), floor, &mut self.chance);
@@ -358,6 +358,13 @@ impl Control {
             Outcome::Delivered => Verdict::Answered,
             Outcome::Permanent(fault) => Verdict::Dead(fault.as_str()),
             Outcome::NoAnswer => Verdict::Dead("no_answer"),
+            // What came was paid for, so the second try is the last send there is, and the record says so first. It
+            // brings its own budget: each task asks for it once.
+            Outcome::Misfit if item.maybe_billed => Verdict::Dead("misfit"),
+            Outcome::Misfit => {
+                self.grant_resends(Grant::Refunded);
+                Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }
+            }
             Outcome::Blocked(Block::Key) if plant::is(Planted::DeadLetterOn401) => Verdict::Dead("key"),
             Outcome::Unreachable(_) | Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => {
                 GIVEN_BACK

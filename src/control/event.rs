@@ -33,6 +33,8 @@ pub enum Outcome {
     Unknown(Fault),
     /// 200 with a body that is no answer.
     NoAnswer,
+    /// A whole answer that is not what its task asks for.
+    Misfit,
     /// The caller went away or control took the attempt back before the body left.
     GivenUp,
 }
@@ -163,6 +165,7 @@ impl Outcome {
             Outcome::RateLimited { .. } => "rate_limited",
             Outcome::Blocked(b) => b.as_str(),
             Outcome::NoAnswer => "no_answer",
+            Outcome::Misfit => "misfit",
             Outcome::GivenUp => "given_up",
         }
     }
@@ -170,7 +173,7 @@ impl Outcome {
     /// The class of the outcome, as a metric label.
     pub fn class(self) -> &'static str {
         match self {
-            Outcome::Delivered => "delivered",
+            Outcome::Delivered | Outcome::Misfit => "delivered",
             Outcome::Unreachable(_) => "unreachable",
             Outcome::Transient(_) => "transient",
             Outcome::RateLimited { .. } => "rate_limited",

@@ -380,7 +380,7 @@ impl Control {
                 uplink.health.hasten(now_ms);
                 true
             }
-            Outcome::Delivered => {
+            Outcome::Delivered | Outcome::Misfit => {
                 uplink.health.observe_latency(latency_ms);
                 false
             }

@@ -148,7 +148,7 @@ impl Control {
                 let wait = self.pauses.strike(i, &item.model, now_ms);
                 alarm(i, Block::Configuration, wait, effects);
             }
-            Outcome::Delivered => self.route_works(i, &item.model, now_ms, effects),
+            Outcome::Delivered | Outcome::Misfit => self.route_works(i, &item.model, now_ms, effects),
             Outcome::Permanent(_) | Outcome::NoAnswer | Outcome::RateLimited { .. }
                 if self.pauses.open(i, &item.model) =>
             {

@@ -11,10 +11,12 @@ use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 
+use super::Shared;
 use crate::body::{Bodies, Body};
 use crate::clock;
 use crate::control::event::{Fault, Outcome};
 use crate::spool::record::{LastError, Leased, UplinkAnswer, Usage};
+use crate::task::{Book, WHOLE_BYTES_MAX, said};
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Call, Cloud, Whole};
 use crate::uplink::{body, classify};
 
@@ -51,18 +53,18 @@ impl Delivery {
 /// Sends it, once.
 pub(super) async fn deliver(
     cloud: Arc<Cloud>,
-    bodies: &Bodies,
+    shared: &Arc<Shared>,
     leased: &Leased,
     on_out: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Delivery {
     let started = clock::now();
-    let result = send(&cloud, bodies, leased, on_out, &mut stop).await;
+    let result = send(&cloud, shared.spool.bodies(), leased, on_out, &mut stop).await;
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
     match result {
         Ok(came) => {
-            let (named, asked) = (cloud.clone(), leased.model.clone());
-            let judged = spawn_blocking(move || judge(&named, &asked, &came, latency_ms));
+            let (named, asked, book) = (cloud.clone(), leased.clone(), shared.clone());
+            let judged = spawn_blocking(move || judge(&named, &asked, &book.tasks, &came, latency_ms));
             judged.await.unwrap_or_else(|_| {
                 let outcome = Outcome::Unknown(Fault::Truncated);
                 Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms }
@@ -103,17 +105,29 @@ async fn send(
 }
 
 /// What came of it. An error whose words broke off is told by its status. Blocks where the body is a file.
-fn judge(cloud: &Cloud, asked: &str, came: &Came, latency_ms: u64) -> Delivery {
+fn judge(cloud: &Cloud, asked: &Leased, tasks: &Book, came: &Came, latency_ms: u64) -> Delivery {
     let outcome = match classify::attempt(&came.head) {
         Outcome::Delivered => came.failed.unwrap_or_else(|| classify::stored_answer(&came.body)),
         other => other,
     };
+    let outcome =
+        if outcome == Outcome::Delivered && !fits(asked, tasks, &came.body) { Outcome::Misfit } else { outcome };
     let error = (outcome != Outcome::Delivered).then(|| failure(cloud, outcome, Some(&came.head)));
-    let answer =
-        matches!(outcome, Outcome::Delivered | Outcome::NoAnswer | Outcome::Permanent(_) | Outcome::Unknown(_))
-            .then(|| answer(cloud, asked, came, latency_ms))
-            .filter(|answer| !matches!(outcome, Outcome::Unknown(_)) || !answer.body.is_empty());
+    let answer = matches!(
+        outcome,
+        Outcome::Delivered | Outcome::Misfit | Outcome::NoAnswer | Outcome::Permanent(_) | Outcome::Unknown(_)
+    )
+    .then(|| answer(cloud, &asked.model, came, latency_ms))
+    .filter(|answer| !matches!(outcome, Outcome::Unknown(_)) || !answer.body.is_empty());
     Delivery { outcome, answer, error, latency_ms }
+}
+
+/// Whether the answer is what the request's task asks for. Without a task, or where it is gone, any answer is.
+fn fits(asked: &Leased, tasks: &Book, body: &Body) -> bool {
+    let Some(task) = asked.task.and_then(|task| tasks.get(task)) else { return true };
+    let bytes = (body.len() <= WHOLE_BYTES_MAX).then(|| body.start(WHOLE_BYTES_MAX as usize).ok()).flatten();
+    let words = bytes.and_then(|bytes| said(&bytes));
+    words.is_some_and(|words| task.read(&words).fits)
 }
 
 #[derive(Deserialize, Default)]
@@ -195,6 +209,7 @@ fn sentence(outcome: Outcome) -> &'static str {
         }
         Outcome::Unknown(_) => "the request was sent but not answered; it may have been billed",
         Outcome::NoAnswer => "it answered with something that is no answer",
+        Outcome::Misfit => "its answer is not what the task asks for",
         Outcome::GivenUp => "the attempt was taken back",
     }
 }

@@ -331,7 +331,8 @@ impl Driver {
         );
         let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
         self.tasks.spawn(async move {
-            let mut delivering = std::pin::pin!(deliver(cloud.clone(), shared.spool.bodies(), &leased, on_out, stop));
+            let sending = deliver(cloud.clone(), &shared, &leased, on_out, stop);
+            let mut delivering = std::pin::pin!(sending);
             // Not waited for beyond the attempt's end: a connection that stalls keeps the body, and `out` with it.
             let delivery = tokio::select! {
                 biased;

@@ -23,6 +23,7 @@ use crate::control::types::State;
 use crate::control::{Control, Settings, View};
 use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
 use crate::spool::{SavedPause, Spool, SpoolError};
+use crate::task::Book;
 use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
@@ -49,6 +50,8 @@ pub struct Parts {
     pub floor: Arc<Floor>,
     /// Told when the system says that links or routes changed.
     pub network: mpsc::Receiver<()>,
+    /// The canned prompts.
+    pub tasks: Book,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
 }
@@ -75,6 +78,7 @@ struct Shared {
     turns: AtomicU64,
     started: Instant,
     floor: Arc<Floor>,
+    tasks: Book,
     on_models: OnModels,
 }
 
@@ -109,6 +113,7 @@ impl Gateway {
             turns: AtomicU64::new(0),
             started,
             floor: parts.floor,
+            tasks: parts.tasks,
             on_models: parts.on_models,
         });
         let control = Control::new(parts.settings, 0);
@@ -136,6 +141,11 @@ impl Gateway {
     /// The durable queue.
     pub fn spool(&self) -> &Spool {
         &self.shared.spool
+    }
+
+    /// The canned prompts.
+    pub fn tasks(&self) -> &Book {
+        &self.shared.tasks
     }
 
     /// The metrics.

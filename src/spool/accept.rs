@@ -209,7 +209,7 @@ fn insert(
         if local_only { FOR_EVER } else { 0 },
         mark.map(|d| d.content.as_slice()),
         i64::from(mark.is_some_and(|d| d.wants_result)),
-        mark.and_then(|d| device::code_of(d.ask)),
+        new.task.map(i64::from).or_else(|| mark.and_then(|d| device::code_of(d.ask))),
         mark.map_or(0, |d| d.max_reply),
     ])?;
     if file.is_none() {

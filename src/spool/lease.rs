@@ -142,7 +142,7 @@ fn next(store: &mut Store) -> Result<Option<Standing>, SpoolError> {
 }
 
 const DRAW: &str = "SELECT r.id, s.name, r.endpoint, r.model, r.priority, r.attempts, r.maybe_billed,
-    r.idempotency_key, r.body_hash, r.body_file, b.bytes, r.content IS NOT NULL
+    r.idempotency_key, r.body_hash, r.body_file, b.bytes, r.content IS NOT NULL, r.task
     FROM request r JOIN source s USING (source_id) LEFT JOIN body b USING (seq) WHERE r.seq = ?1";
 
 fn draw(store: &Store, row: &Standing) -> Result<Drawn, SpoolError> {
@@ -163,6 +163,8 @@ fn draw(store: &Store, row: &Standing) -> Result<Drawn, SpoolError> {
                 maybe_billed: r.get(6)?,
                 // A device's key is ours to tell its repeats by; who it is concerns no uplink.
                 idempotency_key: key.filter(|_| !is_devices).unwrap_or_else(|| id.clone()),
+                // What no task has for a number is none.
+                task: r.get::<_, Option<i64>>(12)?.and_then(|task| u16::try_from(task).ok()),
                 body: r.get::<_, Option<Vec<u8>>>(10)?.unwrap_or_default().into(),
                 id,
             },

@@ -38,6 +38,8 @@ pub struct NewRequest {
     pub maybe_billed: bool,
     /// What a device's request carries beside.
     pub device: Option<NewDevice>,
+    /// The task it was made from.
+    pub task: Option<u16>,
 }
 
 impl NewRequest {
@@ -201,6 +203,8 @@ pub struct Leased {
     pub maybe_billed: bool,
     /// The key to send with: the client's own, else the request's id.
     pub idempotency_key: String,
+    /// The task it was made from: what its answer must fit.
+    pub task: Option<u16>,
     /// The client's body: a file where it is large, checked against its checksum.
     pub body: Body,
 }

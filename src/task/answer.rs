@@ -9,7 +9,7 @@ use super::Options;
 use super::schema::Schema;
 
 /// What an answer says.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Reading {
     /// Whether it is what the task asked for.
     pub fits: bool,

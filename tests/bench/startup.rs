@@ -99,6 +99,7 @@ async fn put(spool: Spool, first: u64, waiting: u64) {
             leased: false,
             maybe_billed: false,
             device: None,
+            task: None,
         };
         spool.accept(new).await.unwrap();
     }

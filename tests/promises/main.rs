@@ -21,4 +21,5 @@ mod rude;
 mod simulators;
 mod stopping;
 mod support;
+mod tasks;
 mod tls;

@@ -52,6 +52,7 @@ pub fn request(n: u64, size: usize) -> NewRequest {
         ttl_ms: 1 << 40,
         leased: false,
         maybe_billed: false,
+        task: None,
     }
 }
 

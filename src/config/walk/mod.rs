@@ -106,6 +106,14 @@ impl Table<'_> {
         self.sink.faults.push(Fault { origin, column: None, key, message });
     }
 
+    /// The configuration file in which this key stands.
+    pub(super) fn file_of(&self, name: &str) -> Option<std::sync::Arc<str>> {
+        match self.fields.get(name).map(|(_, node)| &node.origin) {
+            Some(Origin::File { file, .. }) => Some(file.clone()),
+            _ => None,
+        }
+    }
+
     /// Makes a key known without reading it.
     pub(super) fn ask(&mut self, name: &'static str) {
         self.asked.push(name);

@@ -62,6 +62,31 @@ impl Table<'_> {
         })
     }
 
+    /// A table from any text to a whole number; empty by default.
+    pub(in crate::config) fn numbers(&mut self, name: &'static str) -> BTreeMap<String, i32> {
+        self.read(name, (BTreeMap::new(), json!({})), |value| {
+            let Value::Table(fields) = value else {
+                return Err(format!("expected a table such as {{ \"OK\" = 0 }}, got {}", value.kind()));
+            };
+            let mut map = BTreeMap::new();
+            for (word, (_, number)) in fields {
+                let Value::Integer(number) = number.value else {
+                    return Err(format!("{word:?}: expected a whole number, got {}", number.value.kind()));
+                };
+                let number = i32::try_from(number).map_err(|_| format!("{word:?}: {number} has more than 32 bits"))?;
+                map.insert(word.clone(), number);
+            }
+            let json = json!(map);
+            Ok((map, json))
+        })
+    }
+
+    /// Whether a key holds an array that begins with a table.
+    pub(in crate::config) fn holds_tables(&self, name: &str) -> bool {
+        let Some((_, Node { value: Value::Array(members), .. })) = self.fields.get(name) else { return false };
+        members.first().is_some_and(|member| matches!(member.value, Value::Table(_)))
+    }
+
     /// A section; one that is not there is read as an empty one.
     pub(in crate::config) fn table<T>(&mut self, name: &'static str, f: impl FnOnce(&mut Table<'_>) -> T) -> T {
         self.asked.push(name);

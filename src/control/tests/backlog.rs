@@ -118,10 +118,25 @@ fn every_end_has_its_verdict() {
         (Outcome::Permanent(Fault::Refused), dead("refused")),
         (Outcome::Permanent(Fault::TooLarge), dead("too_large")),
         (Outcome::NoAnswer, dead("no_answer")),
+        (Outcome::Misfit, Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }),
         (Outcome::GivenUp, GIVEN_BACK),
         (Outcome::Unknown(Fault::Reset), Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }),
     ] {
         assert_eq!(one(&mut Bench::up(settings(1)), item(1), outcome), wanted, "{outcome:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_asked_for_once_more_without_a_budget() {
+    let again = |seq| Item { maybe_billed: true, attempts: 1, ..item(seq) };
+    assert_eq!(one(&mut Bench::up(settings(1)), again(1), Outcome::Misfit), Verdict::Dead("misfit"));
+    let unknown = Outcome::Unknown(Fault::Timeout);
+    assert_eq!(one(&mut Bench::up(settings(1)), again(1), unknown), Verdict::Dead("unknown"));
+    // More of them than second sends are free.
+    let mut bench = Bench::up(settings(1));
+    for seq in 1..20 {
+        assert!(matches!(one(&mut bench, item(seq), Outcome::Misfit), Verdict::Requeue { maybe_billed: true, .. }));
+        assert_eq!(one(&mut bench, again(seq), Outcome::Misfit), Verdict::Dead("misfit"), "{seq}");
     }
 }
 

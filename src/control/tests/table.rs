@@ -27,7 +27,7 @@ const fn failing(fault: Fault) -> Probes {
 
 const GREEN: Probes = Probes::Are(PASSED);
 
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 18] = [
     Row {
         event: "DNS, no route, refused, connect time-out",
         ends: &[Outcome::Unreachable(Fault::Dns), Outcome::Unreachable(Fault::Connect)],
@@ -98,6 +98,14 @@ const ROWS: [Row; 17] = [
         probe: GREEN,
         billed: "yes",
         request: Verdict::Dead("no_answer"),
+        drain: "run",
+    },
+    Row {
+        event: "200 with an answer that is not what its task asks for",
+        ends: &[Outcome::Misfit],
+        probe: GREEN,
+        billed: "maybe",
+        request: UNKNOWN,
         drain: "run",
     },
     Row {

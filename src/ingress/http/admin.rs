@@ -162,7 +162,7 @@ fn backlog(app: &App, view: &View) -> Value {
 }
 
 fn filter(query: &HashMap<String, String>) -> Result<Filter, Refusal> {
-    let bad = |name: &str, what: String| Refusal::bad_field("invalid_query", None, format!("{name}: {what}"));
+    let bad = |name: &str, what: String| Refusal::bad_field("invalid_query", None::<&str>, format!("{name}: {what}"));
     let given = |name: &str| query.get(name).filter(|v| !v.is_empty());
     let number = |name: &str| {
         given(name).map(|v| v.parse::<u64>().map_err(|_| bad(name, "use a number".to_owned()))).transpose()

@@ -43,6 +43,7 @@ pub struct Peer(pub String);
 pub struct RequestId(pub String);
 
 /// A checked request.
+#[derive(Clone)]
 pub struct Call {
     /// The gateway and its settings.
     pub app: Arc<App>,
@@ -62,6 +63,10 @@ pub struct Call {
     pub forward: HeaderMap,
     /// When its head arrived.
     pub received: Instant,
+    /// The task it was made from.
+    pub task: Option<u16>,
+    /// An uplink has answered it once already, and the answer did not fit the task.
+    pub was_answered: bool,
 }
 
 impl Call {
@@ -75,7 +80,7 @@ impl Call {
         let forward = forwardable(request.headers());
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
         let head = body::read(endpoint, &body)?;
-        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received })
+        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, task: None, was_answered: false })
     }
 
     /// SHA-256 of the body.
@@ -108,8 +113,9 @@ impl Call {
             idempotency_key: self.wants.idempotency_key.clone(),
             ttl_ms: self.wants.ttl.unwrap_or(self.app.options.ttl).as_millis() as u64,
             leased,
-            maybe_billed,
             device: None,
+            maybe_billed: maybe_billed || self.was_answered,
+            task: self.task,
         }
     }
 
@@ -129,7 +135,8 @@ pub fn request_id(request: &Request) -> String {
     request.extensions().get::<RequestId>().map_or_else(clock::request_id, |id| id.0.clone())
 }
 
-fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
+/// Refuses what says to be something else than JSON.
+pub fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(kind) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let kind = kind.to_str().unwrap_or_default().trim_start().to_ascii_lowercase();
     // `curl -d` says form-urlencoded unless told otherwise; its users mean JSON.
@@ -249,5 +256,5 @@ fn broken(error: &axum::Error) -> Refusal {
         "the body ended early or is not framed as HTTP demands"
     };
     // Nobody knows where the next request would begin.
-    Refusal::bad_field("invalid_body", None, message).header("connection", "close")
+    Refusal::bad_field("invalid_body", None::<&str>, message).header("connection", "close")
 }

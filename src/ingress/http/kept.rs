@@ -115,8 +115,9 @@ fn leased(call: &Call, accepted: &Accepted, key: String) -> Leased {
         model: call.head.model.clone(),
         priority: call.wants.priority,
         attempts: 0,
-        maybe_billed: false,
+        maybe_billed: call.was_answered,
         idempotency_key: key,
+        task: call.task,
         body: call.body.clone(),
     }
 }

@@ -23,6 +23,7 @@ mod record_json;
 mod refusal;
 mod relay;
 mod stream;
+mod tasks;
 mod tokens;
 mod wants;
 
@@ -179,6 +180,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/completions", post(openai::completions))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/chat/completions/{id}", get(admin::completion).delete(admin::cancel_completion))
+        .route("/holdfast/v1/tasks/{which}", post(tasks::call))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/{*rest}", any(passthrough::any_v1))
@@ -195,6 +197,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/holdfast/v1/status", get(admin::status))
+        .route("/holdfast/v1/tasks", get(tasks::list))
         .route("/holdfast/v1/requests", get(admin::list).delete(admin::purge))
         .route("/holdfast/v1/requests/{id}", get(admin::show).delete(admin::cancel))
         .route("/holdfast/v1/requests/{id}/retry", post(admin::retry))

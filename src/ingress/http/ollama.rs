@@ -20,7 +20,7 @@ pub async fn any_api(State(app): State<Arc<App>>, request: Request) -> Response 
     let path = native_path(request.uri().path());
     let query = request.uri().query().map(|q| format!("?{q}")).unwrap_or_default();
     let Ok(uri) = format!("{path}{query}").parse::<Uri>() else {
-        return Refusal::bad_field("invalid_path", None, "the path cannot be passed on").into_response();
+        return Refusal::bad_field("invalid_path", None::<&str>, "the path cannot be passed on").into_response();
     };
     let (method, headers) = (request.method().clone(), forwardable(request.headers()));
     let body = match read_body(app.gateway.spool().bodies(), request, app.options.max_body).await {

@@ -24,10 +24,14 @@ pub async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Respon
 }
 
 async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Response {
-    let call = match Call::read(app, endpoint, request).await {
-        Ok(call) => Arc::new(call),
-        Err(refusal) => return refusal.into_response(),
-    };
+    match Call::read(app, endpoint, request).await {
+        Ok(call) => answer(Arc::new(call)).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Sends a checked request down its path.
+pub async fn answer(call: Arc<Call>) -> Response {
     if call.wants.respond_async {
         return kept::respond_async(call).await;
     }

@@ -2,6 +2,8 @@
 //!
 //! Messages say what to do and never repeat anything of a request's body.
 
+use std::borrow::Cow;
+
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -23,7 +25,7 @@ pub struct Refusal {
     status: StatusCode,
     code: &'static str,
     message: String,
-    param: Option<&'static str>,
+    param: Option<Cow<'static, str>>,
     retry_after_s: Option<u64>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -37,7 +39,7 @@ struct Envelope<'a> {
 struct Words<'a> {
     message: &'a str,
     r#type: &'static str,
-    param: Option<&'static str>,
+    param: Option<&'a str>,
     code: &'static str,
 }
 
@@ -48,8 +50,12 @@ impl Refusal {
     }
 
     /// 400 with the field that is wrong.
-    pub fn bad_field(code: &'static str, param: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { param, ..Self::new(StatusCode::BAD_REQUEST, code, message) }
+    pub fn bad_field(
+        code: &'static str,
+        param: Option<impl Into<Cow<'static, str>>>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { param: param.map(Into::into), ..Self::new(StatusCode::BAD_REQUEST, code, message) }
     }
 
     /// 404 for a stored request nobody knows.
@@ -85,6 +91,18 @@ impl Refusal {
         Self::new(StatusCode::BAD_GATEWAY, "upstream_error", message).header("x-should-retry", "false")
     }
 
+    /// 502: the answer broke off.
+    pub fn truncated() -> Self {
+        let message = "the uplink's answer broke off; it may have been billed";
+        Self::new(StatusCode::BAD_GATEWAY, "upstream_truncated", message).header("x-should-retry", "false")
+    }
+
+    /// 500: a body that was taken cannot be read back.
+    pub fn unreadable_body() -> Self {
+        let message = "the body was taken and could not be read back from the disk; look at the disk";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "storage_error", message)
+    }
+
     /// 413, said before the body is read where its length is known.
     pub fn too_large(limit: u64) -> Self {
         let message = format!("the body is larger than max_body ({limit} bytes); send less or raise [http] max_body");
@@ -112,7 +130,8 @@ impl Refusal {
 
     /// The error as JSON.
     pub fn json(&self) -> Bytes {
-        let words = Words { message: &self.message, r#type: self.kind(), param: self.param, code: self.code };
+        let words =
+            Words { message: &self.message, r#type: self.kind(), param: self.param.as_deref(), code: self.code };
         // A struct of strings always serialises.
         serde_json::to_vec(&Envelope { error: words }).unwrap_or_default().into()
     }
@@ -146,7 +165,7 @@ impl Refusal {
 impl From<HeadError> for Refusal {
     fn from(error: HeadError) -> Self {
         match error {
-            HeadError::Json(_) => Refusal::bad_field("invalid_json", None, error.to_string()),
+            HeadError::Json(_) => Refusal::bad_field("invalid_json", None::<&str>, error.to_string()),
             HeadError::Field { field, .. } => Refusal::bad_field("missing_field", Some(field), error.to_string()),
         }
     }
@@ -182,7 +201,7 @@ impl From<SpoolError> for Refusal {
 
 impl From<LocalError> for Refusal {
     fn from(error: LocalError) -> Self {
-        let bad = |code| Refusal::bad_field(code, None, error.to_string());
+        let bad = |code| Refusal::bad_field(code, None::<&str>, error.to_string());
         match &error {
             LocalError::Unsupported { .. } => bad("unsupported_by_local_model"),
             LocalError::ContextLength => bad("context_length_exceeded"),

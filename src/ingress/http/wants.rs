@@ -66,7 +66,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 fn invalid(name: &str, expected: &str) -> Refusal {
-    Refusal::bad_field("invalid_header", None, format!("header {name}: {expected}"))
+    Refusal::bad_field("invalid_header", None::<&str>, format!("header {name}: {expected}"))
 }
 
 fn word<T: FromStr<Err = impl std::fmt::Display>>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Refusal> {

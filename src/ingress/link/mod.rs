@@ -5,6 +5,7 @@
 
 pub mod core;
 pub mod frames;
+pub mod lines;
 pub mod port;
 pub mod state;
 mod token;

@@ -65,6 +65,7 @@ fn request(id: &str) -> NewRequest {
         leased: false,
         maybe_billed: false,
         device: None,
+        task: None,
     }
 }
 

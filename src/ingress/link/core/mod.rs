@@ -285,6 +285,7 @@ impl Core {
             ttl_ms: ttl.min(TTL_MAX).as_millis() as u64,
             leased: false,
             maybe_billed: false,
+            task: None,
             device: Some(device),
         }
     }

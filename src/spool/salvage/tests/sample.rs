@@ -86,6 +86,7 @@ pub(super) fn request(n: u64, size: usize, chance: &mut Chance) -> NewRequest {
         leased: false,
         maybe_billed: false,
         device: None,
+        task: None,
     }
 }
 

@@ -1,0 +1,9 @@
+//! Lines of text for PLCs that can build nothing else.
+//!
+//! `line` has the bytes, `message` the verbs, `session` the conversation; the rules are those of the link.
+
+pub mod line;
+pub mod message;
+pub mod session;
+#[cfg(test)]
+mod tests;
