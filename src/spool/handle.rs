@@ -178,7 +178,7 @@ impl Spool {
         let mut found = self.read(move |store| read::get(store, &asked)).await?;
         if let Some(wrong) = found.as_ref().and_then(read::Found::wrong) {
             self.write(move |store| scrub::set_right(store, &wrong)).await?;
-            found = self.read(move |store| read::get(store, &again)).await?;
+            found = self.read(move |store| read::get_mended(store, &again)).await?;
         }
         let Some(found) = found else { return Ok(None) };
         let options = self.inner.options.clone();

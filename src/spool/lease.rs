@@ -27,10 +27,11 @@ pub(super) const NEXT_IN_LANE: &str = "SELECT seq FROM request INDEXED BY reques
 /// Every lane with work, in the order of their turns.
 const LANES: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
     WHERE ready > 0 ORDER BY priority, served, source_id";
-/// The oldest ready request of a lane whose model and number are none of two lists. It reads past the others: as many as may wait.
+/// The oldest ready request of a lane whose model and number are none of two lists, from a number on. It reads past the others: as many as may wait.
 const NEXT_AROUND: &str = "SELECT seq FROM request INDEXED BY request_ready
     WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2
-    AND model NOT IN (SELECT value FROM json_each(?3)) AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT 1";
+    AND seq >= ?5 AND model NOT IN (SELECT value FROM json_each(?3))
+    AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT 1";
 
 /// A lease as the writer gives it to the handle.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result
 }
 
 fn next_but(store: &mut Store, except: Option<&str>) -> Result<Option<Standing>, SpoolError> {
-    if except.is_none() && store.rescue.behind().is_none() {
+    if except.is_none() && store.rescue.behind.is_empty() {
         return next(store);
     }
     let lanes: Vec<(i64, i64)> = {
@@ -85,7 +86,8 @@ fn next_but(store: &mut Store, except: Option<&str>) -> Result<Option<Standing>,
         rows.collect::<Result<_, _>>()?
     };
     for (priority, source_id) in lanes {
-        let bounds = params![priority, source_id, except.unwrap_or("[]"), store.rescue.behind().unwrap_or("[]")];
+        let (behind, from) = store.rescue.behind.bounds();
+        let bounds = params![priority, source_id, except.unwrap_or("[]"), behind, from];
         let mut statement = store.conn.prepare_cached(NEXT_AROUND)?;
         let seq: Option<i64> = statement.query_row(bounds, |r| r.get(0)).optional()?;
         drop(statement);

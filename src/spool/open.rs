@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,13 @@ use super::codes::{num, sql};
 use super::handle::{Seen, Spool};
 use super::outcomes::{self, Outcomes};
 use super::powered::{Mark, Powered};
-use super::quarantine::{self, How};
 use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
-use super::{Condition, Options, SpoolError, change, files, mounts, read, salvage, schema, sources, store, sweep};
+use super::{
+    Condition, Options, SpoolError, change, files, mounts, quarantine, read, salvage, schema, sources, store, sweep,
+};
 use crate::clock;
 use crate::control::types::State;
 use crate::plant::{self, Fault};
@@ -77,6 +79,7 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
     let (conn, floors) = base(options)?;
     let (mut mark, mut counts) = store::load(&conn)?;
     floors.raise(&mut counts, &mut mark);
+    let rescue = Rescue::before(&options.data_dir, counts.next_seq);
     if plant::is(Fault::ReaderLeftOpen) {
         let reader = Connection::open(files::database(&options.data_dir))?;
         reader.execute_batch("BEGIN; SELECT * FROM service")?;
@@ -95,7 +98,7 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         outcomes: Outcomes::open(options)?,
         ballast: Ballast::find(&options.data_dir),
         scrub: Scrub::default(),
-        rescue: Rescue::default(),
+        rescue,
         hurt: false,
         condition: Condition::Fine,
     })
@@ -142,12 +145,18 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
         return self::empty(options);
     }
     // A clean stop folds the log in and removes it: where there is one, the last stop was none.
-    if log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0 {
-        tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
-        quarantine::set_aside(dir, How::Copy)?;
+    let dropped = log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0;
+    if dropped && !is_log_kept(dir) {
+        return anew(options);
     }
     match schema::connect(&files::database(dir), options).and_then(|conn| checked(conn, log > 0)) {
-        Ok(conn) => Ok((conn, Floors::default())),
+        Ok(conn) => {
+            if dropped && let Err(error) = checkpoint(&conn) {
+                // The log keeps what is dropped of it; the next start will know that from the set.
+                tracing::warn!(%error, "the damaged log could not be folded in yet");
+            }
+            Ok((conn, Floors::default()))
+        }
         Err(SpoolError::Damaged(what)) => {
             tracing::error!(what, "the spool's database is damaged: it is set aside and what can be read is salvaged");
             anew(options)
@@ -156,8 +165,26 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
     }
 }
 
+/// Whether what SQLite will drop of a damaged log is kept beside. Where there is no room even for that, the whole
+/// database goes, which takes none: nothing of it is lost, and all of it comes back as room is made.
+fn is_log_kept(dir: &Path) -> bool {
+    tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
+    let mut kept = quarantine::keep_log(dir);
+    if kept == Err(SpoolError::DiskFull) {
+        quarantine::make_room(dir);
+        kept = quarantine::keep_log(dir);
+    }
+    if kept == Err(SpoolError::DiskFull) && Ballast::find(dir).give_up() {
+        kept = quarantine::keep_log(dir);
+    }
+    if let Err(error) = &kept {
+        tracing::error!(%error, "the damaged log cannot be kept apart: the database is set aside with it");
+    }
+    kept.is_ok()
+}
+
 fn anew(options: &Options) -> Result<(Connection, Floors), SpoolError> {
-    quarantine::set_aside(&options.data_dir, How::Move)?;
+    quarantine::set_aside(&options.data_dir)?;
     empty(options)
 }
 
@@ -206,7 +233,7 @@ pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
     if store.rescue.is_unused {
         quarantine::drop_unused(&store.options.data_dir)?;
     } else {
-        quarantine::set_aside(&store.options.data_dir, How::Move)?;
+        quarantine::set_aside(&store.options.data_dir)?;
         store.rescue.is_unused = true;
     }
     let (conn, mut floors) = empty(&store.options)?;
@@ -239,18 +266,7 @@ fn adopt_on_full_disk_too(store: &mut Store) -> Result<(), SpoolError> {
 fn adopt(store: &mut Store) -> Result<(), SpoolError> {
     store.conn.execute_batch("BEGIN IMMEDIATE")?;
     store.counts.starts += 1;
-    loop {
-        let sending = change::seqs_in(store, State::Sending, STEP)?;
-        if sending.is_empty() {
-            break;
-        }
-        for seq in sending {
-            let row = store.by_seq(seq)?.filter(|row| row.state == State::Sending);
-            // An index that names what the table does not have would be asked for ever.
-            let row = row.ok_or_else(|| SpoolError::Damaged("an index and its table differ".into()))?;
-            settle_orphan(store, &row)?;
-        }
-    }
+    settle_orphans(store)?;
     sweep::undo_stale(store)?;
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
@@ -261,6 +277,25 @@ fn adopt(store: &mut Store) -> Result<(), SpoolError> {
         tracing::warn!(%error, "the outcome log could not be written; it is tried again");
     }
     Ok(())
+}
+
+/// Ends or repeats what an earlier process was sending; what is behind waits for the salvage.
+pub(super) fn settle_orphans(store: &mut Store) -> Result<(), SpoolError> {
+    loop {
+        let held = |store: &Store, seq: &u64| store.held.contains(seq) || store.effects.held.contains(seq);
+        let most = STEP + (store.held.len() + store.effects.held.len()) as u32;
+        let mut sending = change::seqs_in(store, State::Sending, most)?;
+        sending.retain(|seq| !held(store, seq));
+        if sending.is_empty() {
+            return Ok(());
+        }
+        for seq in sending {
+            let row = store.by_seq(seq)?.filter(|row| row.state == State::Sending);
+            // An index that names what the table does not have would be asked for ever.
+            let row = row.ok_or_else(|| SpoolError::Damaged("an index and its table differ".into()))?;
+            settle_orphan(store, &row)?;
+        }
+    }
 }
 
 /// It was handed out and its process died: the send may have left. Once more is allowed, and says so first.
