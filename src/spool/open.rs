@@ -101,6 +101,8 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         rescue,
         hurt: false,
         condition: Condition::Fine,
+        #[cfg(test)]
+        faults: store::Faults::default(),
     })
 }
 
@@ -339,9 +341,27 @@ fn start(store: Store, lock: File) -> Result<Spool, SpoolError> {
     Ok(Spool::new(sender, thread, seen, abandoned, options, powered, starts))
 }
 
-/// Opens the database anew after a failed commit. Its rows may or may not have reached the disk; nobody was
-/// told that they did, so requests accepted in it are removed and leases of it given back.
-pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> {
+/// A commit that reported an error: until the file is open again nobody knows whether it landed.
+#[derive(Debug, Clone)]
+pub(super) struct Doubtful {
+    /// The counters of the commit before.
+    pub(super) good: Counts,
+    /// The turn that it would have left on disk.
+    pub(super) turn: u64,
+    /// What was to be done after it.
+    pub(super) effects: store::Effects,
+    /// Its callers heard of the error already.
+    pub(super) is_told: bool,
+}
+
+/// Opens the database anew after a failed commit and says whether that commit landed. A landed one whose callers wait
+/// still is as good as any: the log is folded in and synced. Where they heard of an error, requests accepted in it are
+/// removed and leases of it given back, since nobody was told of them; ends stand, and get their line.
+pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, SpoolError> {
+    #[cfg(test)]
+    if std::mem::take(&mut store.faults.stays_shut) {
+        return Err(SpoolError::Storage("a planted fault".into()));
+    }
     // The old connection must not sync once more on its way out, and must be gone before the next locks the file.
     store.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     store.conn = Connection::open_in_memory()?;
@@ -349,9 +369,14 @@ pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> 
     // Frames whose sync failed may exist in memory only; nothing may ever be appended behind them.
     checkpoint(&store.conn)?;
     store.counts = store::load(&store.conn)?.1;
-    store.effects = store::Effects::default();
+    let landed = store.counts.turn == doubtful.turn && doubtful.turn != doubtful.good.turn;
+    store.effects = if landed { doubtful.effects.clone() } else { store::Effects::default() };
+    if landed && !doubtful.is_told {
+        return Ok(true);
+    }
+    store.effects.held.clear();
     store.conn.execute_batch("BEGIN IMMEDIATE")?;
-    for seq in unacknowledged(store, good.next_seq)? {
+    for seq in unacknowledged(store, doubtful.good.next_seq)? {
         if let Some(row) = store.by_seq(seq)? {
             store.remove(&row)?;
         }
@@ -363,7 +388,7 @@ pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> 
     }
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
-    Ok(())
+    Ok(false)
 }
 
 fn unacknowledged(store: &Store, from: u64) -> Result<Vec<u64>, SpoolError> {
