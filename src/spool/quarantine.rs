@@ -165,6 +165,23 @@ fn date(set: &Path, powered_ms: u64) -> Result<(), SpoolError> {
     Ok(file.sync_all()?)
 }
 
+/// Removes sets whose salvage ended `keep_ms` ago: they hold prompts, and results are not kept longer either. In
+/// powered-on time, because a board without a clock dates files as it likes.
+pub(super) fn expire(data_dir: &Path, now_ms: u64, keep_ms: u64) {
+    for (_, set) in sets(data_dir).iter().filter(|(_, set)| !is_due(set)) {
+        let date_of = std::fs::read_to_string(set.join(DONE)).ok().and_then(|text| text.trim().parse::<u64>().ok());
+        match date_of.and_then(|date| now_ms.checked_sub(date)) {
+            Some(age) if age >= keep_ms => {
+                tracing::info!(set = %set.display(), "a salvaged set has had its time and is removed");
+                let _ = std::fs::remove_dir_all(set);
+            }
+            Some(_) => {}
+            // Without a date, or with one that this clock has not reached: its time begins now.
+            None => drop(date(set, now_ms)),
+        }
+    }
+}
+
 /// Removes all sets that were salvaged: somebody needs the room more.
 pub(super) fn make_room(data_dir: &Path) {
     forget(data_dir, 0);
@@ -216,6 +233,31 @@ mod tests {
         assert!(!made[0].exists() && !made[1].exists());
         assert_eq!(std::fs::read(database(&made[2])).unwrap(), [2]);
         assert_eq!(std::fs::read(log(&made[3])).unwrap(), [3, 3]);
+    }
+
+    #[test]
+    fn a_salvaged_set_goes_in_time_and_another_one_never() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..2u8 {
+            with(dir.path(), &[n], &[n]);
+            set_aside(dir.path()).unwrap();
+        }
+        let [first, second] = &due(dir.path())[..] else { panic!("two sets") };
+        done(dir.path(), first, 5_000).unwrap();
+        for (now, is_there) in [(5_000, true), (5_999, true), (6_000, false)] {
+            expire(dir.path(), now, 1_000);
+            assert_eq!((first.exists(), second.exists()), (is_there, true), "{now}");
+        }
+        // Dated as a clock that went back would see it, or not at all.
+        for text in ["9000000", "none", ""] {
+            done(dir.path(), second, 0).unwrap();
+            std::fs::write(second.join(DONE), text).unwrap();
+            expire(dir.path(), 7_000, 1_000);
+            expire(dir.path(), 7_999, 1_000);
+            assert!(second.exists(), "its time began when it was first seen");
+        }
+        expire(dir.path(), 8_000, 1_000);
+        assert!(!second.exists());
     }
 
     #[test]

@@ -65,6 +65,11 @@ async fn a_wiped_header_stops_nothing_and_is_kept() {
     let answer = spool.get("a".into()).await.unwrap().unwrap().uplink.unwrap().0;
     assert_eq!(&answer.body.in_one_piece().unwrap()[..], b"yes");
     assert!(set.join("report.jsonl").exists());
+    spool.sweep().await.unwrap();
+    assert!(set.exists(), "it is kept to be looked at");
+    spool.advance(HOUR);
+    spool.sweep().await.unwrap();
+    assert!(!set.exists(), "its prompts are not kept longer than results");
     assert_counted(&spool).await;
 }
 
