@@ -157,7 +157,9 @@ pub(super) fn check_source(store: &Store, source_id: i64) -> Result<(), SpoolErr
 /// The oldest waiting request of the lowest priority below `above`; at most three look-ups.
 fn victim(store: &Store, above: i64) -> Result<Option<Standing>, SpoolError> {
     for priority in ((above + 1)..=3).rev() {
-        let seq: Option<i64> = store.conn.prepare_cached(VICTIM)?.query_row([priority], |r| r.get(0)).optional()?;
+        let (behind, from) = store.rescue.behind.bounds();
+        let mut find = store.conn.prepare_cached(VICTIM)?;
+        let seq: Option<i64> = find.query_row(params![priority, from, behind], |r| r.get(0)).optional()?;
         if let Some(seq) = seq {
             return store.by_seq(num(seq));
         }
@@ -166,7 +168,8 @@ fn victim(store: &Store, above: i64) -> Result<Option<Standing>, SpoolError> {
 }
 
 pub(super) const VICTIM: &str = "SELECT seq FROM request INDEXED BY request_queued
-    WHERE state = 0 AND priority = ?1 ORDER BY seq LIMIT 1";
+    WHERE state = 0 AND priority = ?1 AND seq >= ?2 AND seq NOT IN (SELECT value FROM json_each(?3))
+    ORDER BY seq LIMIT 1";
 
 const INSERT: &str = "INSERT INTO request (seq, id, source_id, state, priority, attempts, maybe_billed,
     accepted_at, expires_at, ended_at, created_unix_ms, ttl_ms, policy, endpoint, model, label, idempotency_key,

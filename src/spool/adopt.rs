@@ -3,12 +3,14 @@
 //! Owns the rule that nothing salvaged is sent that ended already, or that may be on its way; never reads bytes
 //! of a damaged file.
 
+use std::borrow::Cow;
+
 use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, params_from_iter};
 
 use super::codes::{self, num, sql, state_code};
 use super::store::{DAMAGED, FOR_EVER, Place, Standing, Store};
-use super::{SpoolError, device, sources, sum};
+use super::{SpoolError, device, merge, sources, sum};
 use crate::control::types::{Policy, Priority, State};
 
 /// Places in [`SalvagedRow::values`], which are the columns of `request` before `version`.
@@ -92,9 +94,20 @@ impl SalvagedRow {
         }
     }
 
-    /// Whether the uplink's answer is there.
-    fn has_answer(&self) -> bool {
-        self.answers.iter().any(|a| matches!(a.get(ANSWER_LOCAL), Some(Value::Integer(0))))
+    /// Whether this answer is there: the local model's, or the uplink's.
+    pub(super) fn has_answer(&self, local: bool) -> bool {
+        self.answers.iter().any(|a| a.get(ANSWER_LOCAL) == Some(&Value::Integer(i64::from(local))))
+    }
+
+    pub(super) fn body_file(&self) -> Option<&str> {
+        self.text(BODY_FILE)
+    }
+
+    pub(super) fn body_hash(&self) -> Option<&[u8]> {
+        match self.values.get(BODY_HASH) {
+            Some(Value::Blob(hash)) => Some(hash),
+            _ => None,
+        }
     }
 
     fn is_of_device(&self) -> bool {
@@ -129,7 +142,7 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         return Ok(Adopted::Ended);
     }
     // An end without its answer that nobody was told: the power went in the middle of it.
-    let answerless = state == State::Answered && !row.has_answer();
+    let answerless = state == State::Answered && !row.has_answer(false);
     if answerless && standing.as_ref().is_some_and(|old| old.state == State::Answered) {
         // The newer copy is of a pruning that the power cut short: what stands has its answer still.
         return Ok(Adopted::Known);
@@ -141,7 +154,9 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         }
         return Ok(Adopted::Known);
     }
-    let state = if torn { State::Sending } else { state };
+    let held = store.held.contains(&row.seq());
+    // What this process has handed out is on its way, however old the copy is.
+    let state = if torn || (held && !state.is_final()) { State::Sending } else { state };
     let verdict = match &standing {
         Some(old) if old.version >= row.version => {
             if row.superseded && old.version == row.version {
@@ -152,12 +167,13 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         Some(_) => Adopted::Updated,
         None => Adopted::Inserted,
     };
-    let held = store.held.contains(&row.seq());
+    let mut row = Cow::Borrowed(row);
     if let Some(old) = standing {
+        row = Cow::Owned(merge::with_standing(store, &row, &old)?);
         // It comes back at once, with its files.
         let before = (store.effects.unlink.len(), store.effects.outcomes.len());
         store.remove(&old)?;
-        let names = names(row);
+        let names = names(&row);
         let mut at = 0;
         store.effects.unlink.retain(|name| {
             at += 1;
@@ -165,7 +181,7 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         });
         store.effects.outcomes.truncate(before.1);
     }
-    insert(store, row, &id, state, held)?;
+    insert(store, &row, &id, state, held)?;
     Ok(verdict)
 }
 
@@ -204,6 +220,18 @@ fn doubt(store: &mut Store, old: &Standing) -> Result<(), SpoolError> {
     let text = "UPDATE request SET maybe_billed = 1 WHERE seq = ?1";
     store.conn.prepare_cached(text)?.execute([sql(old.seq)])?;
     Ok(())
+}
+
+/// The number of a request of whose newer image nothing is left but an entry of an index.
+#[derive(Debug, Clone)]
+pub(super) struct InDoubt(pub(super) u64);
+
+/// Labels it, where it waits still.
+pub(super) fn adopt_doubt(store: &mut Store, seq: &InDoubt) -> Result<Adopted, SpoolError> {
+    if let Some(old) = store.by_seq(seq.0)?.filter(|old| old.state == State::Queued && !old.maybe_billed) {
+        doubt(store, &old)?;
+    }
+    Ok(Adopted::Known)
 }
 
 /// A request of which only its name is left.
@@ -277,7 +305,7 @@ struct Turn {
 fn turn(store: &Store, row: &SalvagedRow, state: State, held: bool) -> Turn {
     let billed = row.int(MAYBE_BILLED) != 0;
     let stays = |state| Turn { state, maybe_billed: billed, reason: None };
-    if state == State::Answered && !row.has_answer() {
+    if state == State::Answered && !row.has_answer(false) {
         return Turn { reason: Some(DAMAGED), ..stays(state) };
     }
     if state.is_final() || (state == State::Sending && held) {
@@ -339,7 +367,7 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
 
 fn is_taken(store: &Store, source_id: i64, row: &SalvagedRow) -> Result<bool, SpoolError> {
     let Some(key) = row.text(KEY) else { return Ok(false) };
-    if let (None, Some(Value::Blob(hash))) = (&row.source, row.values.get(BODY_HASH)) {
+    if let (None, Some(hash)) = (&row.source, row.body_hash()) {
         return sources::keyed_by_anybody(&store.conn, key, hash);
     }
     let text = "SELECT 1 FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
@@ -366,11 +394,10 @@ fn attach(store: &mut Store, row: &SalvagedRow, seq: u64) -> Result<(), SpoolErr
     if let SalvagedBody::Inline(bytes) = &row.body {
         store.conn.prepare_cached("INSERT INTO body VALUES (?1, ?2)")?.execute(rusqlite::params![sql(seq), bytes])?;
     }
-    let columns: Vec<&str> = sum::ANSWER[..12].iter().copied().chain(["bytes", "file"]).collect();
-    for answer in row.answers.iter().filter(|a| a.len() == columns.len()) {
+    for answer in row.answers.iter().filter(|a| a.len() == sum::ANSWER_VALUES.len()) {
         let mut values = answer.clone();
         values[SEQ] = Value::Integer(sql(seq));
-        write(store, "answer", &columns, &values)?;
+        write(store, "answer", &sum::ANSWER_VALUES, &values)?;
         if let Value::Integer(size) = values[ANSWER_SIZE] {
             store.counts.kept_bytes += num(size);
             store.counts.answer_bytes += num(size);

@@ -17,7 +17,9 @@ pub(super) const PURGE_MAX: u32 = 256;
 pub(super) fn release(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError> {
     for seq in seqs {
         let row = store.by_seq(*seq)?;
-        if let Some(row) = row.filter(|row| row.state == State::Queued && row.deferred) {
+        // What is behind is released with whatever the salvage makes of it.
+        let held = store.rescue.behind.has(*seq);
+        if let Some(row) = row.filter(|row| row.state == State::Queued && row.deferred && !held) {
             store.shift(&row, State::Queued, false)?;
         }
     }
@@ -27,6 +29,7 @@ pub(super) fn release(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError>
 /// `queued` and `unknown` become `cancelled`; returns where the request stands then.
 pub(super) fn cancel(store: &mut Store, id: &str) -> Result<Option<State>, SpoolError> {
     let Some(row) = store.by_id(id)? else { return Ok(None) };
+    store.rescue.behind.check(row.seq)?;
     if matches!(row.state, State::Queued | State::Unknown) {
         store.end(&row, State::Cancelled, Some("cancelled"))?;
         return Ok(Some(State::Cancelled));
@@ -38,6 +41,7 @@ pub(super) fn cancel(store: &mut Store, id: &str) -> Result<Option<State>, Spool
 /// on record.
 pub(super) fn retry(store: &mut Store, id: &str) -> Result<Option<State>, SpoolError> {
     let Some(row) = store.by_id(id)? else { return Ok(None) };
+    store.rescue.behind.check(row.seq)?;
     if !row.state.is_final() || row.state == State::Answered || !row.body_kept {
         return Ok(Some(row.state));
     }
@@ -65,8 +69,8 @@ fn is_damaged(store: &Store, seq: u64) -> Result<bool, SpoolError> {
     Ok(marked || !sum::holds(&store.conn, seq)?)
 }
 
-pub(super) const IN_STATE: &str =
-    "SELECT seq FROM request INDEXED BY request_state WHERE state = ?1 ORDER BY seq LIMIT ?2";
+pub(super) const IN_STATE: &str = "SELECT seq FROM request INDEXED BY request_state WHERE state = ?1 AND seq >= ?3
+    AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT ?2";
 
 /// Deletes up to [`PURGE_MAX`] records of one final state; returns how many.
 pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> {
@@ -74,6 +78,9 @@ pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> 
         return Ok(0);
     }
     let seqs = seqs_in(store, state, PURGE_MAX)?;
+    if seqs.is_empty() && store.counts.requests[state as usize] > 0 && !store.rescue.behind.is_empty() {
+        return Err(SpoolError::Salvaging);
+    }
     for seq in &seqs {
         if let Some(row) = store.by_seq(*seq)? {
             device::remember(store, row.seq)?;
@@ -83,9 +90,10 @@ pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> 
     Ok(seqs.len() as u64)
 }
 
-/// The first `limit` sequence numbers in a state.
+/// The first `limit` sequence numbers in a state that nothing holds back.
 pub(super) fn seqs_in(store: &Store, state: State, limit: u32) -> Result<Vec<u64>, SpoolError> {
+    let (behind, from) = store.rescue.behind.bounds();
     let mut statement = store.conn.prepare_cached(IN_STATE)?;
-    let rows = statement.query_map(params![state_code(state), limit], |r| r.get(0).map(num))?;
+    let rows = statement.query_map(params![state_code(state), limit, from, behind], |r| r.get(0).map(num))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }

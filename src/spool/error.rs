@@ -36,6 +36,9 @@ pub enum SpoolError {
     /// What is on disk is not what was written. The file is set aside and what can be read is salvaged.
     #[error("the stored data is damaged: {0}")]
     Damaged(String),
+    /// A damaged log may hold a later state of this request; nothing was changed.
+    #[error("this request is being salvaged from a damaged log; try again in a minute")]
+    Salvaging,
     /// The data folder or a file in it belongs to somebody else.
     #[error("no permission for the data folder: {0}; run as its owner, or set another gateway.data_dir")]
     Permission(String),
@@ -56,6 +59,7 @@ impl SpoolError {
             SpoolError::Busy => "spool_busy",
             SpoolError::Storage(_) => "storage",
             SpoolError::Damaged(_) => "damaged",
+            SpoolError::Salvaging => "salvaging",
             SpoolError::Permission(_) => "permission",
             SpoolError::Closed => "closed",
         }

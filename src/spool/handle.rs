@@ -15,7 +15,7 @@ use super::read::Stored;
 use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, Settlement, Tally};
 use super::store::Store;
 use super::writer::{Abandoned, Command, Job};
-use super::{Condition, Options, SpoolError, accept, change, lease, read, scrub, settle, sweep};
+use super::{Condition, Options, SpoolError, accept, change, lease, quarantine, read, scrub, settle, sweep};
 use crate::body::{Bodies, Body};
 use crate::control::types::State;
 use crate::plant::{self, Fault};
@@ -184,7 +184,7 @@ impl Spool {
         let mut found = self.read(move |store| read::get(store, &asked)).await?;
         if let Some(wrong) = found.as_ref().and_then(read::Found::wrong) {
             self.write(move |store| scrub::set_right(store, &wrong)).await?;
-            found = self.read(move |store| read::get(store, &again)).await?;
+            found = self.read(move |store| read::get_mended(store, &again)).await?;
         }
         let Some(found) = found else { return Ok(None) };
         let options = self.inner.options.clone();
@@ -254,6 +254,8 @@ impl Spool {
         if wrong.sources || !wrong.seqs.is_empty() {
             self.write(move |store| scrub::set_right(store, &wrong)).await?;
         }
+        let (options, now) = (self.inner.options.clone(), self.powered_ms());
+        blocking(move || quarantine::expire(&options.data_dir, now, options.keep_results_ms)).await?;
         self.read(|store| {
             sweep::orphans(store)?;
             let floor = store.options.min_disk_free;

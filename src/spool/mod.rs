@@ -6,6 +6,7 @@
 mod accept;
 mod adopt;
 mod ballast;
+mod behind;
 mod change;
 mod codes;
 mod condition;
@@ -15,6 +16,7 @@ mod error;
 mod files;
 mod handle;
 mod lease;
+mod merge;
 mod migrate;
 mod mounts;
 mod open;

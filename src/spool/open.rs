@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,13 @@ use super::codes::{num, sql};
 use super::handle::{Seen, Spool};
 use super::outcomes::{self, Outcomes};
 use super::powered::{Mark, Powered};
-use super::quarantine::{self, How};
 use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
 use super::{
-    Condition, Options, SpoolError, change, device, files, mounts, read, salvage, schema, sources, store, sweep,
+    Condition, Options, SpoolError, change, device, files, mounts, quarantine, read, salvage, schema, sources, store,
+    sweep,
 };
 use crate::clock;
 use crate::control::types::State;
@@ -79,6 +80,7 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
     let (conn, floors) = base(options)?;
     let (mut mark, mut counts) = store::load(&conn)?;
     floors.raise(&mut counts, &mut mark);
+    let rescue = Rescue::before(&options.data_dir, counts.next_seq);
     if plant::is(Fault::ReaderLeftOpen) {
         let reader = Connection::open(files::database(&options.data_dir))?;
         reader.execute_batch("BEGIN; SELECT * FROM service")?;
@@ -98,9 +100,11 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         outcomes: Outcomes::open(options)?,
         ballast: Ballast::find(&options.data_dir),
         scrub: Scrub::default(),
-        rescue: Rescue::default(),
+        rescue,
         hurt: false,
         condition: Condition::Fine,
+        #[cfg(test)]
+        faults: store::Faults::default(),
     })
 }
 
@@ -145,12 +149,18 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
         return self::empty(options);
     }
     // A clean stop folds the log in and removes it: where there is one, the last stop was none.
-    if log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0 {
-        tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
-        quarantine::set_aside(dir, How::Copy)?;
+    let dropped = log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0;
+    if dropped && !is_log_kept(dir) {
+        return anew(options);
     }
     match schema::connect(&files::database(dir), options).and_then(|conn| checked(conn, log > 0)) {
-        Ok(conn) => Ok((conn, Floors::default())),
+        Ok(conn) => {
+            if dropped && let Err(error) = checkpoint(&conn) {
+                // The log keeps what is dropped of it; the next start will know that from the set.
+                tracing::warn!(%error, "the damaged log could not be folded in yet");
+            }
+            Ok((conn, Floors::default()))
+        }
         Err(SpoolError::Damaged(what)) => {
             tracing::error!(what, "the spool's database is damaged: it is set aside and what can be read is salvaged");
             anew(options)
@@ -159,8 +169,26 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
     }
 }
 
+/// Whether what SQLite will drop of a damaged log is kept beside. Where there is no room even for that, the whole
+/// database goes, which takes none: nothing of it is lost, and all of it comes back as room is made.
+fn is_log_kept(dir: &Path) -> bool {
+    tracing::warn!("the write-ahead log is damaged: it is kept, and what SQLite drops of it is salvaged");
+    let mut kept = quarantine::keep_log(dir);
+    if kept == Err(SpoolError::DiskFull) {
+        quarantine::make_room(dir);
+        kept = quarantine::keep_log(dir);
+    }
+    if kept == Err(SpoolError::DiskFull) && Ballast::find(dir).give_up() {
+        kept = quarantine::keep_log(dir);
+    }
+    if let Err(error) = &kept {
+        tracing::error!(%error, "the damaged log cannot be kept apart: the database is set aside with it");
+    }
+    kept.is_ok()
+}
+
 fn anew(options: &Options) -> Result<(Connection, Floors), SpoolError> {
-    quarantine::set_aside(&options.data_dir, How::Move)?;
+    quarantine::set_aside(&options.data_dir)?;
     empty(options)
 }
 
@@ -209,7 +237,7 @@ pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
     if store.rescue.is_unused {
         quarantine::drop_unused(&store.options.data_dir)?;
     } else {
-        quarantine::set_aside(&store.options.data_dir, How::Move)?;
+        quarantine::set_aside(&store.options.data_dir)?;
         store.rescue.is_unused = true;
     }
     let (conn, mut floors) = empty(&store.options)?;
@@ -243,18 +271,7 @@ fn adopt_on_full_disk_too(store: &mut Store) -> Result<(), SpoolError> {
 fn adopt(store: &mut Store) -> Result<(), SpoolError> {
     store.conn.execute_batch("BEGIN IMMEDIATE")?;
     store.counts.starts += 1;
-    loop {
-        let sending = change::seqs_in(store, State::Sending, STEP)?;
-        if sending.is_empty() {
-            break;
-        }
-        for seq in sending {
-            let row = store.by_seq(seq)?.filter(|row| row.state == State::Sending);
-            // An index that names what the table does not have would be asked for ever.
-            let row = row.ok_or_else(|| SpoolError::Damaged("an index and its table differ".into()))?;
-            settle_orphan(store, &row)?;
-        }
-    }
+    settle_orphans(store)?;
     sweep::undo_stale(store)?;
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
@@ -265,6 +282,25 @@ fn adopt(store: &mut Store) -> Result<(), SpoolError> {
         tracing::warn!(%error, "the outcome log could not be written; it is tried again");
     }
     Ok(())
+}
+
+/// Ends or repeats what an earlier process was sending; what is behind waits for the salvage.
+pub(super) fn settle_orphans(store: &mut Store) -> Result<(), SpoolError> {
+    loop {
+        let held = |store: &Store, seq: &u64| store.held.contains(seq) || store.effects.held.contains(seq);
+        let most = STEP + (store.held.len() + store.effects.held.len()) as u32;
+        let mut sending = change::seqs_in(store, State::Sending, most)?;
+        sending.retain(|seq| !held(store, seq));
+        if sending.is_empty() {
+            return Ok(());
+        }
+        for seq in sending {
+            let row = store.by_seq(seq)?.filter(|row| row.state == State::Sending);
+            // An index that names what the table does not have would be asked for ever.
+            let row = row.ok_or_else(|| SpoolError::Damaged("an index and its table differ".into()))?;
+            settle_orphan(store, &row)?;
+        }
+    }
 }
 
 /// It was handed out and its process died: the send may have left. Once more is allowed, and says so first.
@@ -308,9 +344,27 @@ fn start(store: Store, lock: File) -> Result<Spool, SpoolError> {
     Ok(Spool::new(sender, thread, seen, abandoned, options, powered, starts))
 }
 
-/// Opens the database anew after a failed commit. Its rows may or may not have reached the disk; nobody was
-/// told that they did, so requests accepted in it are removed and leases of it given back.
-pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> {
+/// A commit that reported an error: until the file is open again nobody knows whether it landed.
+#[derive(Debug, Clone)]
+pub(super) struct Doubtful {
+    /// The counters of the commit before.
+    pub(super) good: Counts,
+    /// The turn that it would have left on disk.
+    pub(super) turn: u64,
+    /// What was to be done after it.
+    pub(super) effects: store::Effects,
+    /// Its callers heard of the error already.
+    pub(super) is_told: bool,
+}
+
+/// Opens the database anew after a failed commit and says whether that commit landed. A landed one whose callers wait
+/// still is as good as any: the log is folded in and synced. Where they heard of an error, requests accepted in it are
+/// removed and leases of it given back, since nobody was told of them; ends stand, and get their line.
+pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, SpoolError> {
+    #[cfg(test)]
+    if std::mem::take(&mut store.faults.stays_shut) {
+        return Err(SpoolError::Storage("a planted fault".into()));
+    }
     // The old connection must not sync once more on its way out, and must be gone before the next locks the file.
     store.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     store.conn = Connection::open_in_memory()?;
@@ -318,14 +372,19 @@ pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> 
     // Frames whose sync failed may exist in memory only; nothing may ever be appended behind them.
     checkpoint(&store.conn)?;
     store.counts = store::load(&store.conn)?.1;
-    store.effects = store::Effects::default();
+    let landed = store.counts.turn == doubtful.turn && doubtful.turn != doubtful.good.turn;
+    store.effects = if landed { doubtful.effects.clone() } else { store::Effects::default() };
+    if landed && !doubtful.is_told {
+        return Ok(true);
+    }
+    store.effects.held.clear();
     store.conn.execute_batch("BEGIN IMMEDIATE")?;
-    for seq in unacknowledged(store, good.next_seq)? {
+    for seq in unacknowledged(store, doubtful.good.next_seq)? {
         if let Some(row) = store.by_seq(seq)? {
             store.remove(&row)?;
         }
     }
-    device::forget_unacknowledged(store, good.next_seq)?;
+    device::forget_unacknowledged(store, doubtful.good.next_seq)?;
     for seq in change::seqs_in(store, State::Sending, STEP)? {
         if !store.held.contains(&seq) {
             super::lease::give_back(store, &[seq])?;
@@ -333,7 +392,7 @@ pub(super) fn reopen(store: &mut Store, good: Counts) -> Result<(), SpoolError> 
     }
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
-    Ok(())
+    Ok(false)
 }
 
 fn unacknowledged(store: &Store, from: u64) -> Result<Vec<u64>, SpoolError> {

@@ -70,6 +70,15 @@ pub(super) fn get(store: &Store, id: &str) -> Result<Option<Found>, SpoolError> 
     Ok(Some(found))
 }
 
+/// The same after it was set right; what is behind is shown when the salvage has spoken.
+pub(super) fn get_mended(store: &Store, id: &str) -> Result<Option<Found>, SpoolError> {
+    let found = get(store, id)?;
+    if let Some(found) = found.as_ref().filter(|found| !found.whole) {
+        store.rescue.behind.check(found.record.seq)?;
+    }
+    Ok(found)
+}
+
 pub(super) const BEFORE: &str = "SELECT count(*) FROM (SELECT deferred FROM request INDEXED BY request_queued
     WHERE state = 0 AND (priority, seq) < (?1, ?2) LIMIT ?3) WHERE deferred = 0";
 

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::adopt::{self, Adopted, LostRow, SalvagedBody, SalvagedRow};
+use super::adopt::{self, Adopted, InDoubt, LostRow, SalvagedBody, SalvagedRow};
+use super::behind::Behind;
 use super::codes::num;
 use super::outcomes::{self, Known, Line};
 use super::salvage::{Body, Found, Salvage};
 use super::store::Store;
 use super::writer::{Command, Job};
-use super::{SpoolError, quarantine, salvage};
+use super::{SpoolError, open, quarantine};
 
 /// Rows per transaction: new work waits behind one batch only.
 const BATCH: usize = 64;
 /// A salvage that the disk stopped is tried again after this: room is made by people.
-const RETRY: Duration = Duration::from_mins(1);
+const RETRY: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_mins(1) };
 
 fn row(found: Found) -> SalvagedRow {
     let body = match found.body {
@@ -45,9 +46,8 @@ pub(super) struct Rescue {
     known: Option<Known>,
     /// Bodies may belong to rows that are not back yet.
     under_way: bool,
-    /// JSON list of the numbers of rows that may be behind what was acknowledged: not handed out until the salvage
-    /// has spoken.
-    behind: Option<String>,
+    /// Requests that nobody may change until the salvage has spoken.
+    pub(super) behind: Behind,
     /// Who waits for the end of the salvage.
     waiting: Vec<oneshot::Sender<bool>>,
     /// The database in place is a new one that was never served from: should it fail, it may simply go.
@@ -55,14 +55,14 @@ pub(super) struct Rescue {
 }
 
 impl Rescue {
+    /// Before anything of an earlier process is judged: what of it must wait.
+    pub(super) fn before(data_dir: &Path, next_seq: u64) -> Rescue {
+        Rescue { behind: Behind::find(&quarantine::due(data_dir), next_seq), ..Rescue::default() }
+    }
+
     /// Whether rows are still to come back.
     pub(super) fn is_under_way(&self) -> bool {
         self.under_way
-    }
-
-    /// Rows that are not to be handed out yet, as a JSON list.
-    pub(super) fn behind(&self) -> Option<&str> {
-        self.behind.as_deref()
     }
 
     /// Tells at the end of the salvage whether all of it was read; at once where there is none.
@@ -110,9 +110,11 @@ pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
         return;
     }
     store.rescue.under_way = true;
-    store.rescue.behind = behind(&sets);
+    if store.rescue.behind.is_empty() {
+        store.rescue.behind = Behind::find(&sets, store.counts.next_seq);
+    }
     let work = move || {
-        if !salvage_all(sets, &data_dir, &commands) {
+        if !salvage_all(sets, &data_dir, &commands) || !orphans(&commands) {
             return;
         }
         let again = commands.clone();
@@ -126,6 +128,28 @@ pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
     if let Err(error) = std::thread::Builder::new().name("salvage".into()).spawn(work) {
         tracing::error!(%error, "the salvage could not be started; the next start tries again");
         store.rescue.under_way = false;
+    }
+}
+
+/// Judges what the start had to leave on its way; false where the service ends before. Only after its commit is anything
+/// no longer held back.
+#[allow(clippy::disallowed_methods, reason = "a thread of its own that waits for the disk to become well")]
+fn orphans(commands: &mpsc::WeakSender<Command>) -> bool {
+    loop {
+        let done = send(commands, |store| {
+            let behind = std::mem::take(&mut store.rescue.behind);
+            let done = open::settle_orphans(store);
+            store.rescue.behind = behind;
+            done
+        });
+        match done {
+            Ok(()) => return true,
+            Err(SpoolError::Closed) => return false,
+            Err(error) => {
+                tracing::error!(%error, "what was being sent cannot be judged; it is tried again in a minute");
+            }
+        }
+        std::thread::sleep(RETRY);
     }
 }
 
@@ -146,17 +170,6 @@ fn salvage_all(mut sets: Vec<PathBuf>, data_dir: &Path, commands: &mpsc::WeakSen
         }
         std::thread::sleep(RETRY);
     }
-}
-
-fn behind(sets: &[PathBuf]) -> Option<String> {
-    let mut all = Vec::new();
-    for set in sets {
-        match salvage::behind(&set.join("spool.db"), &set.join("spool.db-wal")) {
-            Ok(rows) => all.extend(rows),
-            Err(error) => tracing::warn!(%error, set = %set.display(), "a set's log cannot be read yet"),
-        }
-    }
-    (!all.is_empty()).then(|| serde_json::json!(all).to_string())
 }
 
 fn salvage(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
@@ -202,7 +215,7 @@ fn lost(reader: &Salvage) -> Vec<LostRow> {
 }
 
 fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> Result<Rows, SpoolError> {
-    let mut reader = Salvage::open(&set.join("spool.db"), &set.join("spool.db-wal"), data_dir)?;
+    let mut reader = Salvage::of_set(set, data_dir)?;
     let mut rows = Rows::default();
     loop {
         let batch = reader.next_batch(BATCH);
@@ -216,8 +229,12 @@ fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>)
     for batch in lost(&reader).chunks(BATCH) {
         rows.count(adopt_all(batch.to_vec(), adopt::adopt_lost, |lost| lost.seq, commands)?);
     }
+    for batch in reader.in_doubt().chunks(BATCH) {
+        rows.count(adopt_all(batch.iter().copied().map(InDoubt).collect(), adopt::adopt_doubt, |seq| seq.0, commands)?);
+    }
     reader.report().write(set)?;
-    quarantine::done(data_dir, set)?;
+    let now = send(commands, |store| Ok(store.powered.now_ms()))?;
+    quarantine::done(data_dir, set, now)?;
     Ok(rows)
 }
 

@@ -67,8 +67,10 @@ pub(super) fn set_right(store: &mut Store, wrong: &Wrong) -> Result<(), SpoolErr
     if wrong.sources {
         sources::mend(&store.conn)?;
     }
+    // Of what is behind a better copy may be on its way.
     for seq in &wrong.seqs {
-        let Some(row) = store.by_seq(*seq)?.filter(|row| row.state != State::Sending) else { continue };
+        let row = store.by_seq(*seq)?.filter(|row| row.state != State::Sending && !store.rescue.behind.has(row.seq));
+        let Some(row) = row else { continue };
         if !sum::holds(&store.conn, *seq)? || !sum::answers_hold(&store.conn, *seq)? {
             store.set_aside(&row)?;
             let text = "UPDATE answer SET size = size WHERE seq = ?1";

@@ -23,25 +23,31 @@ pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option
         // Its row is on its way back: the outcome waits for it, at the caller's.
         return Err(SpoolError::Storage("this request is being salvaged; its outcome is tried again".into()));
     }
-    let Some(row) = row.filter(|row| row.state == State::Sending) else { return Ok(()) };
+    let Some(row) = row.as_ref().filter(|row| row.state == State::Sending) else {
+        if store.held.contains(&seq) {
+            store.effects.freed.push(seq);
+            row.filter(|row| row.state.is_final()).iter().for_each(|row| store.end_stands(row));
+        }
+        return Ok(());
+    };
     match how {
         Settlement::Answered(answer) => {
             put(store, seq, &Kept::uplink(answer), file)?;
-            store.end(&row, State::Answered, None)?;
-            store.drop_body(&row)
+            store.end(row, State::Answered, None)?;
+            store.drop_body(row)
         }
         Settlement::Requeue { counted, deferred, maybe_billed, error, came } => {
             if let Some(came) = came {
                 put(store, seq, &Kept::uplink(came), file)?;
             }
-            store.shift(&row, State::Queued, *deferred)?;
+            store.shift(row, State::Queued, *deferred)?;
             remember(store, seq, *counted, *maybe_billed, error.as_ref())
         }
         Settlement::Dead { reason, error, answer } => {
             if let Some(answer) = answer {
                 put(store, seq, &Kept::uplink(answer), file)?;
             }
-            store.end(&row, State::Dead, Some(reason))?;
+            store.end(row, State::Dead, Some(reason))?;
             remember(store, seq, false, false, Some(error))
         }
     }

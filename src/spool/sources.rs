@@ -3,6 +3,7 @@
 //! Owns the rule which copy of a name is believed. Each name stands twice, in its row and in the index of names; the
 //! row's sum says which of them is right. Never ends a request because of its source.
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::sum::{self, SOURCE};
@@ -13,8 +14,6 @@ use crate::plant::{self, Fault};
 pub(super) const LOST: &str = "lost:";
 /// The end of the range of such names: the letter after `:`.
 const LOST_END: &str = "lost;";
-/// Names that are in another's way while the index is made anew.
-const PARKED: &str = "parked:";
 
 /// The name under which the requests of a source live on whose own is lost.
 pub(super) fn lost_name(id: i64) -> String {
@@ -139,7 +138,7 @@ pub(super) fn mend(conn: &Connection) -> Result<(), SpoolError> {
         return Ok(());
     }
     conn.execute_batch("SAVEPOINT sources")?;
-    let done = mend_all(conn, &all(conn)?);
+    let done = leniently(conn, || mend_all(conn, &all(conn)?));
     if done.is_ok() {
         conn.execute_batch("RELEASE sources")?;
     } else if !conn.is_autocommit() {
@@ -152,22 +151,17 @@ pub(super) fn mend(conn: &Connection) -> Result<(), SpoolError> {
     })
 }
 
+/// SQLite changes no row whose entry an index does not have, unless it is told that the schema is being worked on.
+fn leniently(conn: &Connection, work: impl FnOnce() -> Result<(), SpoolError>) -> Result<(), SpoolError> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)?;
+    let done = conn.execute_batch("PRAGMA writable_schema=ON").map_err(SpoolError::from).and_then(|()| work());
+    let strict = conn.execute_batch("PRAGMA writable_schema=OFF");
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    done.and(strict.map_err(SpoolError::from))
+}
+
 fn mend_all(conn: &Connection, all: &[Stored]) -> Result<(), SpoolError> {
-    let rename = |id: i64, name: &str| -> Result<(), SpoolError> {
-        conn.execute("UPDATE source SET name = ?2 WHERE source_id = ?1", params![id, name])?;
-        Ok(())
-    };
-    let (wrong, sound): (Vec<&Stored>, Vec<&Stored>) = all.iter().partition(|stored| !stored.is_whole());
-    // A name can be changed only where the index lists the one it has; a damaged one may be another's.
-    let in_the_way = |one: &&&Stored| wrong.iter().any(|bad| bad.in_row == one.in_row);
-    let parked: Vec<_> = sound.iter().filter(in_the_way).collect();
-    if wrong.iter().any(|bad| !bad.is_listed()) {
-        for one in &parked {
-            rename(one.id, &format!("{PARKED}{}", one.id))?;
-        }
-        conn.execute_batch("REINDEX main.source")?;
-    }
-    for bad in wrong {
+    for bad in all.iter().filter(|stored| !stored.is_whole()) {
         let name = bad.name();
         if name.starts_with(LOST) {
             tracing::error!(
@@ -180,12 +174,14 @@ fn mend_all(conn: &Connection, all: &[Stored]) -> Result<(), SpoolError> {
                 "a source's row was damaged; it is mended and its requests are not touched"
             );
         }
-        rename(bad.id, &name)?;
+        if bad.in_row.as_deref() == Some(&name) {
+            let text = format!("UPDATE source SET sum = {} WHERE source_id = ?1", sum::call("", &SOURCE));
+            conn.execute(&text, [bad.id])?;
+        } else {
+            conn.execute("UPDATE source SET name = ?2 WHERE source_id = ?1", params![bad.id, name])?;
+        }
     }
-    for one in parked {
-        rename(one.id, &one.name())?;
-    }
-    Ok(())
+    Ok(conn.execute_batch("REINDEX main.source")?)
 }
 
 fn gone() -> SpoolError {

@@ -23,7 +23,7 @@ pub(super) struct Counts {
     pub(super) kept_bytes: u64,
     pub(super) answer_bytes: u64,
     pub(super) next_seq: u64,
-    /// Counts leases; a lane remembers the turn it was served in.
+    /// Counts leases and commits; a lane remembers the turn it was served in. Each commit has its own.
     pub(super) turn: u64,
     /// How often this spool was opened; names deferrals and files.
     pub(super) starts: u64,
@@ -40,7 +40,7 @@ impl Counts {
 }
 
 /// What is to be done once the batch is committed, and not at all where it is not.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Effects {
     /// Body files no row names any more.
     pub(super) unlink: Vec<String>,
@@ -135,6 +135,18 @@ pub(super) struct Store {
     /// Something read was not what was written: the file is to be set aside.
     pub(super) hurt: bool,
     pub(super) condition: Condition,
+    #[cfg(test)]
+    pub(super) faults: Faults,
+}
+
+/// What goes wrong next, once each.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    /// A commit lands and reports an error.
+    pub(super) commit_lies: bool,
+    /// The file cannot be opened again.
+    pub(super) stays_shut: bool,
 }
 
 impl Store {
@@ -216,6 +228,12 @@ impl Store {
             self.log_end(row, Some(to));
         }
         Ok(())
+    }
+
+    /// A lease's end that is found to stand already: it landed and nobody was told.
+    pub(super) fn end_stands(&mut self, row: &Standing) {
+        let line = Line { seq: row.seq, id: row.id.clone(), state: Some(row.state), version: row.version };
+        self.effects.outcomes.push(line);
     }
 
     fn log_end(&mut self, row: &Standing, state: Option<State>) {

@@ -61,6 +61,11 @@ pub(super) const ANSWER: [&str; 13] = [
     "hash",
     "file",
 ];
+/// All columns of `answer` before `sum`, in the table's order.
+pub(super) const ANSWER_VALUES: [&str; 14] = [
+    ANSWER[0], ANSWER[1], ANSWER[2], ANSWER[3], ANSWER[4], ANSWER[5], ANSWER[6], ANSWER[7], ANSWER[8], ANSWER[9],
+    ANSWER[10], ANSWER[11], "bytes", "file",
+];
 /// Summed columns of `source`; its `unfinished` is a counter that can be counted again.
 pub(super) const SOURCE: [&str; 2] = ["source_id", "name"];
 

@@ -25,14 +25,18 @@ const CLOCK_MS: u64 = 600_000;
 pub(super) const FINISHED_MIN: u64 = 1_000;
 
 pub(super) const DUE: &str = "SELECT seq FROM request INDEXED BY request_expiry
-    WHERE state = 0 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
+    WHERE state = 0 AND expires_at <= ?1 AND seq >= ?3 AND seq NOT IN (SELECT value FROM json_each(?4))
+    ORDER BY expires_at LIMIT ?2";
 pub(super) const OLDEST_ENDED: &str = "SELECT seq, ended_at FROM request INDEXED BY request_ended
-    WHERE state >= 3 AND handover <> 1 ORDER BY ended_at LIMIT 1";
+    WHERE state >= 3 AND handover <> 1 AND seq >= ?1 AND seq NOT IN (SELECT value FROM json_each(?2))
+    ORDER BY ended_at LIMIT 1";
 /// The same of those whose result a device has not taken yet.
 pub(super) const OLDEST_UNDELIVERED: &str = "SELECT seq, ended_at FROM request INDEXED BY request_undelivered
-    WHERE state >= 3 AND handover = 1 ORDER BY ended_at LIMIT 1";
+    WHERE state >= 3 AND handover = 1 AND seq >= ?1 AND seq NOT IN (SELECT value FROM json_each(?2))
+    ORDER BY ended_at LIMIT 1";
 pub(super) const STALE_DEFERRED: &str = "SELECT seq FROM request INDEXED BY request_deferred
-    WHERE state = 0 AND deferred > 0 AND deferred < ?1 LIMIT ?2";
+    WHERE state = 0 AND deferred > 0 AND deferred < ?1 AND seq >= ?3
+    AND seq NOT IN (SELECT value FROM json_each(?4)) LIMIT ?2";
 
 /// Whether [`sweep`] has anything to do: an idle spool must not wear the flash once a second.
 pub(super) fn is_due(store: &Store) -> Result<bool, SpoolError> {
@@ -136,13 +140,15 @@ fn remove(store: &mut Store, seq: u64) -> Result<(), SpoolError> {
 }
 
 fn oldest(store: &Store, text: &str) -> Result<Option<(u64, u64)>, SpoolError> {
+    let (behind, from) = store.rescue.behind.bounds();
     let mut statement = store.conn.prepare_cached(text)?;
-    Ok(statement.query_row([], |r| Ok((num(r.get(0)?), num(r.get(1)?)))).optional()?)
+    Ok(statement.query_row(params![from, behind], |r| Ok((num(r.get(0)?), num(r.get(1)?)))).optional()?)
 }
 
 fn seqs(store: &Store, text: &str, bound: u64, limit: u32) -> Result<Vec<u64>, SpoolError> {
+    let (behind, from) = store.rescue.behind.bounds();
     let mut statement = store.conn.prepare_cached(text)?;
-    let rows = statement.query_map(params![sql(bound), limit], |r| r.get(0).map(num))?;
+    let rows = statement.query_map(params![sql(bound), limit, from, behind], |r| r.get(0).map(num))?;
     Ok(rows.collect::<Result<_, _>>()?)
 }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::open::Doubtful;
 use super::record::Tally;
 use super::store::{Counts, Effects, Store};
 use super::{Condition, SpoolError, files, lease, migrate, open, read, rescue};
@@ -101,8 +102,8 @@ pub(super) struct Writer {
     pub(super) sender: mpsc::WeakSender<Command>,
     /// Held for as long as the thread lives.
     pub(super) _lock: File,
-    /// After a failed commit: the counters of the last good one. Nothing is served until the file is open again.
-    pub(super) broken: Option<Counts>,
+    /// After a failed commit: what is known of it. Nothing is served until the file is open again.
+    pub(super) broken: Option<Doubtful>,
 }
 
 impl Writer {
@@ -110,7 +111,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         while let Some(first) = self.commands.blocking_recv() {
             let Batch { writes, reads, close } = self.gather(first);
-            self.mend();
+            let _ = self.mend();
             self.write(writes);
             self.settle_files();
             self.read(reads);
@@ -193,7 +194,8 @@ impl Writer {
 
     /// Commits; whatever goes wrong, nobody is told that it went well.
     fn end(&mut self, good: Counts, batch: Result<(), SpoolError>) -> Result<(), SpoolError> {
-        let done = batch.and_then(|()| self.commit());
+        let opened = self.broken.is_none();
+        let mut done = batch.and_then(|()| self.commit());
         let fate = match &done {
             Ok(()) => {
                 self.commits += 1;
@@ -208,10 +210,15 @@ impl Writer {
         };
         let condition = self.store.condition.after(&fate, &self.store.options.data_dir);
         self.set_condition(condition);
+        // A commit that reported an error may have landed: that is asked before anybody is told.
+        if opened && !self.store.hurt && self.mend() {
+            done = Ok(());
+        }
         done
     }
 
     fn commit(&mut self) -> Result<(), SpoolError> {
+        self.store.counts.turn += 1;
         self.store.save()?;
         let done = self.store.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
         if plant::is(Fault::FsyncRetriedAfterEio) && done.is_err() {
@@ -219,6 +226,10 @@ impl Writer {
             return Ok(log.sync_all()?);
         }
         done?;
+        #[cfg(test)]
+        if std::mem::take(&mut self.store.faults.commit_lies) {
+            return Err(SpoolError::Storage("a planted fault".into()));
+        }
         Ok(())
     }
 
@@ -244,30 +255,39 @@ impl Writer {
 
     /// A full disk leaves a transaction that can be rolled back; after anything else the file is opened anew.
     fn undo(&mut self, good: Counts, error: &SpoolError) {
-        self.store.effects = Effects::default();
-        self.store.counts = good;
+        let effects = std::mem::take(&mut self.store.effects);
+        let turn = std::mem::replace(&mut self.store.counts, good).turn;
         let conn = &self.store.conn;
         let rolled_back = conn.is_autocommit() || conn.execute_batch("ROLLBACK").is_ok();
         if self.broken.is_none() && (*error != SpoolError::DiskFull || !rolled_back) {
-            self.broken = Some(good);
+            self.broken = Some(Doubtful { good, turn, effects, is_told: false });
         }
     }
 
-    /// After a failed commit the connection is opened anew: an fsync that failed once must not be asked again.
-    fn mend(&mut self) {
-        if self.store.hurt {
-            return self.start_over();
-        }
-        let Some(good) = self.broken else { return };
-        let done = open::reopen(&mut self.store, good);
-        self.store.note(&done);
-        if done.is_ok() {
-            self.broken = None;
-            self.publish();
+    /// After a failed commit the connection is opened anew: an fsync that failed once must not be asked again. Says
+    /// whether that commit turns out to have landed, to callers who were told nothing yet.
+    fn mend(&mut self) -> bool {
+        let mut landed = false;
+        if !self.store.hurt {
+            let Some(doubtful) = &self.broken else { return false };
+            let done = open::reopen(&mut self.store, doubtful);
+            self.store.note(&done);
+            match done {
+                Ok(has_landed) => {
+                    landed = has_landed;
+                    self.broken = None;
+                    self.commits += u64::from(landed);
+                    // Ends that landed get their line before anybody hears of them.
+                    let _ = self.log_ends();
+                    self.publish();
+                }
+                Err(_) => self.broken.iter_mut().for_each(|doubtful| doubtful.is_told = true),
+            }
         }
         if self.store.hurt {
             self.start_over();
         }
+        landed
     }
 
     /// The file is damaged: it is set aside and an empty one takes its place, so that new work goes on.
@@ -281,7 +301,8 @@ impl Writer {
             }
             Err(error) => {
                 tracing::error!(%error, "no new database could be made; it is tried again");
-                self.broken = Some(self.store.counts);
+                let (good, effects) = (self.store.counts, Effects::default());
+                self.broken = Some(Doubtful { good, turn: good.turn, effects, is_told: true });
             }
         }
     }

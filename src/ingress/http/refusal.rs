@@ -193,6 +193,9 @@ impl From<SpoolError> for Refusal {
                 "idempotency_key_reused",
                 "this Idempotency-Key was used with another body; use a new key for a new request",
             ),
+            SpoolError::Salvaging => {
+                Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "salvaging", error.to_string()).retry_after(30)
+            }
             SpoolError::Closed => Refusal::stopping(),
             other => full("disk_full", format!("the request could not be stored and was not accepted: {other}")),
         }

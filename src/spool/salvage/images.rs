@@ -124,6 +124,19 @@ impl Images {
         frames.map(|(n, _)| Image::Frame(n as u32)).collect()
     }
 
+    /// Whether a log is there of which the disk does not give every frame.
+    pub(super) fn has_unreadable_log(&self) -> bool {
+        let mut frame = self.buffer();
+        let dropped = self.log.frames.iter().enumerate().filter(|(_, frame)| frame.fate == Fate::Dropped);
+        let mut images = dropped.map(|(n, _)| Image::Frame(n as u32));
+        (self.wal.len() > 0 && !self.wal.fill(0, &mut [0])) || images.any(|image| !self.read(image, &mut frame))
+    }
+
+    /// Whether the file has a page of this number.
+    pub(super) fn has(&self, page: u32) -> bool {
+        (1..=self.file_pages).contains(&page)
+    }
+
     /// Whether SQLite drops this image.
     pub(super) fn is_dropped(&self, image: Image) -> bool {
         let frame = if let Image::Frame(n) = image { self.log.frames.get(n as usize) } else { None };
@@ -132,10 +145,14 @@ impl Images {
 
     /// Every image of each page of which SQLite drops a frame.
     pub(super) fn around_dropped(&self) -> Vec<Image> {
-        let dropped = |n: &u32| self.is_dropped(Image::Frame(*n));
-        let pages = self.frames.iter().filter(|(_, frames)| frames.iter().any(dropped)).map(|(page, _)| *page);
-        let images = pages.flat_map(|page| self.of(page)).map(|(image, _)| image);
+        let images = self.dropped_pages().flat_map(|page| self.of(page)).map(|(image, _)| image);
         images.chain(self.strays()).collect()
+    }
+
+    /// The pages of which SQLite drops a frame.
+    pub(super) fn dropped_pages(&self) -> impl Iterator<Item = u32> + '_ {
+        let dropped = |n: &u32| self.is_dropped(Image::Frame(*n));
+        self.frames.iter().filter(move |(_, frames)| frames.iter().any(dropped)).map(|(page, _)| *page)
     }
 
     /// The newest image of a page in a view.

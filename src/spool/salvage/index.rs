@@ -38,6 +38,8 @@ pub(super) struct Place {
 pub(super) struct Index {
     /// By sequence number; the winning copy only.
     pub(super) requests: Vec<Place>,
+    /// The database is not here as a whole: what is missing stands where it was.
+    pub(super) is_excerpt: bool,
     /// Some row has a sum: the file is not of the version before there were any.
     pub(super) has_proven: bool,
     /// By sequence number, every copy: its hash decides later.
@@ -48,6 +50,8 @@ pub(super) struct Index {
     pub(super) sources: HashMap<i64, (String, Worth)>,
     /// Names in damaged rows of sources, and the sums there.
     pub(super) sources_damaged: HashMap<i64, (Option<String>, Vec<u8>)>,
+    /// Requests that may be on their way though no row says so: part of the log cannot be read.
+    pub(super) in_doubt: Vec<u64>,
     /// Damaged rows of requests: number, id and state as far as they can be read.
     pub(super) damaged: Vec<(i64, Option<String>, Option<i64>)>,
     /// Where the index of answers begins.
@@ -275,6 +279,20 @@ fn keep(places: &mut Vec<Place>, place: Place) -> bool {
         places.push(place);
     }
     room
+}
+
+/// The pages on which a row goes on.
+pub(super) fn overflow(images: &Images, cell: &Cell, view: View, budget: &mut u64) -> Vec<u32> {
+    let (mut pages, mut next) = (Vec::new(), cell.overflow);
+    let mut buffer = images.buffer();
+    let most = cell.bytes.div_ceil(buffer.len() - 4);
+    while let Some(page) = next.filter(|page| *page > 0 && pages.len() < most && *budget > 0) {
+        *budget -= 1;
+        pages.push(page);
+        let there = images.newest(page, view).is_some_and(|image| images.read(image, &mut buffer));
+        next = there.then(|| pages::number(&buffer)).flatten();
+    }
+    pages
 }
 
 /// A row's whole payload, over all the pages it stands on. Ends because each page adds to it and it is bounded.

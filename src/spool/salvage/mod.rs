@@ -4,6 +4,7 @@
 //! sends or decides anything. Memory is bounded by the number of rows, not by their bodies.
 
 mod convert;
+pub(super) mod excerpt;
 mod found;
 mod images;
 mod index;
@@ -22,7 +23,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::SpoolError;
+use super::{SpoolError, quarantine};
 use images::{Images, Source};
 use index::{Index, Place};
 use rows::Worth;
@@ -50,7 +51,21 @@ impl Salvage {
         Ok(Salvage::of(source(db)?, source(wal)?, super::files::bodies(data_dir)))
     }
 
+    /// The same of a set: whole files, or a log with an excerpt of the database that is still in use.
+    pub(super) fn of_set(set: &Path, data_dir: &Path) -> Result<Salvage, SpoolError> {
+        let (db, wal) = (quarantine::database(set), quarantine::log(set));
+        let (bodies, wal) = (super::files::bodies(data_dir), source(&wal)?);
+        if wal.len() > 0 && !wal.fill(0, &mut [0]) {
+            return Err(SpoolError::Storage("the disk does not give the log".into()));
+        }
+        Ok(Salvage::begin(source(&db)?, wal, bodies, quarantine::is_excerpt(set)))
+    }
+
     fn of(db: Box<dyn Source>, wal: Box<dyn Source>, bodies: PathBuf) -> Salvage {
+        Salvage::begin(db, wal, bodies, false)
+    }
+
+    fn begin(db: Box<dyn Source>, wal: Box<dyn Source>, bodies: PathBuf, is_excerpt: bool) -> Salvage {
         let images = Images::new(db, wal);
         let mut report = Report {
             frames: images.log.frames.len() as u64,
@@ -58,6 +73,7 @@ impl Salvage {
             ..Report::default()
         };
         let mut index = index::build(&images, &mut report);
+        index.is_excerpt = is_excerpt;
         let budget = index::budget(&images);
         names::lost(&images, &mut index, &mut report);
         Salvage { images, index, next: 0, bodies, budget, report }
@@ -80,6 +96,12 @@ impl Salvage {
     /// What was found and lost so far; complete after the last batch.
     pub(super) fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// Requests of which an index says that they were being sent, where the log has parts that cannot be read: the row
+    /// that says so may be among those.
+    pub(super) fn in_doubt(&self) -> &[u64] {
+        &self.index.in_doubt
     }
 
     /// Powered-on milliseconds at the latest commit, as far as that is left.
@@ -129,18 +151,36 @@ pub(super) fn dropped_frames(wal: &Path) -> Result<u64, SpoolError> {
     Ok(wal::scan(source(wal)?.as_ref(), images::PAGE_SIZE).dropped())
 }
 
-/// Numbers of rows on pages of which SQLite drops a frame: what the database says of them may be behind. Reads those
-/// pages only; also names rows of other tables, which does no harm.
-pub(super) fn behind(db: &Path, wal: &Path) -> Result<Vec<u64>, SpoolError> {
+/// Whether everything that SQLite will drop of a log stands at the same place of another, byte for byte.
+pub(super) fn is_dropped_in(wal: &Path, other: &Path) -> Result<bool, SpoolError> {
+    let (wal, other) = (source(wal)?, source(other)?);
+    let log = wal::scan(wal.as_ref(), images::PAGE_SIZE);
+    let size = wal::FRAME_HEADER as usize + log.page_size;
+    let (mut here, mut there) = (vec![0; size], vec![0; size]);
+    let dropped = log.frames.iter().enumerate().filter(|(_, frame)| frame.fate == wal::Fate::Dropped);
+    let mut offsets = dropped.map(|(n, _)| wal::HEADER + (n * size) as u64);
+    Ok(offsets.all(|at| wal.fill(at, &mut here) && other.fill(at, &mut there) && here == there))
+}
+
+/// Rows of which the database may say less than was acknowledged.
+pub(super) struct Behind {
+    /// Their numbers; also those of rows of other tables, which does no harm.
+    pub(super) seqs: BTreeSet<u64>,
+    /// Part of the log cannot be read: it may be any row.
+    pub(super) is_all: bool,
+}
+
+/// The rows on pages of which SQLite drops a frame. Reads those pages only.
+pub(super) fn behind(db: &Path, wal: &Path) -> Result<Behind, SpoolError> {
     let images = Images::new(source(db)?, source(wal)?);
-    let mut seqs = BTreeSet::new();
+    let mut behind = Behind { seqs: BTreeSet::new(), is_all: images.has_unreadable_log() };
     let mut page = images.buffer();
     for image in images.around_dropped() {
         let leaf = images.read(image, &mut page).then(|| pages::leaf(&page, images.page_of(image))).flatten();
         let cells = leaf.into_iter().flat_map(|leaf| leaf.cells).flatten();
-        seqs.extend(cells.filter_map(|cell| u64::try_from(cell.rowid).ok()));
+        behind.seqs.extend(cells.filter_map(|cell| u64::try_from(cell.rowid).ok()));
     }
-    Ok(seqs.into_iter().collect())
+    Ok(behind)
 }
 
 /// A file that is missing has no bytes.

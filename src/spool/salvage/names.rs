@@ -30,10 +30,13 @@ struct Trace {
 /// Adds sources whose row is gone and whose name the index of names still has.
 pub(super) fn lost(images: &Images, index: &mut Index, report: &mut Report) {
     let mut sources = std::mem::take(&mut index.sources);
-    name(images, index, &mut sources, report);
+    let in_doubt = name(images, index, &mut sources, report);
+    index.in_doubt = if images.has_unreadable_log() { in_doubt } else { Vec::new() };
     index.sources = sources;
-    index.answers_wanted = answers(images, index);
-    report.answers_unsure = index.answers_wanted.is_none();
+    if !index.is_excerpt {
+        index.answers_wanted = answers(images, index);
+        report.answers_unsure = index.answers_wanted.is_none();
+    }
 }
 
 /// Walks the index of answers from its root; `None` where a page or an entry of it is damaged.
@@ -59,7 +62,7 @@ fn answers(images: &Images, index: &Index) -> Option<Vec<i64>> {
     Some(wanted)
 }
 
-fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Worth)>, report: &mut Report) {
+fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Worth)>, report: &mut Report) -> Vec<u64> {
     let found = |seq: i64| index.requests.binary_search_by_key(&seq, |p| p.seq).is_ok();
     let mut traces: BTreeMap<i64, Trace> = BTreeMap::new();
     for (seq, id, state) in index.damaged.iter().filter(|d| !found(d.0)).take(NAMES_MAX) {
@@ -67,13 +70,21 @@ fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Wort
     }
     let sure = index.bodies.iter().chain(&index.answers).filter(|p| p.worth > Worth::Damaged);
     let orphans = sure.map(|p| p.seq).filter(|seq| !found(*seq));
-    for seq in orphans.take(NAMES_MAX) {
+    for seq in orphans.take(if index.is_excerpt { 0 } else { NAMES_MAX }) {
         traces.entry(seq).or_insert_with(|| Trace { why: "its row is gone", ..Trace::default() });
     }
-    entries(images, &mut |values| {
+    // Of an excerpt, what SQLite goes on to list is not lost.
+    let mut stands = HashSet::new();
+    if index.is_excerpt {
+        entries(images, View::Applied, &mut |values| stands.extend(rows::id_entry(values).map(|(_, seq)| seq)));
+    }
+    let found = |seq: i64| found(seq) || stands.contains(&seq);
+    let mut in_doubt = Vec::new();
+    entries(images, View::Newest, &mut |values| {
         let room = traces.len() < NAMES_MAX;
+        in_doubt.extend(rows::sending_entry(values).filter(|_| in_doubt.len() < NAMES_MAX));
         match (rows::id_entry(values), rows::source_entry(values)) {
-            (Some((id, seq)), _) if !found(seq) && (room || traces.contains_key(&seq)) => {
+            (Some((id, seq)), _) if (room && !found(seq)) || traces.contains_key(&seq) => {
                 let trace = traces.entry(seq).or_insert_with(|| Trace { why: "its row is gone", ..Trace::default() });
                 // The index repeats the id apart from the row, whose own copy may be what is damaged.
                 trace.id = Some(id.to_owned());
@@ -84,11 +95,14 @@ fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Wort
             _ => {}
         }
     });
-    gaps(index, &traces, report);
+    if !index.is_excerpt {
+        gaps(index, &traces, report);
+    }
     for (seq, trace) in traces {
         let seq = u64::try_from(seq).ok();
         report.lose(Lost { seq, id: trace.id, state: trace.state, what: "request", why: trace.why });
     }
+    in_doubt
 }
 
 /// Whether the index's name of a source is to be believed: its row is gone altogether, or does not contradict.
@@ -97,11 +111,11 @@ fn is_name(index: &Index, id: i64, name: &str) -> bool {
     damaged.is_none_or(|(in_row, sum)| believed(id, in_row.as_deref(), sum, Some(name)) == Some(name))
 }
 
-/// Tells every entry of every index, as the newest image of each page has it.
-fn entries(images: &Images, tell: &mut dyn FnMut(&[Value])) {
+/// Tells every entry of every index in a view.
+fn entries(images: &Images, view: View, tell: &mut dyn FnMut(&[Value])) {
     let mut buffer = images.buffer();
     for page in 1..=images.pages {
-        let newest = images.newest(page, View::Newest);
+        let newest = images.newest(page, view);
         if !newest.is_some_and(|image| images.read(image, &mut buffer)) {
             continue;
         }

@@ -85,6 +85,16 @@ pub(super) fn branch(page: &[u8], number_of_page: u32) -> Option<(Vec<Cell>, Vec
     Some((entries, below))
 }
 
+/// The pages below an inner page of a table or of an index; none where it is no such page.
+pub(super) fn below(page: &[u8], number_of_page: u32) -> Vec<u32> {
+    let at = header_at(number_of_page);
+    if !matches!(page.get(at), Some(&(TABLE_INTERIOR | INDEX_INTERIOR))) {
+        return Vec::new();
+    }
+    let cells = pointers(page, at, 12).chain([at + 8]);
+    cells.filter_map(|cell| number(page.get(cell..)?)).filter(|page| *page > 0).collect()
+}
+
 /// Where the page's own header begins.
 pub(super) fn header_at(number: u32) -> usize {
     if number == 1 { FILE_HEADER } else { 0 }

@@ -4,6 +4,7 @@
 
 use rusqlite::types::{Value, ValueRef};
 
+use crate::control::types::State;
 use crate::plant::{self, Fault};
 use crate::spool::{codes, files, sum};
 
@@ -169,9 +170,25 @@ pub(super) fn id_entry(values: &[Value]) -> Option<(&str, i64)> {
     }
 }
 
+/// An entry of the index of states that says "being sent". Entries of other indexes may look the same.
+pub(super) fn sending_entry(values: &[Value]) -> Option<u64> {
+    match values {
+        [Value::Integer(state), Value::Integer(seq)] if *state == codes::state_code(State::Sending) => {
+            u64::try_from(*seq).ok()
+        }
+        _ => None,
+    }
+}
+
 /// Where the index of answers begins, if that is what a row of the schema is about.
 pub(super) fn answers_index(values: &[Value]) -> Option<u32> {
     let ours = text(values, 1) == Some("sqlite_autoindex_answer_1");
+    integer(values, 3).filter(|_| ours).and_then(|page| u32::try_from(page).ok())
+}
+
+/// Where a tree of the table of sources begins, if that is what a row of the schema is about: the table's or its index's.
+pub(super) fn sources_tree(values: &[Value]) -> Option<u32> {
+    let ours = text(values, 2) == Some("source");
     integer(values, 3).filter(|_| ours).and_then(|page| u32::try_from(page).ok())
 }
 

@@ -5,6 +5,7 @@ use rusqlite::types::Value;
 use super::*;
 use crate::control::types::State;
 use crate::spool::adopt::{Adopted, LostRow, SalvagedBody, SalvagedRow, adopt_lost, adopt_row};
+use crate::spool::behind::Behind;
 use crate::spool::{Condition, SpoolError, quarantine, sum};
 
 /// A row as the salvage will hand it over.
@@ -64,6 +65,11 @@ async fn a_wiped_header_stops_nothing_and_is_kept() {
     let answer = spool.get("a".into()).await.unwrap().unwrap().uplink.unwrap().0;
     assert_eq!(&answer.body.in_one_piece().unwrap()[..], b"yes");
     assert!(set.join("report.jsonl").exists());
+    spool.sweep().await.unwrap();
+    assert!(set.exists(), "it is kept to be looked at");
+    spool.advance(HOUR);
+    spool.sweep().await.unwrap();
+    assert!(!set.exists(), "its prompts are not kept longer than results");
     assert_counted(&spool).await;
 }
 
@@ -95,6 +101,215 @@ async fn a_flipped_bit_in_the_log_loses_nothing() {
     let mut all: Vec<String> = (0..20).map(|n| format!("r{n}")).collect();
     all.sort();
     assert_eq!(back, all);
+    assert_counted(&spool).await;
+}
+
+/// The folder as a kill leaves it, log and all: nothing is written while it is copied.
+async fn killed(spool: &Spool) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let path = to.path().to_owned();
+    let copied = spool.look(move |store| {
+        copy(&store.options.data_dir, &path);
+        Ok(())
+    });
+    copied.await.unwrap();
+    to
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// Flips a bit in the middle of the log.
+fn flip_log(dir: &Path) {
+    let wal = files::wal(dir);
+    let bytes = std::fs::read(&wal).unwrap();
+    spoil(&wal, bytes.len() / 2, &[bytes[bytes.len() / 2] ^ 1]);
+}
+
+/// Bodies are older than the log, and of several sizes; a third is on its way, twelve were answered.
+async fn worked() -> (tempfile::TempDir, Vec<String>) {
+    let (_dir, spool) = fresh();
+    for n in 0..48 {
+        take(&spool, with_body(&format!("req_{n:02}"), vec![n; 100 + 400 * usize::from(n)])).await;
+    }
+    let local_answer = spool.record_local(30, local("from here")).await;
+    local_answer.unwrap();
+    spool.look(|store| crate::spool::open::checkpoint(&store.conn)).await.unwrap();
+    for _ in 0..14 {
+        let leased = spool.lease(1).await.unwrap().remove(0);
+        if leased.seq <= 12 {
+            spool.settle(leased.seq, answered("yes")).await.unwrap();
+        }
+    }
+    (killed(&spool).await, (12..48).map(|n| format!("req_{n:02}")).collect())
+}
+
+#[tokio::test]
+async fn a_damaged_log_is_kept_once_however_often_a_start_is_killed() {
+    let (dir, waiting) = worked().await;
+    flip_log(dir.path());
+    let mut dirs = vec![dir];
+    for n in 0..6 {
+        let dir = dirs.last().unwrap().path();
+        let spool = open(options(dir)).unwrap();
+        if n % 2 == 0 {
+            spool.commit_probe().await.unwrap();
+        }
+        let next = killed(&spool).await;
+        let sets = std::fs::read_dir(next.path().join("quarantine")).unwrap().count();
+        assert_eq!(sets, 1, "the same log was copied again after {n} kills");
+        dirs.push(next);
+    }
+    let dir = dirs.last().unwrap().path();
+    let spool = open(options(dir)).unwrap();
+    salvaged_all(&spool, dir).await;
+    let mut out = spool.lease(99).await.unwrap();
+    out.sort_by_key(|leased| leased.seq);
+    let ids: Vec<&str> = out.iter().map(|leased| leased.id.as_str()).collect();
+    assert_eq!(ids, waiting, "what was answered is not sent, the rest is, bodies and all");
+    assert!(out.iter().all(|leased| leased.maybe_billed == (leased.seq <= 14)), "what was on its way is labelled");
+    let kept = spool.get("req_29".into()).await.unwrap().unwrap().local.unwrap().0;
+    assert_eq!(&kept.body[..], b"from here");
+    assert_counted(&spool).await;
+}
+
+/// A small file system in memory, gone when dropped; `None` without the right to mount one.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn mount(bytes: u64) -> Option<Disk> {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={bytes}");
+        let mut mount = std::process::Command::new("mount");
+        let done = mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir.path()).output();
+        done.is_ok_and(|output| output.status.success()).then_some(Disk(dir))
+    }
+
+    /// Takes all room but this.
+    fn fill(&self, but: u64) {
+        let mut file = std::fs::File::create(self.0.path().join("filler")).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        let full = file.metadata().unwrap().len();
+        file.set_len(full - but).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn no_lack_of_room_for_a_copy_stops_a_start() {
+    // With the reserve the log is copied; without it there is room for a new database only.
+    for with_reserve in [true, false] {
+        let Some(disk) = Disk::mount(24 << 20) else {
+            println!("SKIPPED: no file system of its own could be mounted; run this as root");
+            return;
+        };
+        let (worked, waiting) = worked().await;
+        flip_log(worked.path());
+        let log = std::fs::metadata(files::wal(worked.path())).unwrap().len();
+        let dir = disk.0.path().join("data");
+        copy(worked.path(), &dir);
+        if !with_reserve {
+            std::fs::remove_file(dir.join("ballast")).unwrap();
+        }
+        let left = if with_reserve { 0 } else { 500 << 10 };
+        assert!(log > left + (200 << 10), "{log}");
+        disk.fill(left);
+        let spool = open(options(&dir)).unwrap();
+        assert!(dir.join("quarantine/1").exists());
+        assert_eq!(dir.join("quarantine/1/excerpt.db").exists(), with_reserve);
+        if !with_reserve {
+            assert!(!spool.salvaged().await.unwrap(), "it waits for room");
+            assert!(leased(&spool, 99).await.iter().all(|id| waiting.contains(id)));
+            std::fs::remove_file(disk.0.path().join("filler")).unwrap();
+        }
+        salvaged_all(&spool, &dir).await;
+        let mut back = Vec::new();
+        for id in &waiting {
+            let state = spool.get(id.clone()).await.unwrap().unwrap().state;
+            back.push((state != State::Dead).then_some(id));
+        }
+        assert!(back.iter().all(Option::is_some), "{back:?}");
+        assert_eq!(spool.tally().in_state(State::Answered), 12);
+        assert_counted(&spool).await;
+    }
+}
+
+/// These are behind from now on.
+async fn hold(spool: &Spool, seqs: &'static [u64]) {
+    let held = spool.look(|store| {
+        store.rescue.behind = Behind::of(seqs);
+        Ok(())
+    });
+    held.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_behind_is_changed_by_nobody_until_the_salvage_has_spoken() {
+    let (_dir, spool) = fresh_with(|o| (o.evict_when_full, o.max_requests, o.keep_results_ms) = (true, 6, 1_000));
+    for id in ["ends", "waits", "deferred", "over", "other", "evicted"] {
+        take(&spool, NewRequest { ttl_ms: if id == "ends" { 10 } else { HOUR }, ..urgent(Priority::Low, id) }).await;
+    }
+    spool.cancel("over".into()).await.unwrap();
+    take(&spool, urgent(Priority::Normal, "new")).await;
+    hold(&spool, &[1, 2, 3, 4]).await;
+    for id in ["ends", "waits", "over"] {
+        assert_eq!(spool.cancel(id.into()).await, Err(SpoolError::Salvaging), "{id}");
+        assert_eq!(spool.retry(id.into()).await, Err(SpoolError::Salvaging), "{id}");
+    }
+    assert_eq!(spool.purge(State::Cancelled).await, Err(SpoolError::Salvaging));
+    spool.advance(2_000);
+    spool.sweep().await.unwrap();
+    let state = async |id: &str| spool.get(id.into()).await.unwrap().map(|record| record.state);
+    assert_eq!(state("ends").await, Some(State::Queued), "not expired yet");
+    assert_eq!(state("over").await, Some(State::Cancelled), "not pruned yet");
+    take(&spool, urgent(Priority::Critical, "urgent")).await;
+    assert_eq!(state("other").await, Some(State::Evicted), "older ones are held back");
+    super::sums::damage(&spool, "UPDATE request SET label = 'x' WHERE seq = 2").await;
+    assert_eq!(spool.get("waits".into()).await.unwrap_err(), SpoolError::Salvaging);
+    spool.look(|store| Ok(store.conn.execute("UPDATE request SET label = NULL WHERE seq = 2", [])?)).await.unwrap();
+    assert_eq!(leased(&spool, 9).await, ["urgent", "new", "evicted"]);
+    hold(&spool, &[]).await;
+    spool.sweep().await.unwrap();
+    assert_eq!(state("ends").await, Some(State::Expired));
+    assert_eq!(state("over").await, None);
+    assert_eq!(spool.cancel("deferred".into()).await, Ok(Some(State::Cancelled)));
+}
+
+#[tokio::test]
+async fn while_a_log_cannot_be_read_only_what_is_newer_moves() {
+    let (dir, waiting) = worked().await;
+    flip_log(dir.path());
+    quarantine::keep_log(dir.path()).unwrap();
+    let log = quarantine::log(&dir.path().join("quarantine/1"));
+    std::fs::remove_file(&log).unwrap();
+    std::fs::create_dir(&log).unwrap();
+    let spool = open(options(dir.path())).unwrap();
+    assert!(!spool.salvaged().await.unwrap(), "it is tried again later");
+    take(&spool, request("req_new")).await;
+    assert_eq!(leased(&spool, 99).await, ["req_new"]);
+    assert_eq!(spool.cancel(waiting[20].clone()).await, Err(SpoolError::Salvaging));
+    spool.close().await;
+    drop(spool);
+    std::fs::remove_dir_all(dir.path().join("quarantine/1")).unwrap();
+    let spool = open(options(dir.path())).unwrap();
+    salvaged_all(&spool, dir.path()).await;
+    let mut out = leased(&spool, 99).await;
+    out.sort();
+    assert_eq!(out[..36], waiting[..], "{out:?}");
     assert_counted(&spool).await;
 }
 

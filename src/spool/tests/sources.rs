@@ -116,6 +116,7 @@ async fn a_name_that_is_lost_becomes_nobodys_and_its_key_is_not_sent_twice() {
     // Another letter, so that neither copy agrees with the other.
     flip(dir.path(), "uid:1000", In::Index, 2);
     let spool = open(options(dir.path())).unwrap();
+    assert!(!dir.path().join("quarantine").exists(), "the file is not at fault");
     assert_eq!(sources_of(&spool).await, ["lost:1", "uid:1001"]);
     for new in &both {
         let told = take(&spool, once_more(new)).await;

@@ -156,6 +156,65 @@ async fn a_batch_that_sqlite_gave_up_is_acknowledged_to_nobody() {
     assert_eq!(take(&spool, request("b")).await.seq, 2);
 }
 
+/// What the log of ends knows, and what counts as handed out.
+async fn ends(spool: &Spool, id: &'static str) -> (Option<State>, Vec<u64>) {
+    spool
+        .look(move |store| {
+            let known = crate::spool::outcomes::read(&store.options.data_dir);
+            Ok((known.ended(id).and_then(|end| end.0), store.held.iter().copied().collect()))
+        })
+        .await
+        .unwrap()
+}
+
+/// The next commit lands and reports an error; where `stays_shut`, its callers cannot wait until that is known.
+async fn lie(spool: &Spool, stays_shut: bool) {
+    let planted = spool.look(move |store| {
+        (store.faults.commit_lies, store.faults.stays_shut) = (true, stays_shut);
+        Ok(())
+    });
+    planted.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_commit_that_landed_in_spite_of_its_error_is_a_commit() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    let seq = spool.lease(1).await.unwrap()[0].seq;
+    lie(&spool, false).await;
+    spool.settle(seq, answered("yes")).await.unwrap();
+    assert_eq!(ends(&spool, "a").await, (Some(State::Answered), vec![]));
+    lie(&spool, false).await;
+    let told = take(&spool, NewRequest { idempotency_key: Some("k".into()), ..request("b") }).await;
+    assert!(spool.get("b".into()).await.unwrap().is_some(), "what was acknowledged stands");
+    lie(&spool, false).await;
+    assert_eq!(leased(&spool, 1).await, ["b"]);
+    assert_eq!(ends(&spool, "b").await, (None, vec![told.seq]), "handed out is handed out");
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn an_end_that_landed_is_logged_when_the_file_is_open_again_and_before_anybody_hears_of_it() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    take(&spool, request("b")).await;
+    let seq = spool.lease(1).await.unwrap()[0].seq;
+    lie(&spool, true).await;
+    assert!(spool.settle(seq, answered("yes")).await.is_err(), "nobody knows yet");
+    assert_eq!(ends(&spool, "a").await, (Some(State::Answered), vec![]));
+    spool.settle(seq, answered("yes")).await.unwrap();
+    assert_eq!(spool.tally().in_state(State::Answered), 1);
+    lie(&spool, true).await;
+    assert!(spool.accept(request("c")).await.is_err());
+    assert!(spool.get("c".into()).await.unwrap().is_none(), "whoever was told no has no request");
+    lie(&spool, true).await;
+    assert!(spool.lease(1).await.is_err());
+    assert_eq!(ends(&spool, "b").await, (None, vec![]));
+    let lease = spool.lease(1).await.unwrap().remove(0);
+    assert_eq!((lease.id.as_str(), lease.maybe_billed), ("b", false), "it never left");
+    assert_counted(&spool).await;
+}
+
 #[tokio::test]
 async fn what_a_failed_commit_left_on_disk_is_removed_when_opened_anew() {
     let (dir, spool) = fresh();
@@ -170,7 +229,9 @@ async fn what_a_failed_commit_left_on_disk_is_removed_when_opened_anew() {
             (store.counts.requests[0], store.counts.requests[1], store.counts.ready) = (1, 2, 1);
             store.save()?;
             let good = crate::spool::store::Counts { next_seq: 3, ..store.counts };
-            crate::spool::open::reopen(store, good)
+            let effects = crate::spool::store::Effects::default();
+            let doubtful = crate::spool::open::Doubtful { good, turn: 0, effects, is_told: true };
+            crate::spool::open::reopen(store, &doubtful)
         })
         .await
         .unwrap();
