@@ -2,19 +2,18 @@
 //! them afterwards: not the log at its loudest, not a metric, an event, an error or /proc, and not the disk once they are
 //! deleted.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use holdfast::plant::Fault;
 use serde_json::json;
 
 use crate::case::{Case, Effort, Outcome, Planted};
+use crate::parts::config::{QUICK_DRAIN, QUICK_PROBE, config};
 use crate::parts::gateway::{Gateway, Setup};
+use crate::parts::http::say;
 use crate::parts::uplink::{Answer, Uplink};
 use crate::parts::{Chance, until};
 
@@ -110,11 +109,9 @@ fn around(bytes: &[u8], canary: &str) -> String {
 }
 
 fn search(canaries: &Canaries, format: &str) -> Result<u64, String> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let uplink = Uplink::serve(listener, None);
+    let (uplink, address) = Uplink::here();
     let setup = Setup {
-        config: config(&format!("http://{address}/v1"), format),
+        config: settings(&address, format),
         environment: vec![("RIG_UPLINK_KEY".to_owned(), canaries.key.clone())],
         wrap: Vec::new(),
     };
@@ -199,9 +196,10 @@ fn every_way(gateway: &Gateway, uplink: &Uplink, canaries: &Canaries, seen: &mut
 
 /// Reads live events until the returned function is called.
 fn follow_events(socket: &Path) -> impl FnOnce() -> Vec<u8> + use<> {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.write_all(b"GET /holdfast/v1/events HTTP/1.1\r\nhost: hf\r\nconnection: close\r\n\r\n").unwrap();
-    let stream = Arc::new(stream);
+    let events = b"GET /holdfast/v1/events HTTP/1.1\r\nhost: hf\r\nconnection: close\r\n\r\n";
+    let stream = Arc::new(say(socket, events).unwrap());
+    // It is read for as long as the test takes.
+    stream.set_read_timeout(None).unwrap();
     let reader = Arc::clone(&stream);
     let thread = std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -283,36 +281,13 @@ fn on_disk(gateway: &Gateway, when: &str, seen: &mut Seen) {
     }
 }
 
-fn config(address: &str, format: &str) -> String {
-    let waits = Duration::from_secs(2).as_secs();
-    format!(
-        r#"
-[gateway]
-data_dir = "@DIR@/data"
-[http]
-socket = "@DIR@/hf.sock"
-[[uplink]]
-name = "sim"
-base_url = "{address}"
-api_keys = [{{ env = "RIG_UPLINK_KEY" }}]
-probe = {{ interval = "200ms", timeout = "{waits}s", fall = 3, rise = 1 }}
-breaker = {{ failures = 50, open_for = "200ms" }}
-timeouts = {{ first_byte = "{waits}s", idle = "{waits}s" }}
-[local]
-base_url = ""
-[drain]
-max_in_flight = 1
-start_jitter = "0s"
-[retry]
-base = "50ms"
-max = "200ms"
-[cache]
-ttl = "0s"
-[limits]
-rate = 0
-[log]
-level = "trace"
-format = "{format}"
-"#
-    )
+fn settings(address: &str, format: &str) -> String {
+    let uplink = [
+        "api_keys = [{ env = \"RIG_UPLINK_KEY\" }]",
+        QUICK_PROBE,
+        "breaker = { failures = 50, open_for = \"200ms\" }",
+        "timeouts = { first_byte = \"2s\", idle = \"2s\" }",
+    ];
+    let log = format!("[log]\nlevel = \"trace\"\nformat = \"{format}\"");
+    config(address, &uplink, &[QUICK_DRAIN, &log])
 }
