@@ -36,6 +36,10 @@ pub enum Fault {
     VerifierSwitchedOff,
     /// A debug line shows the headers of a request.
     HeadersInADebugLog,
+    /// No mistake to be caught, but one to be lived with: every attempt panics, in words that quote its request.
+    PanicInAnAttempt,
+    /// The same, and what a panic says is shown.
+    PanicWordsShown,
     /// The socket gets its mode after it listens.
     ChmodAfterListen,
     /// A change of the schema is made step by step, each on its own.
@@ -44,7 +48,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 17] = [
+    pub const ALL: [Fault; 19] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -60,6 +64,8 @@ impl Fault {
         Fault::NoTimers,
         Fault::VerifierSwitchedOff,
         Fault::HeadersInADebugLog,
+        Fault::PanicInAnAttempt,
+        Fault::PanicWordsShown,
         Fault::ChmodAfterListen,
         Fault::MigrateWithoutTransaction,
     ];
@@ -82,6 +88,8 @@ impl Fault {
             Fault::NoTimers => "no-timers",
             Fault::VerifierSwitchedOff => "verifier-switched-off",
             Fault::HeadersInADebugLog => "headers-in-a-debug-log",
+            Fault::PanicInAnAttempt => "panic-in-an-attempt",
+            Fault::PanicWordsShown => "panic-words-shown",
             Fault::ChmodAfterListen => "chmod-after-listen",
             Fault::MigrateWithoutTransaction => "migrate-without-transaction",
         }
