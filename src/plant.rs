@@ -36,6 +36,10 @@ pub enum Fault {
     VerifierSwitchedOff,
     /// A debug line shows the headers of a request.
     HeadersInADebugLog,
+    /// No mistake to be caught, but one to be lived with: every attempt panics, in words that quote its request.
+    PanicInAnAttempt,
+    /// The same, and what a panic says is shown.
+    PanicWordsShown,
     /// The socket gets its mode after it listens.
     ChmodAfterListen,
     /// A change of the schema is made step by step, each on its own.
@@ -50,7 +54,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 20] = [
+    pub const ALL: [Fault; 22] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -66,6 +70,8 @@ impl Fault {
         Fault::NoTimers,
         Fault::VerifierSwitchedOff,
         Fault::HeadersInADebugLog,
+        Fault::PanicInAnAttempt,
+        Fault::PanicWordsShown,
         Fault::ChmodAfterListen,
         Fault::MigrateWithoutTransaction,
         Fault::LinkAckBeforeCommit,
@@ -91,6 +97,8 @@ impl Fault {
             Fault::NoTimers => "no-timers",
             Fault::VerifierSwitchedOff => "verifier-switched-off",
             Fault::HeadersInADebugLog => "headers-in-a-debug-log",
+            Fault::PanicInAnAttempt => "panic-in-an-attempt",
+            Fault::PanicWordsShown => "panic-words-shown",
             Fault::ChmodAfterListen => "chmod-after-listen",
             Fault::MigrateWithoutTransaction => "migrate-without-transaction",
             Fault::LinkAckBeforeCommit => "link-ack-before-commit",

@@ -243,70 +243,84 @@ impl Scan {
     }
 
     fn byte(&mut self, b: u8) -> Result<(), Fault> {
-        if let Step::Number(digits) = self.step {
-            match next_digits(digits, b) {
-                Some(next) => self.step = Step::Number(next),
-                None if is_number_end(digits) => {
-                    self.value_done()?;
-                    return self.byte(b);
-                }
-                None => return Err(self.syntax()),
-            }
-            self.keep(&[b]);
-            self.at += 1;
-            return Ok(());
-        }
         let blank = matches!(b, b' ' | b'\t' | b'\n' | b'\r');
-        let structural = !matches!(self.step, Step::Text | Step::Escape | Step::Hex(_) | Step::Word(_));
-        if blank && structural {
-            // Blanks inside a wanted list or object belong to its bytes.
-            self.keep_inside(&[b]);
-            self.at += 1;
-            if b == b'\n' {
-                (self.line, self.line_start) = (self.line + 1, self.at);
-            }
-            return Ok(());
-        }
         match self.step {
+            Step::Number(digits) => self.number(digits, b),
+            Step::Text => self.text(b),
+            Step::Escape | Step::Hex(_) => self.escape(b),
+            Step::Word(rest) => self.word(rest, b),
+            _ if blank => {
+                self.blank(b);
+                Ok(())
+            }
             Step::FirstItem if b == b']' => self.close(b),
             Step::Value | Step::FirstItem => self.value(b),
             Step::FirstKey if b == b'}' => self.close(b),
-            Step::FirstKey | Step::Key if b == b'"' => {
-                self.keep_inside(b"\"");
-                self.in_key = self.depth == 1;
-                self.in_inner_key = !self.in_key;
-                self.key.clear();
-                self.key_too_long = false;
-                self.go(Step::Text)
-            }
+            Step::FirstKey | Step::Key if b == b'"' => self.begin_key(),
             Step::Colon if b == b':' => {
                 self.keep_inside(b":");
                 self.go(Step::Value)
             }
             Step::Next => self.next(b),
-            Step::Text => self.text(b),
-            Step::Escape => {
-                self.keep(&[b]);
-                match b {
-                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => self.go(Step::Text),
-                    b'u' => self.go(Step::Hex(4)),
-                    _ => Err(self.syntax()),
-                }
-            }
-            Step::Hex(left) if b.is_ascii_hexdigit() => {
-                self.keep(&[b]);
-                self.go(if left == 1 { Step::Text } else { Step::Hex(left - 1) })
-            }
-            Step::Word(rest) if rest.first() == Some(&b) => {
-                self.keep(&[b]);
-                if rest.len() == 1 {
-                    self.at += 1;
-                    return self.value_done();
-                }
-                self.go(Step::Word(&rest[1..]))
-            }
-            _ => Err(self.syntax()),
+            Step::FirstKey | Step::Key | Step::Colon | Step::End => Err(self.syntax()),
         }
+    }
+
+    /// A number ends with the first byte that is none of it.
+    fn number(&mut self, digits: Digits, b: u8) -> Result<(), Fault> {
+        match next_digits(digits, b) {
+            Some(next) => {
+                self.keep(&[b]);
+                self.go(Step::Number(next))
+            }
+            None if is_number_end(digits) => {
+                self.value_done()?;
+                self.byte(b)
+            }
+            None => Err(self.syntax()),
+        }
+    }
+
+    /// Blanks inside a wanted list or object belong to its bytes.
+    fn blank(&mut self, b: u8) {
+        self.keep_inside(&[b]);
+        self.at += 1;
+        if b == b'\n' {
+            (self.line, self.line_start) = (self.line + 1, self.at);
+        }
+    }
+
+    fn begin_key(&mut self) -> Result<(), Fault> {
+        self.keep_inside(b"\"");
+        self.in_key = self.depth == 1;
+        self.in_inner_key = !self.in_key;
+        self.key.clear();
+        self.key_too_long = false;
+        self.go(Step::Text)
+    }
+
+    fn escape(&mut self, b: u8) -> Result<(), Fault> {
+        let next = match (self.step, b) {
+            (Step::Escape, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Step::Text,
+            (Step::Escape, b'u') => Step::Hex(4),
+            (Step::Hex(1), _) if b.is_ascii_hexdigit() => Step::Text,
+            (Step::Hex(left), _) if b.is_ascii_hexdigit() => Step::Hex(left - 1),
+            _ => return Err(self.syntax()),
+        };
+        self.keep(&[b]);
+        self.go(next)
+    }
+
+    fn word(&mut self, rest: &'static [u8], b: u8) -> Result<(), Fault> {
+        if rest.first() != Some(&b) {
+            return Err(self.syntax());
+        }
+        self.keep(&[b]);
+        if rest.len() > 1 {
+            return self.go(Step::Word(&rest[1..]));
+        }
+        self.at += 1;
+        self.value_done()
     }
 
     #[allow(clippy::unnecessary_wraps, reason = "the last step of many that can fail")]

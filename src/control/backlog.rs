@@ -52,7 +52,6 @@ impl Control {
         self.ready = count;
         self.ready_is_news = true;
         if count == 0 {
-            self.resends.nobody_waits();
             self.pace.rest();
         }
     }
@@ -63,6 +62,11 @@ impl Control {
         if !self.ready_is_news {
             // The spool's next commit tells a new count.
             self.ready = if items.is_empty() { 0 } else { self.ready.saturating_sub(items.len() as u64) };
+        }
+        let labelled = items.iter().filter(|item| item.maybe_billed).count();
+        let (most, most_labelled) = self.leasing_most;
+        if items.len() < most as usize && most_labelled.is_some_and(|most| labelled < most as usize) {
+            self.resends.nobody_waits();
         }
         self.empty_leases = if items.is_empty() { self.empty_leases.saturating_add(1) } else { 0 };
         if self.empty_leases > 1 {
@@ -214,6 +218,7 @@ impl Control {
             self.ready_is_news = false;
             let (except, labelled) = (self.shut_models(now_ms), self.resends.worth_leasing());
             self.leasing_around = !except.is_empty() || labelled == Some(0);
+            self.leasing_most = (free, labelled.filter(|_| except.is_empty()));
             effects.push(Effect::Lease { max: free, except, labelled });
         }
     }

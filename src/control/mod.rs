@@ -134,6 +134,8 @@ pub struct Control {
     lease_after_ms: u64,
     /// The lease under way leaves out models whose routes are shut, or what may have been billed.
     leasing_around: bool,
+    /// It would bring so many, and so many of those that may have been billed, if that many wait.
+    leasing_most: (u32, Option<u32>),
     /// Such a lease brought nothing while so many waited: only more of them are worth another one.
     nothing_around: Option<u64>,
     /// Set aside until an instant; at most [`DEFERRED_MAX`].
@@ -226,6 +228,7 @@ impl Control {
             empty_leases: 0,
             lease_after_ms: 0,
             leasing_around: false,
+            leasing_most: (0, None),
             nothing_around: None,
             deferred: BTreeSet::new(),
             leaving: None,

@@ -41,7 +41,7 @@ impl Resends {
         self.waited_for.then_some(self.tenths / SUCCESSES_EACH)
     }
 
-    /// Nothing at all waits in the spool.
+    /// A lease that would have taken more of them found no more.
     pub fn nobody_waits(&mut self) {
         self.waited_for = false;
     }

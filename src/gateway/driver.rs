@@ -1,7 +1,10 @@
 //! The one task that owns control: next input, one decision, its effects.
 //!
-//! Selecting the next input (`run`) is apart from applying it (`apply`). Effects that take time are tasks of
-//! their own and report back; the driver itself never waits for a disk or a network.
+//! Selecting the next input (`run`) is apart from applying it (`apply`) and from carrying out what control asks for
+//! (`effects`). The driver itself never waits for a disk or a network.
+
+mod effects;
+mod notices;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,19 +12,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
-use super::deliver::{Delivery, deliver};
-use super::otherwise::Otherwise;
-use super::{Input, LiveAttempt, Shared, Target, routes};
-use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Shut, Verdict};
-use crate::control::health::Health;
+use super::deliver::Delivery;
+use super::{Input, Shared, Target};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Shut};
 use crate::control::types::State;
 use crate::control::{Control, View};
-use crate::spool::SpoolError;
-use crate::spool::record::{LastError, Leased, Settlement};
-use crate::telemetry::feed;
+use crate::spool::record::Leased;
 
 /// How often due expiries and prunable results are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -232,179 +231,6 @@ impl Driver {
         self.deliveries.remove(&attempt);
     }
 
-    fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::Answer(ask, route) => self.answer(ask, route),
-            Effect::Abandon(attempt) => {
-                if let Some(abandon) = self.abandons.remove(&attempt) {
-                    let _ = abandon.send(());
-                }
-            }
-            Effect::Probe(uplink) => self.probe(uplink),
-            Effect::Reset(uplink) => {
-                if let Some(cloud) = self.shared.uplinks.get(uplink) {
-                    cloud.reset();
-                }
-            }
-            Effect::Lease { max, except, labelled } => {
-                let shared = self.shared.clone();
-                let broken = SpoolError::Storage("the lease's task broke off".to_owned());
-                let end = Otherwise::new(&shared.input, Input::Leased(Err(broken)));
-                self.tasks.spawn(async move {
-                    end.tell(Input::Leased(shared.spool.lease_around(max, &except, labelled).await));
-                });
-            }
-            Effect::Keep(shut) => self.keep(&shut),
-            Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
-            Effect::Settle { seq, attempt, verdict } => self.settle(seq, attempt, verdict),
-            Effect::Release(seqs) => {
-                let shared = self.shared.clone();
-                let settling: Vec<_> = seqs.iter().filter_map(|seq| self.settling.remove(seq)).collect();
-                self.tasks.spawn(async move {
-                    // Released before it is set aside on disk, a request would stay aside until the next start.
-                    for settled in settling {
-                        let _ = settled.await;
-                    }
-                    while let Err(error) = shared.spool.release(seqs.clone()).await {
-                        tracing::warn!(HOLDFAST_REASON = error.kind(), "requests stay set aside for now: {error}");
-                        if matches!(error, SpoolError::Closed) {
-                            return;
-                        }
-                        tokio::time::sleep(SETTLE_RETRY).await;
-                    }
-                });
-            }
-            Effect::Notice(notice) => self.notice(&notice),
-        }
-    }
-
-    fn answer(&mut self, ask: AskId, route: Route) {
-        let target = match route {
-            Route::Uplink { attempt, uplink } => self.begin(attempt, uplink),
-            Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
-            Route::Unsure => Target::Unsure,
-            Route::LastAnswer => Target::LastAnswer,
-            Route::Stopping => Target::Stopping,
-        };
-        // A caller that is gone drops its target, and an attempt reports itself when it is dropped.
-        if let Some(reply) = self.asks.remove(&ask) {
-            let _ = reply.send(target);
-        }
-    }
-
-    fn begin(&mut self, attempt: AttemptId, uplink: usize) -> Target {
-        let (abandon, abandoned) = oneshot::channel();
-        self.abandons.insert(attempt, abandon);
-        let cloud = self.shared.uplinks[uplink].clone();
-        Target::Uplink(LiveAttempt::new(self.shared.clone(), attempt, cloud, abandoned))
-    }
-
-    fn probe(&mut self, uplink: usize) {
-        let shared = self.shared.clone();
-        self.tasks.spawn(async move {
-            let Some(cloud) = shared.uplinks.get(uplink) else { return };
-            let (check, models) = cloud.probe().await;
-            shared.tell(Input::Event(Event::Probed(uplink, check)));
-            if let Some(models) = models {
-                let (told, name) = (shared.clone(), cloud.name().to_owned());
-                // It reads a long list and may write a file: not on a thread that serves requests.
-                let _ = spawn_blocking(move || (told.on_models)(&name, &models)).await;
-            }
-        });
-    }
-
-    fn send(&mut self, attempt: AttemptId, seq: u64, uplink: usize) {
-        let (Some(leased), Some(cloud)) = (self.leased.get(&seq).cloned(), self.shared.uplinks.get(uplink).cloned())
-        else {
-            // Cannot be; but an attempt that nobody makes must not count as in flight for ever.
-            self.shared.tell(Input::Ended { attempt, outcome: Outcome::GivenUp, latency_ms: 0, next: None });
-            return;
-        };
-        let (on_out, out) = oneshot::channel();
-        let (shared, stop) = (self.shared.clone(), self.cut.subscribe());
-        self.shared.report_request(
-            &leased.id,
-            Some(&leased.source),
-            State::Sending,
-            leased.maybe_billed.then_some("maybe_billed"),
-            Some(format!("uplink:{}", cloud.name())),
-        );
-        let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
-        self.tasks.spawn(async move {
-            let sending = deliver(cloud.clone(), &shared, &leased, on_out, stop);
-            let mut delivering = std::pin::pin!(sending);
-            // Not waited for beyond the attempt's end: a connection that stalls keeps the body, and `out` with it.
-            let delivery = tokio::select! {
-                biased;
-                Ok(()) = out => {
-                    shared.tell(Input::Event(Event::BodyOut(attempt)));
-                    delivering.await
-                }
-                delivery = &mut delivering => delivery,
-            };
-            shared.metrics.attempted(cloud.name(), delivery.outcome.class());
-            end.tell(Input::Delivered(attempt, Box::new(delivery)));
-        });
-    }
-
-    fn settle(&mut self, seq: u64, attempt: Option<AttemptId>, verdict: Verdict) {
-        let delivery = attempt.and_then(|attempt| self.deliveries.remove(&attempt)).map(|boxed| *boxed);
-        let Some(leased) = self.leased.remove(&seq) else { return };
-        let (settlement, end) = settlement(verdict, delivery, &leased);
-        let shared = self.shared.clone();
-        let refused = self.refused.clone();
-        let (settled, on_disk) = oneshot::channel::<()>();
-        if matches!(verdict, Verdict::Requeue { deferred: true, .. }) {
-            self.settling.insert(seq, on_disk);
-        }
-        self.tasks.spawn(async move {
-            // Dropped when this task ends, whatever way it does.
-            let _settled = settled;
-            let mut trouble = None;
-            while let Err(error) = shared.spool.settle(seq, settlement.clone()).await {
-                // An outcome that cannot be recorded is kept and tried again: it may have been paid for.
-                tracing::error!(
-                    HOLDFAST_REQUEST_ID = leased.id,
-                    HOLDFAST_REASON = error.kind(),
-                    "not recorded: {error}"
-                );
-                if matches!(error, SpoolError::Closed) {
-                    return;
-                }
-                trouble.get_or_insert_with(|| Trouble::begin(&shared, &refused));
-                tokio::time::sleep(SETTLE_RETRY).await;
-            }
-            drop(trouble);
-            match end {
-                Some((state, reason, route)) => shared.finished(&leased.id, Some(&leased.source), state, reason, route),
-                None => {
-                    shared.report_request(
-                        &leased.id,
-                        Some(&leased.source),
-                        State::Queued,
-                        reason_of(&settlement),
-                        None,
-                    );
-                }
-            }
-        });
-    }
-
-    /// Shut routes outlive a restart under names, in powered-on time, and with the configuration they were shut under.
-    fn keep(&mut self, shut: &[Shut]) {
-        let shared = self.shared.clone();
-        let (now_ms, powered_ms) = (shared.now_ms(), shared.spool.powered_ms());
-        let saved = shut.iter().filter_map(|one| routes::save(one, &shared.uplinks, now_ms, powered_ms)).collect();
-        self.tasks.spawn(async move {
-            if let Err(error) = shared.spool.save_pauses(saved).await {
-                tracing::warn!(
-                    HOLDFAST_REASON = error.kind(),
-                    "a restart will not know which routes are shut: {error}"
-                );
-            }
-        });
-    }
-
     fn sweep(&mut self) {
         if self.sweeping.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
             return;
@@ -429,99 +255,6 @@ impl Driver {
         });
         self.sweeping = Some(sweep);
     }
-
-    fn notice(&self, notice: &Notice) {
-        let name = |uplink: usize| self.shared.uplinks.get(uplink).map_or("?", |cloud| cloud.name()).to_owned();
-        let event = match notice {
-            Notice::Health { uplink, health, fault } => {
-                let (uplink, reason) = (name(*uplink), fault.map(crate::control::event::Fault::as_str));
-                let line = format!("uplink {uplink} is {health}");
-                if *health == Health::Unhealthy {
-                    tracing::warn!(
-                        HOLDFAST_UPLINK = uplink,
-                        HOLDFAST_STATE = health.as_str(),
-                        HOLDFAST_REASON = reason,
-                        "{line}"
-                    );
-                } else {
-                    tracing::info!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = health.as_str(), "{line}");
-                }
-                change("uplink", &uplink, Some(health.as_str()), reason.map(str::to_owned))
-            }
-            Notice::Breaker { uplink, state } => {
-                let uplink = name(*uplink);
-                tracing::warn!(
-                    HOLDFAST_UPLINK = uplink,
-                    HOLDFAST_STATE = state.as_str(),
-                    "circuit breaker of {uplink} is {state}"
-                );
-                change("breaker", &uplink, Some(state.as_str()), None)
-            }
-            Notice::RoutePaused { uplink, block, retry_in_s } => {
-                let uplink = name(*uplink);
-                tracing::error!(
-                    HOLDFAST_UPLINK = uplink,
-                    HOLDFAST_REASON = block.as_str(),
-                    "backlog to {uplink} paused: {block}: {}; next try in {retry_in_s} s",
-                    block.sentence()
-                );
-                change("route", &uplink, Some("paused"), Some(block.as_str().to_owned()))
-            }
-            Notice::Storage { works: false } => {
-                tracing::error!(
-                    HOLDFAST_REASON = "storage",
-                    "backlog paused: storage: an outcome cannot be written; make room on the disk or replace it"
-                );
-                change("storage", "", Some("paused"), Some("storage".to_owned()))
-            }
-            Notice::Storage { works: true } => {
-                tracing::warn!("outcomes can be written again; the backlog goes on");
-                change("storage", "", Some("resumed"), None)
-            }
-            Notice::RouteResumed { uplink } => {
-                let uplink = name(*uplink);
-                tracing::warn!(HOLDFAST_UPLINK = uplink, "backlog to {uplink} goes on");
-                change("route", &uplink, Some("resumed"), None)
-            }
-            Notice::DrainScheduled { delay_ms } => {
-                tracing::info!("an uplink is available; the backlog follows in {delay_ms} ms");
-                let mut event = feed::Event::new("drain");
-                event.latency_ms = Some(*delay_ms);
-                event
-            }
-        };
-        self.shared.feed.publish(event);
-    }
-}
-
-fn change(kind: &'static str, uplink: &str, state: Option<&'static str>, reason: Option<String>) -> feed::Event {
-    let mut event = feed::Event::new(kind);
-    event.route = Some(format!("uplink:{uplink}"));
-    event.state = state;
-    event.reason = reason;
-    event
-}
-
-/// An outcome that the disk refuses; while there is one, nothing more is sent whose outcome would join it.
-struct Trouble {
-    shared: Arc<Shared>,
-    refused: Arc<AtomicUsize>,
-}
-
-impl Trouble {
-    fn begin(shared: &Arc<Shared>, refused: &Arc<AtomicUsize>) -> Trouble {
-        refused.fetch_add(1, Ordering::AcqRel);
-        shared.tell(Input::Event(Event::Storage(false)));
-        Trouble { shared: shared.clone(), refused: refused.clone() }
-    }
-}
-
-impl Drop for Trouble {
-    fn drop(&mut self) {
-        if self.refused.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.shared.tell(Input::Event(Event::Storage(true)));
-        }
-    }
 }
 
 fn item(leased: &Leased, urgent: bool) -> Item {
@@ -531,56 +264,5 @@ fn item(leased: &Leased, urgent: bool) -> Item {
         attempts: leased.attempts,
         maybe_billed: leased.maybe_billed,
         urgent,
-    }
-}
-
-type End = (State, Option<&'static str>, Option<String>);
-
-/// Control's verdict and what was received, as one settlement; with the final state, where it is one.
-fn settlement(verdict: Verdict, delivery: Option<Delivery>, leased: &Leased) -> (Settlement, Option<End>) {
-    let (answer, error) = delivery.map_or((None, None), |d| (d.answer, d.error));
-    let unsaid = || LastError { kind: "unknown".to_owned(), message: "no answer was seen".to_owned() };
-    match (verdict, answer) {
-        (Verdict::Answered, Some(answer)) => {
-            let route = Some(format!("uplink:{}", answer.uplink));
-            (Settlement::Answered(answer), Some((State::Answered, None, route)))
-        }
-        // Cannot be: an answered attempt always brings its answer. The request is kept rather than lost.
-        (Verdict::Answered, None) => {
-            (Settlement::Requeue { counted: true, deferred: false, maybe_billed: true, error, came: None }, None)
-        }
-        (Verdict::Requeue { counted, deferred, maybe_billed }, came) => {
-            // Only what may have been paid for is worth keeping while the request waits.
-            let came = came.filter(|_| maybe_billed);
-            (Settlement::Requeue { counted, deferred, maybe_billed, error, came }, None)
-        }
-        (Verdict::Dead(reason), answer) => {
-            let mut error = error.unwrap_or_else(unsaid);
-            if reason == "unknown" {
-                error.message += &why_unknown(leased);
-            }
-            let settlement = Settlement::Dead { reason: reason.to_owned(), error, answer };
-            (settlement, Some((State::Dead, Some(reason), None)))
-        }
-    }
-}
-
-/// Why a request that was sent and not answered is not sent again by itself, and what to do.
-fn why_unknown(leased: &Leased) -> String {
-    let why = if leased.maybe_billed {
-        "this was its second send, and there is no third"
-    } else {
-        "held by [retry] on_unknown = \"hold\""
-    };
-    let id = &leased.id;
-    format!(
-        "; {why}: look whether the uplink's own records show it, and send it again with `holdfast queue retry {id}`"
-    )
-}
-
-fn reason_of(settlement: &Settlement) -> Option<&str> {
-    match settlement {
-        Settlement::Requeue { error, .. } => error.as_ref().map(|e| e.kind.as_str()),
-        _ => None,
     }
 }

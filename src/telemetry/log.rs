@@ -7,6 +7,8 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::plant::{self, Fault};
+
 /// `[log] format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -22,6 +24,7 @@ pub enum Form {
 
 /// Starts logging; a second call changes nothing.
 pub fn start(level: Level, form: Form) {
+    watch_panics();
     let registry = tracing_subscriber::registry().with(LevelFilter::from_level(level));
     let journal = matches!(form, Form::Journal) || (form == Form::Auto && std::env::var_os("JOURNAL_STREAM").is_some());
     if journal {
@@ -38,4 +41,18 @@ pub fn start(level: Level, form: Form) {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         registry.with(text.with_ansi(colour)).try_init()
     };
+}
+
+/// A panic is one line that says where. What it says itself is shown only where the program fixed its words: made ones
+/// quote what could not be dealt with, and that may be a prompt.
+fn watch_panics() {
+    if plant::is(Fault::PanicWordsShown) {
+        return;
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        let words = info.payload().downcast_ref::<&'static str>().copied();
+        let words = words.unwrap_or("its words are withheld, since they may quote a request");
+        tracing::error!(HOLDFAST_REASON = "internal", "panic at {place}: {words}; please report it");
+    }));
 }

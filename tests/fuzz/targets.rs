@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use holdfast::body::Body;
+use holdfast::body::scan::{FIELDS, Fault, Scan};
+use holdfast::ingress::http::fuzz as http;
 use holdfast::uplink::sse::Splitter;
 use holdfast::uplink::{body, classify};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -18,9 +20,11 @@ pub const ALL: &[(&str, Target)] = &[
     ("answer", answer),
     ("body", request),
     ("config", config),
+    ("framing", framing),
     ("head", head),
     ("ndjson", ndjson),
     ("salvage", salvage),
+    ("scan", scan),
     ("sse", sse),
 ];
 
@@ -115,7 +119,48 @@ pub fn config(data: &[u8]) {
 /// Any headers are taken or refused.
 pub fn head(data: &[u8]) {
     let (headers, _) = headers_of(data);
-    holdfast::ingress::http::fuzz_head(&headers);
+    http::head(&headers);
+}
+
+/// The HTTP library serves no request whose head was not judged, however the bytes come, whether bodies are read or not.
+pub fn framing(data: &[u8]) {
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    }
+    let Some((reads, data)) = data.split_first() else { return };
+    let (data, size) = pieces(data);
+    let judged = http::judged(data);
+    let served = RUNTIME.with(|runtime| runtime.block_on(http::served(data, size, reads % 2 == 0)));
+    let served = served.expect("a connection without an end");
+    assert!(judged.starts_with(&served), "judged {judged:?}, served {served:?}");
+}
+
+/// The scanner takes what serde_json takes, finds the same members, and does not care how the bytes were cut.
+pub fn scan(data: &[u8]) {
+    let (data, size) = pieces(data);
+    let scanned = |size: usize| {
+        let mut scan = Scan::default();
+        data.chunks(size).for_each(|piece| scan.feed(piece));
+        scan.finish()
+    };
+    let ours = scanned(usize::MAX);
+    assert_eq!(scanned(size), ours, "in pieces of {size}");
+    // It builds nothing, so that neither a number's size nor half of a surrogate pair matters.
+    let is_json = std::str::from_utf8(data).is_ok() && serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok();
+    let is_object = is_json && data.trim_ascii_start().first() == Some(&b'{');
+    match &ours {
+        Ok(_) => assert!(is_object, "taken, and no JSON object"),
+        Err(Fault::Syntax { .. }) => assert!(!is_object, "refused, and a JSON object"),
+        Err(Fault::Deep | Fault::Twice(_)) => {}
+    }
+    if let (Ok(layout), Ok(value)) = (ours, serde_json::from_slice::<serde_json::Value>(data)) {
+        for field in FIELDS {
+            let found = layout.get(field).map(|member| &data[member.at.start as usize..member.at.end as usize]);
+            let found = found.map(|bytes| serde_json::from_slice::<serde_json::Value>(bytes).unwrap());
+            assert_eq!(found.as_ref(), value.get(field), "{field}");
+        }
+    }
 }
 
 /// Any pages and any log come to an end. In front stands the length of the database in pages of 4 KiB.

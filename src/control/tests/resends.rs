@@ -82,3 +82,32 @@ fn what_was_cancelled_while_it_waited_costs_no_budget() {
     world.run_until(2 * HOUR_MS);
     assert!(world.is_over(*last), "it waits behind what nobody wants any more");
 }
+
+/// The count falls to nothing while it is leased: that must not make control forget that it waits, and lease it anew.
+#[test]
+fn a_second_send_without_a_budget_is_not_leased_again_and_again() {
+    let mut bench = Bench::up(settings(1));
+    for seq in 1..=u64::from(ALLOWANCE) {
+        let effects = bench.lease(vec![labelled(seq)]);
+        bench.end(sends(&effects)[0].0, Outcome::Unknown(Fault::Internal), false);
+    }
+    let (end_ms, mut leased) = (bench.now_ms + HOUR_MS, 0);
+    let mut effects = bench.tell(Event::Ready(1));
+    while bench.now_ms < end_ms {
+        let asked = effects.iter().find_map(|effect| match effect {
+            Effect::Lease { labelled, .. } => Some(*labelled != Some(0)),
+            _ => None,
+        });
+        effects = match asked {
+            Some(true) => {
+                leased += 1;
+                bench.tell(Event::Leased(vec![labelled(100)]));
+                [bench.tell(Event::Ready(0)), bench.tell(Event::Ready(1))].concat()
+            }
+            Some(false) => bench.tell(Event::Leased(Vec::new())),
+            None => bench.advance(100),
+        };
+        assert!(leased < 10, "leased {leased} times");
+    }
+    assert!(leased > 0);
+}

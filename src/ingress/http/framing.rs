@@ -162,51 +162,81 @@ fn headers<'a>(lines: impl Iterator<Item = &'a [u8]>, minor: u8) -> Result<Frami
     }
 }
 
-/// Follows a chunked body to its end. What is wrong in it is for the reader of the body to say.
+/// Follows a chunked body to its end, exactly as the reader behind does: where the two disagreed about the end, what
+/// follows would reach that reader without being judged. What is wrong in a body is for its reader to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chunks {
-    /// In a size line; the size so far.
+    /// The first digit of a size must come.
+    Start,
+    /// In a size; the size so far.
     Size(u64),
-    /// Behind the size, up to the line's end.
+    /// Behind the size, before an extension or the line's end.
+    Blank(u64),
+    /// In an extension, up to the line's end.
     Extension(u64),
-    /// So many bytes of data and its line end are left.
+    /// The line feed behind a size must come.
+    SizeFeed(u64),
+    /// So many bytes of data are left.
     Data(u64),
-    /// In the trailer; whether the line is empty so far.
-    Trailer(bool),
+    /// The line end behind data must come.
+    DataEnd,
+    /// Its line feed must come.
+    DataFeed,
+    /// At the start of a trailer's line; an empty one ends the body.
+    Line,
+    /// In a trailer.
+    Trailer,
+    /// The line feed behind a trailer must come.
+    TrailerFeed,
+    /// The very last line feed must come.
+    LastFeed,
 }
 
 impl Chunks {
     /// Before the first chunk.
-    pub const START: Chunks = Chunks::Size(0);
+    pub const START: Chunks = Chunks::Start;
 
     /// Takes bytes in; says how many of them belong to the body once it has ended. `Err` where it is no such body.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<usize>, ()> {
         let mut at = 0;
         while at < bytes.len() {
-            let byte = bytes[at];
-            at += 1;
-            *self = match *self {
-                Chunks::Size(size) => match (char::from(byte).to_digit(16), byte) {
-                    (Some(digit), _) => {
-                        Chunks::Size(size.checked_mul(16).and_then(|s| s.checked_add(u64::from(digit))).ok_or(())?)
-                    }
-                    (None, b'\r' | b';' | b' ' | b'\t') => Chunks::Extension(size),
-                    _ => return Err(()),
-                },
-                Chunks::Extension(0) if byte == b'\n' => Chunks::Trailer(true),
-                Chunks::Extension(size) if byte == b'\n' => Chunks::Data(size.checked_add(2).ok_or(())?),
-                Chunks::Extension(size) => Chunks::Extension(size),
-                Chunks::Data(left) => {
-                    let more = (left - 1).min((bytes.len() - at) as u64);
-                    at += more as usize;
-                    if left - 1 == more { Chunks::Size(0) } else { Chunks::Data(left - 1 - more) }
+            if let Chunks::Data(left) = *self {
+                let now = left.min((bytes.len() - at) as u64);
+                at += now as usize;
+                *self = if left == now { Chunks::DataEnd } else { Chunks::Data(left - now) };
+            } else {
+                at += 1;
+                if (*self, bytes[at - 1]) == (Chunks::LastFeed, b'\n') {
+                    return Ok(Some(at));
                 }
-                Chunks::Trailer(true) if byte == b'\n' => return Ok(Some(at)),
-                Chunks::Trailer(_) if byte == b'\n' => Chunks::Trailer(true),
-                Chunks::Trailer(empty) => Chunks::Trailer(empty && byte == b'\r'),
-            };
+                *self = self.after(bytes[at - 1]).ok_or(())?;
+            }
         }
         Ok(None)
+    }
+
+    /// The next state outside of data.
+    fn after(self, byte: u8) -> Option<Chunks> {
+        use Chunks::{
+            Blank, DataEnd, DataFeed, Extension, LastFeed, Line, Size, SizeFeed, Start, Trailer, TrailerFeed,
+        };
+        let digit = char::from(byte).to_digit(16).map(u64::from);
+        Some(match (self, byte) {
+            (Start, _) => Size(digit?),
+            (Size(size), _) if digit.is_some() => Size(size.checked_mul(16)?.checked_add(digit?)?),
+            (Size(size) | Blank(size), b' ' | b'\t') => Blank(size),
+            (Size(size) | Blank(size), b';') => Extension(size),
+            (Size(size) | Blank(size) | Extension(size), b'\r') => SizeFeed(size),
+            (Extension(size), _) if byte != b'\n' => Extension(size),
+            (SizeFeed(0) | TrailerFeed, b'\n') => Line,
+            (SizeFeed(size), b'\n') => Chunks::Data(size),
+            (DataEnd, b'\r') => DataFeed,
+            (DataFeed, b'\n') => Start,
+            (Line, b'\r') => LastFeed,
+            (Trailer, b'\r') => TrailerFeed,
+            (Line | Trailer, _) => Trailer,
+            _ => return None,
+        })
     }
 }
 
@@ -259,6 +289,15 @@ mod tests {
         assert_eq!(verdict(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(LINE_BYTES_MAX))), Err(414));
     }
 
+    /// The HTTP library takes a line feed alone for the beginning of a trailer: whoever takes it for the end judges what
+    /// follows as a head, and what follows that not at all.
+    #[test]
+    fn a_line_feed_alone_ends_no_chunked_body() {
+        let body = b"0\r\n\nGET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        assert_eq!({ Chunks::START }.feed(body), Ok(Some(body.len())));
+        assert_eq!({ Chunks::START }.feed(b"0\r\nx: y\n\nGET"), Ok(None));
+    }
+
     #[test]
     fn a_chunked_body_ends_where_it_ends() {
         let body = b"5;a=b\r\nhello\r\n1\r\nx\r\n0\r\nTrailer: 1\r\n\r\nGET";
@@ -271,7 +310,9 @@ mod tests {
             });
             assert_eq!(end, Some(body.len() - 3));
         }
-        for wrong in [&b"0x5\r\n"[..], b"fffffffffffffffff\r\n", b"-1\r\n"] {
+        for wrong in
+            [&b"0x5\r\n"[..], b"fffffffffffffffff\r\n", b"-1\r\n", b"\r\n", b"5\nhello", b"5;a\nhello", b"1\r\nxy\r\n"]
+        {
             let mut chunks = Chunks::START;
             assert_eq!(chunks.feed(wrong), Err(()));
         }

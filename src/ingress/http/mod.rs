@@ -7,6 +7,9 @@ mod answer;
 mod attach;
 mod call;
 mod framing;
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub mod fuzz;
 mod guarded;
 mod health;
 mod kept;
@@ -163,14 +166,6 @@ impl App {
         );
         refusal.into_response()
     }
-}
-
-/// A door for the fuzz targets: reads what a request's headers ask for.
-#[cfg(feature = "planted")]
-#[doc(hidden)]
-pub fn fuzz_head(headers: &hyper::HeaderMap) {
-    let _ = wants::Wants::read(headers, Policy::Both);
-    let _ = call::forwardable(headers);
 }
 
 /// All paths.

@@ -93,3 +93,10 @@ async fn what_has_left_cannot_be_taken_back() {
     assert_eq!(outcome, Outcome::Unknown(Fault::Outage));
     assert!(read > 1_000);
 }
+
+#[tokio::test]
+async fn a_request_without_a_body_is_not_taken_for_unsent() {
+    let (outcome, read) = taken_back("http", 0, 10).await;
+    assert_eq!(outcome, Outcome::Unknown(Fault::Outage));
+    assert!(read > 10);
+}

@@ -3,13 +3,13 @@
 //! The salvage's own tests get their counts here; one bit in a stored prompt or key is tried on the real daemon, because
 //! SQLite's own check sees nothing of it.
 
-use std::net::TcpListener;
 use std::path::Path;
 
 use holdfast::plant::Fault;
 
 use super::unit;
 use crate::case::{Case, Effort, Outcome, Planted};
+use crate::parts::config::{QUICK_PROBE, config};
 use crate::parts::gateway::{Gateway, Setup};
 use crate::parts::http::chat;
 use crate::parts::uplink::Uplink;
@@ -59,10 +59,8 @@ fn run(effort: &Effort) -> Outcome {
 
 /// Flips one bit of one stored prompt or idempotency key while the daemon is stopped: it must not leave like this, and the others must.
 fn flipped_row(of_key: bool, chance: &mut Chance) -> Result<(), String> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let uplink = Uplink::serve(listener, None);
-    let config = config(&format!("http://{address}/v1"));
+    let (uplink, address) = Uplink::here();
+    let config = config(&address, &[QUICK_PROBE], &["[drain]\nstart_jitter = \"0s\""]);
     let mut gateway = Gateway::start(Setup { config, ..Setup::default() });
     gateway.ask("POST", "/holdfast/v1/pause", &[], b"").map_err(|e| e.to_string())?;
     let prompts: Vec<String> = (0..REQUESTS).map(|n| format!("prompt {n} {:016x}", chance.below(u64::MAX))).collect();
@@ -114,27 +112,4 @@ fn flip(path: &Path, text: &str, chance: &mut Chance) -> Result<(), String> {
         bytes[at + letter] ^= 1;
     }
     std::fs::write(path, bytes).map_err(|e| e.to_string())
-}
-
-fn config(address: &str) -> String {
-    format!(
-        r#"
-[gateway]
-data_dir = "@DIR@/data"
-[http]
-socket = "@DIR@/hf.sock"
-[[uplink]]
-name = "sim"
-base_url = "{address}"
-probe = {{ interval = "100ms", timeout = "2s", fall = 2, rise = 1 }}
-[local]
-base_url = ""
-[drain]
-start_jitter = "0s"
-[cache]
-ttl = "0s"
-[limits]
-rate = 0
-"#
-    )
 }

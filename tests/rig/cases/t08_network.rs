@@ -9,6 +9,7 @@ use holdfast::plant::Fault;
 use serde_json::Value;
 
 use crate::case::{Case, Effort, Outcome, Planted};
+use crate::parts::config::{QUICK_BREAKER, QUICK_DRAIN, config};
 use crate::parts::gateway::{Gateway, Setup};
 use crate::parts::network::{Line, NAME};
 use crate::parts::uplink::{Answer, Uplink, own_certificate};
@@ -201,7 +202,7 @@ impl Bench {
         let port = if first.tls { TLS_PORT } else { PLAIN_PORT };
         let uplink = Uplink::serve(line.listen(port), server);
         let hold = if first.name.starts_with("hold") { "hold" } else { "resend" };
-        let config = config(&address, ca_file.to_str().unwrap(), hold);
+        let config = settings(&address, ca_file.to_str().unwrap(), hold);
         let gateway = Arc::new(Gateway::start(Setup { config, environment: Vec::new(), wrap: line.wrap() }));
         Bench { gateway, uplink, line, _ca: folder }
     }
@@ -261,11 +262,7 @@ impl Bench {
     /// Before each answer the uplink asks the gateway whether the request's record carries the label.
     fn watch_label(&self) {
         let gateway = Arc::clone(&self.gateway);
-        self.uplink.ask_label(move || {
-            // One at a time is under way here.
-            let list = gateway.get("/holdfast/v1/requests?state=sending");
-            list["data"].as_array().is_some_and(|data| data.iter().any(|record| record["maybe_billed"] == true))
-        });
+        self.uplink.ask_label(move || gateway.labels_what_it_sends());
     }
 
     /// Waits until the fault has done its work, and sees that it did no other.
@@ -320,33 +317,13 @@ impl Bench {
 }
 
 /// Every wait as short as a slow machine allows.
-fn config(address: &str, ca_file: &str, hold: &str) -> String {
-    format!(
-        r#"
-[gateway]
-data_dir = "@DIR@/data"
-[http]
-socket = "@DIR@/hf.sock"
-[[uplink]]
-name = "line"
-base_url = "{address}"
-ca_file = "{ca_file}"
-probe = {{ interval = "100ms", timeout = "500ms", fall = 2, rise = 1 }}
-breaker = {{ failures = 5, open_for = "300ms" }}
-timeouts = {{ connect = "500ms", first_byte = "900ms", idle = "900ms", total = "20s" }}
-[local]
-base_url = ""
-[drain]
-max_in_flight = 1
-start_jitter = "0s"
-[retry]
-base = "50ms"
-max = "300ms"
-on_unknown = "{hold}"
-[cache]
-ttl = "0s"
-[limits]
-rate = 0
-"#
-    )
+fn settings(address: &str, ca_file: &str, hold: &str) -> String {
+    let uplink = [
+        &format!("ca_file = \"{ca_file}\""),
+        "probe = { interval = \"100ms\", timeout = \"500ms\", fall = 2, rise = 1 }",
+        "timeouts = { connect = \"500ms\", first_byte = \"900ms\", idle = \"900ms\", total = \"20s\" }",
+        QUICK_BREAKER,
+    ];
+    // The last section of the drain's lines is that of retries.
+    config(address, &uplink, &[QUICK_DRAIN, &format!("on_unknown = \"{hold}\"")])
 }

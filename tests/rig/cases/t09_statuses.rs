@@ -1,7 +1,6 @@
 //! T9: what statuses and bodies mean, row by row against the real daemon; and 10,000 waiting requests over a virtual
 //! day of a key that is refused, which control's own tests play.
 
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use serde_json::Value;
 
 use super::unit;
 use crate::case::{Case, Effort, Outcome, Planted};
+use crate::parts::config::{QUICK_BREAKER, QUICK_DRAIN, QUICK_PROBE, config};
 use crate::parts::gateway::{Gateway, Setup};
 use crate::parts::http::chat;
 use crate::parts::rest;
@@ -25,6 +25,8 @@ pub const CASE: Case = Case {
 
 /// Daemons at once; each row has its own, because a pause outlives its request.
 const WORKERS: usize = 4;
+
+const TIMEOUTS: &str = "timeouts = { connect = \"1s\", first_byte = \"5s\", idle = \"5s\", total = \"20s\" }";
 
 /// What becomes of a stored request whose first answer was this and whose second is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,19 +107,14 @@ fn run(_: &Effort) -> Outcome {
 
 /// One request whose first answer is bad and whose second is good.
 fn row(answer: Answer, then: Then) -> Result<(), String> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let uplink = Uplink::serve(listener, None);
-    let gateway =
-        Arc::new(Gateway::start(Setup { config: config(&format!("http://{address}/v1")), ..Setup::default() }));
+    let (uplink, address) = Uplink::here();
+    let config = config(&address, &[QUICK_PROBE, QUICK_BREAKER, TIMEOUTS], &[QUICK_DRAIN]);
+    let gateway = Arc::new(Gateway::start(Setup { config, ..Setup::default() }));
     if !gateway.wait_available(true) {
         return Err("the uplink is not seen".to_owned());
     }
     let watcher = Arc::clone(&gateway);
-    uplink.ask_label(move || {
-        let list = watcher.get("/holdfast/v1/requests?state=sending");
-        list["data"].as_array().is_some_and(|data| data.iter().any(|record| record["maybe_billed"] == true))
-    });
+    uplink.ask_label(move || watcher.labels_what_it_sends());
     uplink.set_once("row", answer);
     let id = gateway.store(&chat("row"))?;
     // Whoever mended a key or a model says so; elsewhere it changes nothing.
@@ -140,33 +137,4 @@ fn row(answer: Answer, then: Then) -> Result<(), String> {
         Then::Dead => record["state"] == "dead" && labels == [false] && record["reason"].is_string(),
     };
     if right { Ok(()) } else { Err(format!("{then:?} was due: sends labelled {labels:?}, {record}")) }
-}
-
-fn config(address: &str) -> String {
-    format!(
-        r#"
-[gateway]
-data_dir = "@DIR@/data"
-[http]
-socket = "@DIR@/hf.sock"
-[[uplink]]
-name = "sim"
-base_url = "{address}"
-probe = {{ interval = "100ms", timeout = "2s", fall = 2, rise = 1 }}
-breaker = {{ failures = 5, open_for = "300ms" }}
-timeouts = {{ connect = "1s", first_byte = "5s", idle = "5s", total = "20s" }}
-[local]
-base_url = ""
-[drain]
-max_in_flight = 1
-start_jitter = "0s"
-[retry]
-base = "50ms"
-max = "300ms"
-[cache]
-ttl = "0s"
-[limits]
-rate = 0
-"#
-    )
 }

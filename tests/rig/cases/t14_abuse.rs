@@ -1,7 +1,6 @@
 //! T14: clients that break the protocol, or are slow on purpose: refused or closed in time, and nobody else notices.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +11,9 @@ use holdfast::clock;
 use holdfast::plant::Fault;
 
 use crate::case::{Case, Effort, Outcome, Planted};
+use crate::parts::config::config;
 use crate::parts::gateway::{Gateway, Setup};
-use crate::parts::http::{ask, chat};
+use crate::parts::http::{ask, chat, say};
 use crate::parts::rest;
 use crate::parts::uplink::Uplink;
 
@@ -39,10 +39,10 @@ fn run(effort: &Effort) -> Outcome {
     if rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).is_err() {
         return Outcome::Missing("3,000 file descriptors: raise ulimit -n".to_owned());
     }
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let uplink = Uplink::serve(listener, None);
-    let gateway = Gateway::start(Setup { config: config(&format!("http://{address}/v1")), ..Setup::default() });
+    let (uplink, address) = Uplink::here();
+    // Patient probes: a machine under this load must not take the uplink for lost.
+    let config = config(&address, &["probe = { interval = \"500ms\", timeout = \"5s\" }"], &[]);
+    let gateway = Gateway::start(Setup { config, ..Setup::default() });
     gateway.wait_available(true);
     let rounds = effort.pick(1, 5);
     for _ in 0..rounds {
@@ -70,8 +70,7 @@ const BODY: &str = "POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-ty
                     content-length: 100000\r\n\r\n{\"model\":";
 
 fn begun(socket: &Path, text: &str) -> Option<UnixStream> {
-    let mut stream = UnixStream::connect(socket).ok()?;
-    stream.write_all(text.as_bytes()).ok()?;
+    let stream = say(socket, text.as_bytes()).ok()?;
     stream.set_nonblocking(true).ok()?;
     Some(stream)
 }
@@ -236,11 +235,9 @@ fn raw_requests(socket: &Path, uplink: &Uplink) -> Result<(), String> {
 }
 
 fn raw_request(socket: &Path, raw: &Raw) -> Result<(), String> {
-    let mut stream = UnixStream::connect(socket).map_err(|e| e.to_string())?;
-    stream.set_read_timeout(Some(CLOSED_WITHIN)).map_err(|e| e.to_string())?;
     let head = raw.head.replace("@POST@", POST);
-    // It may be closed before all of it was written.
-    let _ = stream.write_all((head + raw.body).as_bytes());
+    let mut stream = say(socket, (head + raw.body).as_bytes()).map_err(|e| e.to_string())?;
+    stream.set_read_timeout(Some(CLOSED_WITHIN)).map_err(|e| e.to_string())?;
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer);
     if read.is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
@@ -256,25 +253,4 @@ fn raw_request(socket: &Path, raw: &Raw) -> Result<(), String> {
         _ if answers > 1 => Err(format!("{answers} answers to one request")),
         _ => Ok(()),
     }
-}
-
-fn config(address: &str) -> String {
-    format!(
-        r#"
-[gateway]
-data_dir = "@DIR@/data"
-[http]
-socket = "@DIR@/hf.sock"
-[[uplink]]
-name = "sim"
-base_url = "{address}"
-probe = {{ interval = "500ms", timeout = "5s" }}
-[local]
-base_url = ""
-[cache]
-ttl = "0s"
-[limits]
-rate = 0
-"#
-    )
 }

@@ -1,27 +1,26 @@
 //! T16: a key, a caller's token, a prompt and a picture that are known by sight go every way there is; nothing may show
 //! them afterwards: not the log at its loudest, not a metric, an event, an error or /proc, and not the disk once they are
-//! deleted.
+//! deleted. And attempts panic in words that quote them.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use holdfast::plant::Fault;
 use serde_json::json;
 
 use crate::case::{Case, Effort, Outcome, Planted};
+use crate::parts::config::{QUICK_DRAIN, QUICK_PROBE, config};
 use crate::parts::gateway::{Gateway, Setup};
+use crate::parts::http::say;
 use crate::parts::uplink::{Answer, Uplink};
 use crate::parts::{Chance, until};
 
 pub const CASE: Case = Case {
     id: "T16",
     what: "secrets through every path, then searched for everywhere",
-    faults: &[Planted::In(Fault::HeadersInADebugLog)],
+    faults: &[Planted::In(Fault::HeadersInADebugLog), Planted::In(Fault::PanicWordsShown)],
     run,
 };
 
@@ -63,8 +62,11 @@ impl Canaries {
 fn run(effort: &Effort) -> Outcome {
     let mut chance = Chance(effort.seed | 1);
     let mut places = 0;
-    for format in ["text", "json"] {
-        match search(&Canaries::new(&mut chance), format) {
+    // Where every attempt panics, the other ways are shut.
+    let panics_only = std::env::var("HOLDFAST_PLANT").is_ok_and(|name| name == Fault::PanicWordsShown.name());
+    let runs: &[fn(&Canaries, &str) -> Result<u64, String>] = if panics_only { &[panics] } else { &[search, panics] };
+    for (run, format) in runs.iter().flat_map(|run| ["text", "json"].map(|format| (run, format))) {
+        match run(&Canaries::new(&mut chance), format) {
             Ok(count) => places += count,
             Err(what) => return Outcome::Broken(format!("log format {format}: {what}")),
         }
@@ -110,25 +112,70 @@ fn around(bytes: &[u8], canary: &str) -> String {
 }
 
 fn search(canaries: &Canaries, format: &str) -> Result<u64, String> {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let uplink = Uplink::serve(listener, None);
-    let setup = Setup {
-        config: config(&format!("http://{address}/v1"), format),
-        environment: vec![("RIG_UPLINK_KEY".to_owned(), canaries.key.clone())],
-        wrap: Vec::new(),
-    };
-    let mut gateway = Gateway::start(setup);
-    gateway.wait_available(true);
+    let (uplink, address) = Uplink::here();
+    let gateway = start(&address, canaries, format, &[]);
     let mut seen = Seen(Vec::new());
     let events = follow_events(&gateway.socket());
     let ids = every_way(&gateway, &uplink, canaries, &mut seen)?;
-    from_outside(&gateway, &ids, &mut seen);
-    seen.add("/holdfast/v1/events", events());
-    tools(&gateway, &mut seen);
     if uplink.sent(&canaries.prompt).is_empty() {
         return Err("no prompt reached the uplink: this test tests nothing".to_owned());
     }
+    look_everywhere(gateway, &ids, events, seen, canaries)
+}
+
+/// Every attempt panics, in words that quote key and prompt: each request has its end all the same, more of them than
+/// there are slots, and nobody sees the words.
+fn panics(canaries: &Canaries, format: &str) -> Result<u64, String> {
+    let (_uplink, address) = Uplink::here();
+    let panicking = [("HOLDFAST_PLANT".to_owned(), Fault::PanicInAnAttempt.name().to_owned())];
+    let planted = std::env::var_os("HOLDFAST_PLANT").is_some();
+    let gateway = start(&address, canaries, format, if planted { &[] } else { &panicking });
+    let mut seen = Seen(Vec::new());
+    let events = follow_events(&gateway.socket());
+    // Whoever waits is told, or sees the connection end.
+    for body in [canaries.chat(), canaries.with_picture()] {
+        let headers = [("x-holdfast-offline", "fail")];
+        seen.add(
+            "an answer",
+            gateway.ask("POST", "/v1/chat/completions", &headers, &body).map_or_else(|_| String::new(), |r| r.text()),
+        );
+    }
+    let mut ids = Vec::new();
+    for body in [canaries.chat(), canaries.with_picture(), canaries.chat(), canaries.chat(), canaries.with_picture()] {
+        ids.push(gateway.store(&body)?);
+    }
+    for id in &ids {
+        let record = gateway.finished(id, 30);
+        let told = record["state"] == "dead" && record["reason"] == "unknown" && record["maybe_billed"] == true;
+        if !told {
+            return Err(format!("an attempt that panicked left its request behind: {record}"));
+        }
+    }
+    if !gateway.log().contains("panic") {
+        return Err("nothing panicked: this test tests nothing".to_owned());
+    }
+    look_everywhere(gateway, &ids, events, seen, canaries)
+}
+
+fn start(address: &str, canaries: &Canaries, format: &str, more: &[(String, String)]) -> Gateway {
+    let key = ("RIG_UPLINK_KEY".to_owned(), canaries.key.clone());
+    let environment = [&[key], more].concat();
+    let gateway = Gateway::start(Setup { config: settings(address, format), environment, wrap: Vec::new() });
+    gateway.wait_available(true);
+    gateway
+}
+
+/// Whatever can be seen from outside, on disk and in the log, also once everything is deleted and the process is gone.
+fn look_everywhere(
+    mut gateway: Gateway,
+    ids: &[String],
+    events: impl FnOnce() -> Vec<u8>,
+    mut seen: Seen,
+    canaries: &Canaries,
+) -> Result<u64, String> {
+    from_outside(&gateway, ids, &mut seen);
+    seen.add("/holdfast/v1/events", events());
+    tools(&gateway, &mut seen);
     delete_all(&gateway)?;
     // The key and the caller's token are never on disk; prompts and pictures no more.
     let mut disk = Seen(Vec::new());
@@ -199,9 +246,10 @@ fn every_way(gateway: &Gateway, uplink: &Uplink, canaries: &Canaries, seen: &mut
 
 /// Reads live events until the returned function is called.
 fn follow_events(socket: &Path) -> impl FnOnce() -> Vec<u8> + use<> {
-    let mut stream = UnixStream::connect(socket).unwrap();
-    stream.write_all(b"GET /holdfast/v1/events HTTP/1.1\r\nhost: hf\r\nconnection: close\r\n\r\n").unwrap();
-    let stream = Arc::new(stream);
+    let events = b"GET /holdfast/v1/events HTTP/1.1\r\nhost: hf\r\nconnection: close\r\n\r\n";
+    let stream = Arc::new(say(socket, events).unwrap());
+    // It is read for as long as the test takes.
+    stream.set_read_timeout(None).unwrap();
     let reader = Arc::clone(&stream);
     let thread = std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -283,36 +331,15 @@ fn on_disk(gateway: &Gateway, when: &str, seen: &mut Seen) {
     }
 }
 
-fn config(address: &str, format: &str) -> String {
-    let waits = Duration::from_secs(2).as_secs();
-    format!(
-        r#"
-[gateway]
-data_dir = "@DIR@/data"
-[http]
-socket = "@DIR@/hf.sock"
-[[uplink]]
-name = "sim"
-base_url = "{address}"
-api_keys = [{{ env = "RIG_UPLINK_KEY" }}]
-probe = {{ interval = "200ms", timeout = "{waits}s", fall = 3, rise = 1 }}
-breaker = {{ failures = 50, open_for = "200ms" }}
-timeouts = {{ first_byte = "{waits}s", idle = "{waits}s" }}
-[local]
-base_url = ""
-[drain]
-max_in_flight = 1
-start_jitter = "0s"
-[retry]
-base = "50ms"
-max = "200ms"
-[cache]
-ttl = "0s"
-[limits]
-rate = 0
-[log]
-level = "trace"
-format = "{format}"
-"#
-    )
+fn settings(address: &str, format: &str) -> String {
+    let uplink = [
+        "api_keys = [{ env = \"RIG_UPLINK_KEY\" }]",
+        QUICK_PROBE,
+        // Fewer slots than the requests that panic.
+        "max_in_flight = 2",
+        "breaker = { failures = 50, open_for = \"200ms\" }",
+        "timeouts = { first_byte = \"2s\", idle = \"2s\" }",
+    ];
+    let log = format!("[log]\nlevel = \"trace\"\nformat = \"{format}\"");
+    config(address, &uplink, &[QUICK_DRAIN, &log])
 }

@@ -134,6 +134,12 @@ impl Gateway {
         if reply.status == 202 && !id.is_empty() { Ok(id) } else { Err(format!("not stored: {}", reply.text())) }
     }
 
+    /// Whether its record of what is being sent now, one at a time, says that it may have been billed.
+    pub fn labels_what_it_sends(&self) -> bool {
+        let list = self.get("/holdfast/v1/requests?state=sending");
+        list["data"].as_array().is_some_and(|data| data.iter().any(|record| record["maybe_billed"] == true))
+    }
+
     /// One stored request.
     pub fn record(&self, id: &str) -> Value {
         self.get(&format!("/holdfast/v1/requests/{id}"))

@@ -39,11 +39,17 @@ impl Reply {
     }
 }
 
-/// One request and its answer.
-pub fn ask(socket: &Path, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
+/// A connection on which this was said. It may be closed before all of it was written.
+pub fn say(socket: &Path, text: &[u8]) -> io::Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    let _ = stream.write_all(text);
+    Ok(stream)
+}
+
+/// One request and its answer.
+pub fn ask(socket: &Path, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<Reply> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: hf\r\nconnection: close\r\n");
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
@@ -51,9 +57,8 @@ pub fn ask(socket: &Path, method: &str, path: &str, headers: &[(&str, &str)], bo
     if !body.is_empty() {
         head += &format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
     }
-    stream.write_all((head + "\r\n").as_bytes())?;
-    stream.write_all(body)?;
-    read(&mut stream)
+    let text = [(head + "\r\n").as_bytes(), body].concat();
+    read(&mut say(socket, &text)?)
 }
 
 /// Reads one answer up to the connection's end.

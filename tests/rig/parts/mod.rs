@@ -2,6 +2,7 @@
 //!
 //! All of it waits for conditions, with a bound; owns no test itself.
 
+pub mod config;
 pub mod gateway;
 pub mod http;
 pub mod network;

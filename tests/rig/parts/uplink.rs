@@ -70,6 +70,13 @@ pub struct Uplink {
 }
 
 impl Uplink {
+    /// One on this machine, and its address for the configuration.
+    pub fn here() -> (Arc<Uplink>, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/v1", listener.local_addr().unwrap());
+        (Uplink::serve(listener, None), address)
+    }
+
     /// Serves every connection of this listener from now on.
     pub fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Arc<Uplink> {
         let uplink = Arc::new(Uplink {

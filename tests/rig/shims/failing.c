@@ -13,11 +13,6 @@ static int files_used;
 static short file_of[FDS_MAX];
 static long calls;
 
-static long number(const char *name) {
-    const char *text = getenv(name);
-    return text ? atol(text) : 0;
-}
-
 /* Whether this call is the one; errno is set then. */
 static int fails(int is_sync) {
     if (number("RIG_FAIL_SYNCS") && !is_sync) return 0;
@@ -93,124 +88,59 @@ static void at_mark(const char *text, size_t n) {
     }
 }
 
-#define OPENING(name)                                                           \
-    int name(const char *path, int flags, ...) {                                \
-        va_list list;                                                           \
-        va_start(list, flags);                                                  \
-        mode_t mode = flags & O_CREAT ? va_arg(list, mode_t) : 0;               \
-        va_end(list);                                                           \
-        pthread_mutex_lock(&one);                                               \
-        int fd = -1;                                                            \
-        if (!(below(path) && flags & O_CREAT && fails(0))) {                    \
-            fd = REAL(name)(path, flags, mode);                                 \
-            int kept = errno;                                                   \
-            note_open(fd, path);                                                \
-            if (kind(fd) == FD_WATCHED) track(fd);                              \
-            errno = kept;                                                       \
-        }                                                                       \
-        pthread_mutex_unlock(&one);                                             \
-        return fd;                                                              \
-    }
-OPENING(open)
-OPENING(open64)
-
-int close(int fd) {
-    pthread_mutex_lock(&one);
-    if (fd >= 0 && fd < FDS_MAX) kind_of[fd] = FD_OTHER;
-    int done = REAL(close)(fd);
+static int on_open(__typeof__(&open) real_open, const char *path, int flags, mode_t mode) {
+    if (below(path) && flags & O_CREAT && fails(0)) return -1;
+    int fd = real_open(path, flags, mode);
     int kept = errno;
-    pthread_mutex_unlock(&one);
+    note_open(fd, path);
+    if (kind(fd) == FD_WATCHED) track(fd);
     errno = kept;
-    return done;
+    return fd;
 }
 
-ssize_t write(int fd, const void *bytes, size_t n) {
-    static __typeof__(&write) real_write;
-    if (!real_write) real_write = REAL(write);
-    if (kind(fd) == FD_OTHER) return real_write(fd, bytes, n);
-    pthread_mutex_lock(&one);
-    ssize_t done = -1;
+static void on_close(int fd) { (void)fd; }
+
+static ssize_t on_write(__typeof__(&write) real_write, int fd, const void *bytes, size_t n) {
     if (kind(fd) == FD_MARKS) {
-        done = real_write(fd, bytes, n);
+        ssize_t done = real_write(fd, bytes, n);
         at_mark(bytes, n);
-    } else if (!fails(0)) {
-        remember(fd, lseek64(fd, 0, SEEK_CUR), n, 0);
-        done = real_write(fd, bytes, n);
+        return done;
     }
-    int kept = errno;
-    pthread_mutex_unlock(&one);
-    errno = kept;
-    return done;
+    if (fails(0)) return -1;
+    remember(fd, lseek64(fd, 0, SEEK_CUR), n, 0);
+    return real_write(fd, bytes, n);
 }
 
-ssize_t writev(int fd, const struct iovec *parts, int n) {
-    if (kind(fd) == FD_OTHER) return REAL(writev)(fd, parts, n);
-    return n > 0 ? write(fd, parts[0].iov_base, parts[0].iov_len) : 0; /* a short write is allowed */
+static ssize_t on_pwrite(__typeof__(&pwrite64) real_pwrite, int fd, const void *bytes, size_t n, off64_t at) {
+    if (fails(0)) return -1;
+    remember(fd, at, n, 0);
+    return real_pwrite(fd, bytes, n, at);
 }
 
-#define PWRITING(name)                                                   \
-    ssize_t name(int fd, const void *bytes, size_t n, off64_t at) {      \
-        if (kind(fd) == FD_OTHER) return REAL(name)(fd, bytes, n, at);   \
-        pthread_mutex_lock(&one);                                        \
-        ssize_t done = -1;                                               \
-        if (!fails(0)) {                                                 \
-            remember(fd, at, n, 0);                                      \
-            done = REAL(name)(fd, bytes, n, at);                         \
-        }                                                                \
-        int kept = errno;                                                \
-        pthread_mutex_unlock(&one);                                      \
-        errno = kept;                                                    \
-        return done;                                                     \
-    }
-PWRITING(pwrite)
-PWRITING(pwrite64)
+static int on_cut(__typeof__(&ftruncate64) real_cut, int fd, off64_t to) {
+    if (fails(0)) return -1;
+    remember(fd, to, 0, 1);
+    return real_cut(fd, to);
+}
 
-#define CUTTING(name)                                                    \
-    int name(int fd, off64_t to) {                                       \
-        if (kind(fd) == FD_OTHER) return REAL(name)(fd, to);             \
-        pthread_mutex_lock(&one);                                        \
-        int done = -1;                                                   \
-        if (!fails(0)) {                                                 \
-            remember(fd, to, 0, 1);                                      \
-            done = REAL(name)(fd, to);                                   \
-        }                                                                \
-        int kept = errno;                                                \
-        pthread_mutex_unlock(&one);                                      \
-        errno = kept;                                                    \
-        return done;                                                     \
-    }
-CUTTING(ftruncate)
-CUTTING(ftruncate64)
+static void before_sync(int fd) { (void)fd; }
 
-static int synced(const char *name, int fd) {
-    if (kind(fd) == FD_OTHER) return ((int (*)(int))real(name))(fd);
-    pthread_mutex_lock(&one);
-    int done = -1;
+static int on_sync(int (*real_sync)(int), int fd) {
     if (fails(1)) {
         int kept = errno;
         lose(file_of[fd]);
         errno = kept;
-    } else {
-        done = ((int (*)(int))real(name))(fd);
-        if (done == 0) forget(file_of[fd]);
+        return -1;
     }
-    int kept = errno;
-    pthread_mutex_unlock(&one);
-    errno = kept;
+    int done = real_sync(fd);
+    if (done == 0) forget(file_of[fd]);
     return done;
 }
-int fsync(int fd) { return synced("fsync", fd); }
-int fdatasync(int fd) { return synced("fdatasync", fd); }
+
+#include "interpose.h"
 
 /* Names: lost only as a failed call; their own cache is the replay's business. */
-static int fails_at(const char *path) {
-    pthread_mutex_lock(&one);
-    int is = below(path) && fails(0);
-    int kept = errno;
-    pthread_mutex_unlock(&one);
-    errno = kept;
-    return is;
-}
+static int fails_at(const char *path) { return LOCKED(int, below(path) && fails(0)); }
 int unlink(const char *path) { return fails_at(path) ? -1 : REAL(unlink)(path); }
 int mkdir(const char *path, mode_t mode) { return fails_at(path) ? -1 : REAL(mkdir)(path, mode); }
 int rename(const char *from, const char *to) { return fails_at(from) ? -1 : REAL(rename)(from, to); }

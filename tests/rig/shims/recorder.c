@@ -7,11 +7,6 @@
 
 static int trace = -1;
 
-static long number(const char *name) {
-    const char *text = getenv(name);
-    return text ? atol(text) : 0;
-}
-
 static void put(char op, int fd, int64_t at, const void *a, uint32_t na, const void *b, uint32_t nb) {
     static __typeof__(&write) real_write;
     if (!real_write) real_write = REAL(write);
@@ -32,41 +27,21 @@ static void put(char op, int fd, int64_t at, const void *a, uint32_t na, const v
     if (nb && real_write(trace, b, nb) != (ssize_t)nb) abort();
 }
 
-static int opened(int fd, const char *path, int flags) {
+static int on_open(__typeof__(&open) real_open, const char *path, int flags, mode_t mode) {
+    int fd = real_open(path, flags, mode);
+    int kept = errno;
     note_open(fd, path);
     if (kind(fd) == FD_WATCHED) {
         const char *name = below(path);
         int64_t how = (flags & O_CREAT ? 1 : 0) | (flags & O_TRUNC ? 2 : 0);
         put('o', fd, how, name, (uint32_t)strlen(name), NULL, 0);
     }
+    errno = kept;
     return fd;
 }
 
-#define OPENING(name)                                                      \
-    int name(const char *path, int flags, ...) {                           \
-        va_list list;                                                      \
-        va_start(list, flags);                                             \
-        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(list, mode_t) : 0; \
-        va_end(list);                                                      \
-        pthread_mutex_lock(&one);                                          \
-        int fd = opened(REAL(name)(path, flags, mode), path, flags);       \
-        int kept = errno;                                                  \
-        pthread_mutex_unlock(&one);                                        \
-        errno = kept;                                                      \
-        return fd;                                                         \
-    }
-OPENING(open)
-OPENING(open64)
-
-int close(int fd) {
-    pthread_mutex_lock(&one);
+static void on_close(int fd) {
     if (kind(fd) == FD_WATCHED) put('c', fd, 0, NULL, 0, NULL, 0);
-    if (fd >= 0 && fd < FDS_MAX) kind_of[fd] = FD_OTHER;
-    int done = REAL(close)(fd);
-    int kept = errno;
-    pthread_mutex_unlock(&one);
-    errno = kept;
-    return done;
 }
 
 static ssize_t written(int fd, const void *bytes, int64_t at, ssize_t n) {
@@ -77,60 +52,38 @@ static ssize_t written(int fd, const void *bytes, int64_t at, ssize_t n) {
     return n;
 }
 
-ssize_t write(int fd, const void *bytes, size_t n) {
-    static __typeof__(&write) real_write;
-    if (!real_write) real_write = REAL(write);
-    if (kind(fd) == FD_OTHER) return real_write(fd, bytes, n);
-    pthread_mutex_lock(&one);
+static ssize_t on_write(__typeof__(&write) real_write, int fd, const void *bytes, size_t n) {
     int64_t at = lseek(fd, 0, SEEK_CUR);
-    ssize_t done = written(fd, bytes, at, real_write(fd, bytes, n));
-    pthread_mutex_unlock(&one);
-    return done;
+    return written(fd, bytes, at, real_write(fd, bytes, n));
 }
 
-#define PWRITING(name)                                                         \
-    ssize_t name(int fd, const void *bytes, size_t n, off64_t at) {            \
-        if (kind(fd) == FD_OTHER) return REAL(name)(fd, bytes, n, at);         \
-        pthread_mutex_lock(&one);                                              \
-        ssize_t done = written(fd, bytes, at, REAL(name)(fd, bytes, n, at));   \
-        pthread_mutex_unlock(&one);                                            \
-        return done;                                                           \
-    }
-PWRITING(pwrite)
-PWRITING(pwrite64)
-
-ssize_t writev(int fd, const struct iovec *parts, int n) {
-    if (kind(fd) == FD_OTHER) return REAL(writev)(fd, parts, n);
-    return n > 0 ? write(fd, parts[0].iov_base, parts[0].iov_len) : 0; /* a short write is allowed */
+static ssize_t on_pwrite(__typeof__(&pwrite64) real_pwrite, int fd, const void *bytes, size_t n, off64_t at) {
+    return written(fd, bytes, at, real_pwrite(fd, bytes, n, at));
 }
 
-#define CUTTING(name)                                                          \
-    int name(int fd, off64_t to) {                                             \
-        pthread_mutex_lock(&one);                                              \
-        int done = REAL(name)(fd, to);                                         \
-        int kept = errno;                                                      \
-        if (done == 0 && kind(fd) == FD_WATCHED) put('t', fd, to, NULL, 0, NULL, 0); \
-        pthread_mutex_unlock(&one);                                            \
-        errno = kept;                                                          \
-        return done;                                                           \
-    }
-CUTTING(ftruncate)
-CUTTING(ftruncate64)
-
-static int synced(const char *name, int fd) {
-    static long syncs;
-    if (kind(fd) == FD_WATCHED && number("RIG_SYNC_US")) usleep((useconds_t)number("RIG_SYNC_US"));
-    pthread_mutex_lock(&one);
-    int done = ((int (*)(int))real(name))(fd);
+static int on_cut(__typeof__(&ftruncate64) real_cut, int fd, off64_t to) {
+    int done = real_cut(fd, to);
     int kept = errno;
-    long every = number("RIG_DROP_SYNCS");
-    if (done == 0 && kind(fd) == FD_WATCHED && !(every && ++syncs % every == 0)) put('s', fd, 0, NULL, 0, NULL, 0);
-    pthread_mutex_unlock(&one);
+    if (done == 0 && kind(fd) == FD_WATCHED) put('t', fd, to, NULL, 0, NULL, 0);
     errno = kept;
     return done;
 }
-int fsync(int fd) { return synced("fsync", fd); }
-int fdatasync(int fd) { return synced("fdatasync", fd); }
+
+static void before_sync(int fd) {
+    if (kind(fd) == FD_WATCHED && number("RIG_SYNC_US")) usleep((useconds_t)number("RIG_SYNC_US"));
+}
+
+static int on_sync(int (*real_sync)(int), int fd) {
+    static long syncs;
+    int done = real_sync(fd);
+    int kept = errno;
+    long every = number("RIG_DROP_SYNCS");
+    if (done == 0 && kind(fd) == FD_WATCHED && !(every && ++syncs % every == 0)) put('s', fd, 0, NULL, 0, NULL, 0);
+    errno = kept;
+    return done;
+}
+
+#include "interpose.h"
 
 static int named(int done, char op, const char *a, const char *b) {
     int kept = errno;
@@ -139,27 +92,13 @@ static int named(int done, char op, const char *a, const char *b) {
         if (!y) abort(); /* out of the watched folder: no test does that */
         put(op, -1, 0, x, (uint32_t)strlen(x), y, (uint32_t)strlen(y));
     }
-    pthread_mutex_unlock(&one);
     errno = kept;
     return done;
 }
-int unlink(const char *path) {
-    pthread_mutex_lock(&one);
-    return named(REAL(unlink)(path), 'u', path, NULL);
-}
-int rmdir(const char *path) {
-    pthread_mutex_lock(&one);
-    return named(REAL(rmdir)(path), 'u', path, NULL);
-}
-int mkdir(const char *path, mode_t mode) {
-    pthread_mutex_lock(&one);
-    return named(REAL(mkdir)(path, mode), 'd', path, NULL);
-}
-int rename(const char *from, const char *to) {
-    pthread_mutex_lock(&one);
-    return named(REAL(rename)(from, to), 'r', from, to);
-}
+int unlink(const char *path) { return LOCKED(int, named(REAL(unlink)(path), 'u', path, NULL)); }
+int rmdir(const char *path) { return LOCKED(int, named(REAL(rmdir)(path), 'u', path, NULL)); }
+int mkdir(const char *path, mode_t mode) { return LOCKED(int, named(REAL(mkdir)(path, mode), 'd', path, NULL)); }
+int rename(const char *from, const char *to) { return LOCKED(int, named(REAL(rename)(from, to), 'r', from, to)); }
 int linkat(int a, const char *from, int b, const char *to, int flags) {
-    pthread_mutex_lock(&one);
-    return named(REAL(linkat)(a, from, b, to, flags), 'l', from, to);
+    return LOCKED(int, named(REAL(linkat)(a, from, b, to, flags), 'l', from, to));
 }

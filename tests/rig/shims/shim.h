@@ -31,6 +31,11 @@ static void *real(const char *name) {
     return found;
 }
 
+static long number(const char *name) {
+    const char *text = getenv(name);
+    return text ? atol(text) : 0;
+}
+
 /* The path below the watched folder, "" for the folder itself, NULL for any other. */
 static const char *below(const char *path) {
     static const char *dir;

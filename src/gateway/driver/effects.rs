@@ -1,0 +1,265 @@
+//! What control asks for, carried out: answers, attempts, leases, settlements, releases.
+//!
+//! Whatever takes time is a task of its own that reports back; nothing here decides.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+use super::super::deliver::{Delivery, deliver};
+use super::super::otherwise::Otherwise;
+use super::super::{Input, LiveAttempt, Shared, Target, routes};
+use super::{Driver, SETTLE_RETRY};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Outcome, Route, Shut, Verdict};
+use crate::control::types::State;
+use crate::spool::SpoolError;
+use crate::spool::record::{LastError, Leased, Settlement};
+
+impl Driver {
+    pub(super) fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Answer(ask, route) => self.answer(ask, route),
+            Effect::Abandon(attempt) => {
+                if let Some(abandon) = self.abandons.remove(&attempt) {
+                    let _ = abandon.send(());
+                }
+            }
+            Effect::Probe(uplink) => self.probe(uplink),
+            Effect::Reset(uplink) => {
+                if let Some(cloud) = self.shared.uplinks.get(uplink) {
+                    cloud.reset();
+                }
+            }
+            Effect::Lease { max, except, labelled } => {
+                let shared = self.shared.clone();
+                let broken = SpoolError::Storage("the lease's task broke off".to_owned());
+                let end = Otherwise::new(&shared.input, Input::Leased(Err(broken)));
+                self.tasks.spawn(async move {
+                    end.tell(Input::Leased(shared.spool.lease_around(max, &except, labelled).await));
+                });
+            }
+            Effect::Keep(shut) => self.keep(&shut),
+            Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
+            Effect::Settle { seq, attempt, verdict } => self.settle(seq, attempt, verdict),
+            Effect::Release(seqs) => {
+                let shared = self.shared.clone();
+                let settling: Vec<_> = seqs.iter().filter_map(|seq| self.settling.remove(seq)).collect();
+                self.tasks.spawn(async move {
+                    // Released before it is set aside on disk, a request would stay aside until the next start.
+                    for settled in settling {
+                        let _ = settled.await;
+                    }
+                    while let Err(error) = shared.spool.release(seqs.clone()).await {
+                        tracing::warn!(HOLDFAST_REASON = error.kind(), "requests stay set aside for now: {error}");
+                        if matches!(error, SpoolError::Closed) {
+                            return;
+                        }
+                        tokio::time::sleep(SETTLE_RETRY).await;
+                    }
+                });
+            }
+            Effect::Notice(notice) => self.notice(&notice),
+        }
+    }
+
+    fn answer(&mut self, ask: AskId, route: Route) {
+        let target = match route {
+            Route::Uplink { attempt, uplink } => self.begin(attempt, uplink),
+            Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
+            Route::Unsure => Target::Unsure,
+            Route::LastAnswer => Target::LastAnswer,
+            Route::Stopping => Target::Stopping,
+        };
+        // A caller that is gone drops its target, and an attempt reports itself when it is dropped.
+        if let Some(reply) = self.asks.remove(&ask) {
+            let _ = reply.send(target);
+        }
+    }
+
+    fn begin(&mut self, attempt: AttemptId, uplink: usize) -> Target {
+        let (abandon, abandoned) = oneshot::channel();
+        self.abandons.insert(attempt, abandon);
+        let cloud = self.shared.uplinks[uplink].clone();
+        Target::Uplink(LiveAttempt::new(self.shared.clone(), attempt, cloud, abandoned))
+    }
+
+    fn probe(&mut self, uplink: usize) {
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            let Some(cloud) = shared.uplinks.get(uplink) else { return };
+            let (check, models) = cloud.probe().await;
+            shared.tell(Input::Event(Event::Probed(uplink, check)));
+            if let Some(models) = models {
+                let (told, name) = (shared.clone(), cloud.name().to_owned());
+                // It reads a long list and may write a file: not on a thread that serves requests.
+                let _ = spawn_blocking(move || (told.on_models)(&name, &models)).await;
+            }
+        });
+    }
+
+    fn send(&mut self, attempt: AttemptId, seq: u64, uplink: usize) {
+        let (Some(leased), Some(cloud)) = (self.leased.get(&seq).cloned(), self.shared.uplinks.get(uplink).cloned())
+        else {
+            // Cannot be; but an attempt that nobody makes must not count as in flight for ever.
+            self.shared.tell(Input::Ended { attempt, outcome: Outcome::GivenUp, latency_ms: 0, next: None });
+            return;
+        };
+        let (on_out, out) = oneshot::channel();
+        let (shared, stop) = (self.shared.clone(), self.cut.subscribe());
+        self.shared.report_request(
+            &leased.id,
+            Some(&leased.source),
+            State::Sending,
+            leased.maybe_billed.then_some("maybe_billed"),
+            Some(format!("uplink:{}", cloud.name())),
+        );
+        let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
+        self.tasks.spawn(async move {
+            let mut delivering = std::pin::pin!(deliver(cloud.clone(), &shared, &leased, on_out, stop));
+            // Not waited for beyond the attempt's end: a connection that stalls keeps the body, and `out` with it.
+            let delivery = tokio::select! {
+                biased;
+                Ok(()) = out => {
+                    shared.tell(Input::Event(Event::BodyOut(attempt)));
+                    delivering.await
+                }
+                delivery = &mut delivering => delivery,
+            };
+            shared.metrics.attempted(cloud.name(), delivery.outcome.class());
+            end.tell(Input::Delivered(attempt, Box::new(delivery)));
+        });
+    }
+
+    fn settle(&mut self, seq: u64, attempt: Option<AttemptId>, verdict: Verdict) {
+        let delivery = attempt.and_then(|attempt| self.deliveries.remove(&attempt)).map(|boxed| *boxed);
+        let Some(leased) = self.leased.remove(&seq) else { return };
+        let (settlement, end) = settlement(verdict, delivery, &leased);
+        let shared = self.shared.clone();
+        let refused = self.refused.clone();
+        let (settled, on_disk) = oneshot::channel::<()>();
+        if matches!(verdict, Verdict::Requeue { deferred: true, .. }) {
+            self.settling.insert(seq, on_disk);
+        }
+        self.tasks.spawn(async move {
+            // Dropped when this task ends, whatever way it does.
+            let _settled = settled;
+            let mut trouble = None;
+            while let Err(error) = shared.spool.settle(seq, settlement.clone()).await {
+                // An outcome that cannot be recorded is kept and tried again: it may have been paid for.
+                tracing::error!(
+                    HOLDFAST_REQUEST_ID = leased.id,
+                    HOLDFAST_REASON = error.kind(),
+                    "not recorded: {error}"
+                );
+                if matches!(error, SpoolError::Closed) {
+                    return;
+                }
+                trouble.get_or_insert_with(|| Trouble::begin(&shared, &refused));
+                tokio::time::sleep(SETTLE_RETRY).await;
+            }
+            drop(trouble);
+            match end {
+                Some((state, reason, route)) => shared.finished(&leased.id, Some(&leased.source), state, reason, route),
+                None => {
+                    shared.report_request(
+                        &leased.id,
+                        Some(&leased.source),
+                        State::Queued,
+                        reason_of(&settlement),
+                        None,
+                    );
+                }
+            }
+        });
+    }
+
+    /// Shut routes outlive a restart under names, in powered-on time, and with the configuration they were shut under.
+    fn keep(&mut self, shut: &[Shut]) {
+        let shared = self.shared.clone();
+        let (now_ms, powered_ms) = (shared.now_ms(), shared.spool.powered_ms());
+        let saved = shut.iter().filter_map(|one| routes::save(one, &shared.uplinks, now_ms, powered_ms)).collect();
+        self.tasks.spawn(async move {
+            if let Err(error) = shared.spool.save_pauses(saved).await {
+                tracing::warn!(
+                    HOLDFAST_REASON = error.kind(),
+                    "a restart will not know which routes are shut: {error}"
+                );
+            }
+        });
+    }
+}
+
+/// An outcome that the disk refuses; while there is one, nothing more is sent whose outcome would join it.
+struct Trouble {
+    shared: Arc<Shared>,
+    refused: Arc<AtomicUsize>,
+}
+
+impl Trouble {
+    fn begin(shared: &Arc<Shared>, refused: &Arc<AtomicUsize>) -> Trouble {
+        refused.fetch_add(1, Ordering::AcqRel);
+        shared.tell(Input::Event(Event::Storage(false)));
+        Trouble { shared: shared.clone(), refused: refused.clone() }
+    }
+}
+
+impl Drop for Trouble {
+    fn drop(&mut self) {
+        if self.refused.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.tell(Input::Event(Event::Storage(true)));
+        }
+    }
+}
+
+type End = (State, Option<&'static str>, Option<String>);
+
+/// Control's verdict and what was received, as one settlement; with the final state, where it is one.
+fn settlement(verdict: Verdict, delivery: Option<Delivery>, leased: &Leased) -> (Settlement, Option<End>) {
+    let (answer, error) = delivery.map_or((None, None), |d| (d.answer, d.error));
+    let unsaid = || LastError { kind: "unknown".to_owned(), message: "no answer was seen".to_owned() };
+    match (verdict, answer) {
+        (Verdict::Answered, Some(answer)) => {
+            let route = Some(format!("uplink:{}", answer.uplink));
+            (Settlement::Answered(answer), Some((State::Answered, None, route)))
+        }
+        // Cannot be: an answered attempt always brings its answer. The request is kept rather than lost.
+        (Verdict::Answered, None) => {
+            (Settlement::Requeue { counted: true, deferred: false, maybe_billed: true, error, came: None }, None)
+        }
+        (Verdict::Requeue { counted, deferred, maybe_billed }, came) => {
+            // Only what may have been paid for is worth keeping while the request waits.
+            let came = came.filter(|_| maybe_billed);
+            (Settlement::Requeue { counted, deferred, maybe_billed, error, came }, None)
+        }
+        (Verdict::Dead(reason), answer) => {
+            let mut error = error.unwrap_or_else(unsaid);
+            if reason == "unknown" {
+                error.message += &why_unknown(leased);
+            }
+            let settlement = Settlement::Dead { reason: reason.to_owned(), error, answer };
+            (settlement, Some((State::Dead, Some(reason), None)))
+        }
+    }
+}
+
+/// Why a request that was sent and not answered is not sent again by itself, and what to do.
+fn why_unknown(leased: &Leased) -> String {
+    let why = if leased.maybe_billed {
+        "this was its second send, and there is no third"
+    } else {
+        "held by [retry] on_unknown = \"hold\""
+    };
+    let id = &leased.id;
+    format!(
+        "; {why}: look whether the uplink's own records show it, and send it again with `holdfast queue retry {id}`"
+    )
+}
+
+fn reason_of(settlement: &Settlement) -> Option<&str> {
+    match settlement {
+        Settlement::Requeue { error, .. } => error.as_ref().map(|e| e.kind.as_str()),
+        _ => None,
+    }
+}

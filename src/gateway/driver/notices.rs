@@ -1,0 +1,81 @@
+//! State changes as people see them: one line in the journal and one live event each.
+//!
+//! Owns their words. Decides nothing.
+
+use super::Driver;
+use crate::control::breaker::BreakerState;
+use crate::control::event::{Block, Fault, Notice};
+use crate::control::health::Health;
+use crate::telemetry::feed;
+
+impl Driver {
+    pub(super) fn notice(&self, notice: &Notice) {
+        let name = |uplink: usize| self.shared.uplinks.get(uplink).map_or("?", |cloud| cloud.name()).to_owned();
+        self.shared.feed.publish(match notice {
+            Notice::Health { uplink, health, fault } => health_changed(&name(*uplink), *health, *fault),
+            Notice::Breaker { uplink, state } => breaker_changed(&name(*uplink), *state),
+            Notice::RoutePaused { uplink, block, retry_in_s } => route_paused(&name(*uplink), *block, *retry_in_s),
+            Notice::RouteResumed { uplink } => route_resumed(&name(*uplink)),
+            Notice::Storage { works } => storage_changed(*works),
+            Notice::DrainScheduled { delay_ms } => drain_scheduled(*delay_ms),
+        });
+    }
+}
+
+fn health_changed(uplink: &str, health: Health, fault: Option<Fault>) -> feed::Event {
+    let reason = fault.map(Fault::as_str);
+    let line = format!("uplink {uplink} is {health}");
+    if health == Health::Unhealthy {
+        tracing::warn!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = health.as_str(), HOLDFAST_REASON = reason, "{line}");
+    } else {
+        tracing::info!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = health.as_str(), "{line}");
+    }
+    change("uplink", uplink, Some(health.as_str()), reason.map(str::to_owned))
+}
+
+fn breaker_changed(uplink: &str, state: BreakerState) -> feed::Event {
+    tracing::warn!(HOLDFAST_UPLINK = uplink, HOLDFAST_STATE = state.as_str(), "circuit breaker of {uplink} is {state}");
+    change("breaker", uplink, Some(state.as_str()), None)
+}
+
+fn route_paused(uplink: &str, block: Block, retry_in_s: u64) -> feed::Event {
+    tracing::error!(
+        HOLDFAST_UPLINK = uplink,
+        HOLDFAST_REASON = block.as_str(),
+        "backlog to {uplink} paused: {block}: {}; next try in {retry_in_s} s",
+        block.sentence()
+    );
+    change("route", uplink, Some("paused"), Some(block.as_str().to_owned()))
+}
+
+fn route_resumed(uplink: &str) -> feed::Event {
+    tracing::warn!(HOLDFAST_UPLINK = uplink, "backlog to {uplink} goes on");
+    change("route", uplink, Some("resumed"), None)
+}
+
+fn storage_changed(works: bool) -> feed::Event {
+    if works {
+        tracing::warn!("outcomes can be written again; the backlog goes on");
+        return change("storage", "", Some("resumed"), None);
+    }
+    tracing::error!(
+        HOLDFAST_REASON = "storage",
+        "backlog paused: storage: an outcome cannot be written; make room on the disk or replace it"
+    );
+    change("storage", "", Some("paused"), Some("storage".to_owned()))
+}
+
+fn drain_scheduled(delay_ms: u64) -> feed::Event {
+    tracing::info!("an uplink is available; the backlog follows in {delay_ms} ms");
+    let mut event = feed::Event::new("drain");
+    event.latency_ms = Some(delay_ms);
+    event
+}
+
+fn change(kind: &'static str, uplink: &str, state: Option<&'static str>, reason: Option<String>) -> feed::Event {
+    let mut event = feed::Event::new(kind);
+    event.route = Some(format!("uplink:{uplink}"));
+    event.state = state;
+    event.reason = reason;
+    event
+}
