@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use holdfast_wire::frame::CRC32;
 
-
 /// Bytes of all half uploads together: eight of the largest.
 const TOTAL_MAX: u64 = 64 << 20;
 /// Half uploads at once, over all links: one per device, and as many devices as are there in any real plant.
