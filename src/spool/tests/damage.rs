@@ -67,15 +67,11 @@ async fn a_wiped_header_stops_nothing_and_is_kept() {
     assert_counted(&spool).await;
 }
 
-/// Waits until nothing is due any more.
+/// Waits until what was set aside is back and what was held back for it is free again.
 async fn salvaged_all(spool: &Spool, dir: &Path) {
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), async {
-        while !quarantine::due(dir).is_empty() {
-            spool.commit_probe().await.unwrap();
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    });
-    waited.await.unwrap();
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), spool.salvaged());
+    assert!(waited.await.unwrap().unwrap(), "the salvage stopped");
+    assert!(quarantine::due(dir).is_empty());
 }
 
 #[tokio::test]
@@ -197,6 +193,8 @@ async fn what_is_lost_is_on_record_and_what_is_behind_is_not_sent_as_if_new() {
     assert_eq!(adopted(&spool, bodiless).await, Adopted::Inserted);
     let lost = |id: &str, seq| LostRow { seq, id: id.to_owned(), state: None };
     for (row, verdict) in [
+        // Its number ended under its own name: this one is half noise.
+        (lost("ovfr", seq), Adopted::Ended),
         (lost("gone", 77), Adopted::Inserted),
         (lost("gone", 77), Adopted::Known),
         (lost("doubtful", 2), Adopted::Known),

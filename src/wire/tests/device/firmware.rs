@@ -1,51 +1,19 @@
-//! A device's own program: a memory that survives its restarts, and the state machine under test.
+//! A device's own program: what it still has to hand over and what it got, over its restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_wire::device::{Device, Event, Identity, Keeper};
-use holdfast_wire::frame::CRC32;
-use holdfast_wire::message::{BlobRef, List, NO_RESULT, Op, Submit};
-
 use super::chance::Chance;
-
-/// What a device keeps over a power cut.
-#[derive(Default)]
-struct Memory {
-    pictures: BTreeMap<u64, Vec<u8>>,
-    unfinished: BTreeSet<u64>,
-    forgotten: BTreeSet<u64>,
-}
-
-impl Keeper for Memory {
-    fn request(&self, key: u64) -> Option<Submit<'_>> {
-        let known = self.unfinished.contains(&key) && !self.forgotten.contains(&key);
-        let picture = self.pictures.get(&key).filter(|_| known)?;
-        let mut blobs = List::new();
-        if !picture.is_empty() {
-            let (len, crc32) = (picture.len() as u32, CRC32.checksum(picture));
-            blobs.push(BlobRef { blob: key as u32, len, crc32, mime: 1 }).unwrap();
-        }
-        let flags = if wants_result(key) { 0 } else { NO_RESULT };
-        Some(Submit { key, flags, op: Op::Task { id: 1, args: List::new(), blobs }, ..Submit::default() })
-    }
-
-    fn picture(&self, key: u64, _blob: u32, off: u32, into: &mut [u8]) -> usize {
-        let rest = self.pictures.get(&key).and_then(|picture| picture.get(off as usize..)).unwrap_or_default();
-        let length = rest.len().min(into.len());
-        into[..length].copy_from_slice(&rest[..length]);
-        length
-    }
-}
+use super::machine::{Machine, Told};
 
 /// A third of the requests only have to arrive.
 fn wants_result(key: u64) -> bool {
     !key.is_multiple_of(3)
 }
 
-pub struct Firmware {
-    memory: Memory,
-    device: Device<'static, 4>,
+pub struct Firmware<M> {
+    machine: M,
     boot_id: u32,
+    unfinished: BTreeSet<u64>,
     forgets_at_the_ack: bool,
     acked: BTreeSet<u64>,
     results: BTreeMap<u64, u32>,
@@ -54,87 +22,73 @@ pub struct Firmware {
     torn: bool,
 }
 
-fn device(boot_id: u32, now_ms: u64) -> Device<'static, 4> {
-    let identity = Identity {
-        uid: b"device-1",
-        boot_id,
-        model: "test",
-        fw: "1",
-        caps: 0,
-        token: None,
-        addr: 0,
-        max_frame: 256,
-        rx_credit: 512,
-        frame_ms: 20,
-        polled: false,
-    };
-    // A test's device lives as long as the test; its buffers may stay.
-    Device::new(identity, vec![0; 300].leak(), vec![0; 180].leak(), now_ms)
-}
-
-impl Firmware {
-    pub fn new(requests: u64, forgets_at_the_ack: bool, chance: &mut Chance) -> Self {
-        let mut memory = Memory::default();
+impl<M: Machine> Firmware<M> {
+    pub fn new(mut machine: M, requests: u64, forgets_at_the_ack: bool, chance: &mut Chance) -> Self {
         for key in 1..=requests {
             let length = if key % 4 == 0 { 200 + chance.below(1_500) } else { 0 };
-            memory.pictures.insert(key, (0..length).map(|_| chance.next() as u8).collect());
-            memory.unfinished.insert(key);
+            let picture: Vec<u8> = (0..length).map(|_| chance.next() as u8).collect();
+            machine.keep(key, wants_result(key), &picture);
         }
-        let (acked, results, text) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
-        Self { memory, device: device(1, 0), boot_id: 1, forgets_at_the_ack, acked, results, text, torn: false }
+        Self {
+            machine,
+            boot_id: 1,
+            unfinished: (1..=requests).collect(),
+            forgets_at_the_ack,
+            acked: BTreeSet::new(),
+            results: BTreeMap::new(),
+            text: BTreeMap::new(),
+            torn: false,
+        }
     }
 
     /// A power cut: everything but the memory is gone.
     pub fn restart(&mut self, now_ms: u64) {
         self.boot_id += 1;
-        self.device = device(self.boot_id, now_ms);
+        self.machine.start(self.boot_id, now_ms);
         self.text.clear();
     }
 
-    pub fn step(&mut self, now_ms: u64, mut send: impl FnMut(&[u8])) {
-        let keys: Vec<u64> = self.memory.unfinished.iter().copied().collect();
-        for key in keys {
-            let _ = self.device.submit(key, wants_result(key), now_ms);
+    /// Takes what came and says what there is to say.
+    pub fn step(&mut self, bytes: &[u8], now_ms: u64, mut send: impl FnMut(&[u8])) {
+        let turn = self.machine.turn(bytes, now_ms);
+        for told in turn.told {
+            self.told(told);
         }
-        let mut out = [0; 300];
-        for _ in 0..8 {
-            let length = self.device.poll(&self.memory, now_ms, &mut out);
-            if length == 0 {
-                return;
-            }
-            send(&out[..length]);
+        turn.sent.iter().for_each(|frame| send(frame));
+        let forgotten = |key: &&u64| self.forgets_at_the_ack && self.acked.contains(key);
+        for key in self.unfinished.iter().filter(|key| !forgotten(key)) {
+            self.machine.submit(*key, wants_result(*key), now_ms);
         }
     }
 
-    pub fn receive(&mut self, bytes: &[u8], now_ms: u64) {
-        for byte in bytes {
-            match self.device.receive(*byte, now_ms) {
-                Some(Event::Stored(ack)) => {
-                    self.acked.insert(ack.key);
-                    if !wants_result(ack.key) {
-                        self.memory.unfinished.remove(&ack.key);
-                    }
-                    if self.forgets_at_the_ack {
-                        self.memory.forgotten.insert(ack.key);
-                    }
+    fn told(&mut self, told: Told) {
+        match told {
+            Told::Stored(key) => {
+                self.acked.insert(key);
+                if !wants_result(key) {
+                    self.unfinished.remove(&key);
                 }
-                Some(Event::Answer { part, last }) => {
-                    let text = self.text.entry(part.key).or_default();
-                    text.extend(part.text);
-                    if last {
-                        let text = self.text.remove(&part.key).unwrap_or_default();
-                        self.torn |= text != super::gateway::answer(part.key);
-                        *self.results.entry(part.key).or_default() += 1;
-                        self.memory.unfinished.remove(&part.key);
-                    }
+                if self.forgets_at_the_ack || !wants_result(key) {
+                    self.machine.forget(key);
                 }
-                _ => {}
             }
+            Told::Answer { key, last, text } => {
+                let whole = self.text.entry(key).or_default();
+                whole.extend(text);
+                if last {
+                    self.torn |= *whole != super::gateway::answer(key);
+                    self.text.remove(&key);
+                    *self.results.entry(key).or_default() += 1;
+                    self.unfinished.remove(&key);
+                    self.machine.forget(key);
+                }
+            }
+            Told::Refused(_) => {}
         }
     }
 
     pub fn is_done(&self) -> bool {
-        self.memory.unfinished.is_empty()
+        self.unfinished.is_empty()
     }
 
     pub fn acked(&self) -> &BTreeSet<u64> {
@@ -143,7 +97,7 @@ impl Firmware {
 
     pub fn check(&self) -> Result<(), String> {
         if !self.is_done() {
-            return Err(format!("without a result: {:?}", self.memory.unfinished));
+            return Err(format!("without a result: {:?}", self.unfinished));
         }
         if self.torn {
             return Err("the parts of an answer do not make it".to_owned());

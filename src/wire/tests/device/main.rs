@@ -14,25 +14,32 @@ mod chance;
 mod firmware;
 mod gateway;
 mod line;
+mod machine;
+mod others;
+mod piped;
 
 use chance::Chance;
 use firmware::Firmware;
 use gateway::{Gateway, Mistake};
 use line::Line;
+use machine::{Machine, Rust};
 
 const REQUESTS: u64 = 12;
 const SEEDS: u64 = 60;
 /// Simulated time of one step.
 const STEP_MS: u64 = 5;
+/// The device looks at its clock this often where nothing comes in.
+const TURN_MS: u64 = 20;
 /// Bad times end here; everything must be finished long before the end of the run.
 const BAD_MS: u64 = 120_000;
 const END_MS: u64 = 400_000;
 
 /// What was seen from outside.
-fn run(seed: u64, mistake: Option<Mistake>, badness: u64) -> Result<(), String> {
+fn run(machine: impl Machine, seed: u64, mistake: Option<Mistake>, badness: u64) -> Result<(), String> {
     let mut chance = Chance::new(seed);
     let mut gateway = Gateway::new(mistake);
-    let mut firmware = Firmware::new(REQUESTS, mistake == Some(Mistake::DeviceForgetsAtTheAck), &mut chance);
+    let forgets = mistake == Some(Mistake::DeviceForgetsAtTheAck);
+    let mut firmware = Firmware::new(machine, REQUESTS, forgets, &mut chance);
     let (mut up, mut down) = (Line::default(), Line::default());
     let mut now_ms = 0;
     while now_ms < END_MS && !(firmware.is_done() && now_ms > BAD_MS) {
@@ -44,13 +51,13 @@ fn run(seed: u64, mistake: Option<Mistake>, badness: u64) -> Result<(), String> 
         if bad > 0 && chance.one_in(2_500) {
             gateway.restart();
         }
-        firmware.step(now_ms, |bytes| up.send(bytes, now_ms, bad, &mut chance));
         for bytes in up.arrived(now_ms) {
             gateway.receive(&bytes, now_ms);
         }
         gateway.step(now_ms, &mut chance, |bytes, chance| down.send(bytes, now_ms, bad, chance));
-        for bytes in down.arrived(now_ms) {
-            firmware.receive(&bytes, now_ms);
+        let bytes = down.arrived(now_ms).concat();
+        if !bytes.is_empty() || now_ms % TURN_MS == 0 {
+            firmware.step(&bytes, now_ms, |bytes| up.send(bytes, now_ms, bad, &mut chance));
         }
         now_ms += STEP_MS;
     }
@@ -67,7 +74,7 @@ fn seeds() -> Vec<u64> {
 fn every_acked_request_ends_in_one_result_on_any_line() {
     for seed in seeds() {
         let badness = [0, 10, 25, 40][(seed % 4) as usize];
-        if let Err(what) = run(seed, None, badness) {
+        if let Err(what) = run(Rust::new(), seed, None, badness) {
             panic!("{what}: replay with HOLDFAST_SEED={seed}");
         }
     }
@@ -76,7 +83,7 @@ fn every_acked_request_ends_in_one_result_on_any_line() {
 #[test]
 fn each_mistake_is_seen() {
     for mistake in Mistake::ALL {
-        let caught = seeds().into_iter().filter(|seed| run(*seed, Some(mistake), 25).is_err()).count();
+        let caught = seeds().into_iter().filter(|seed| run(Rust::new(), *seed, Some(mistake), 25).is_err()).count();
         assert!(caught * 3 > seeds().len(), "{mistake:?} was seen in {caught} of {} runs only", seeds().len());
     }
 }
