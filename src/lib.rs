@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main -> cli -> supervisor -> { ingress, systemd, network } -> gateway
-//!      -> { spool, uplink, telemetry } -> { control, body, clock }
+//!      -> { spool, uplink, telemetry, task } -> { control, body, clock }
 //! ```
 //!
 //! `plant` holds mistakes that tests switch on; nothing of it is left in a released binary.
@@ -22,5 +22,6 @@ pub mod plant;
 pub mod spool;
 pub mod supervisor;
 pub mod systemd;
+pub mod task;
 pub mod telemetry;
 pub mod uplink;

@@ -40,11 +40,17 @@ pub enum Fault {
     ChmodAfterListen,
     /// A change of the schema is made step by step, each on its own.
     MigrateWithoutTransaction,
+    /// A device is told "stored" before the commit.
+    LinkAckBeforeCommit,
+    /// A device's key is not looked up.
+    LinkNoUniqueKey,
+    /// A later answer takes the place of the result that a device was offered.
+    LinkResultNotDeduplicated,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 17] = [
+    pub const ALL: [Fault; 20] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -62,6 +68,9 @@ impl Fault {
         Fault::HeadersInADebugLog,
         Fault::ChmodAfterListen,
         Fault::MigrateWithoutTransaction,
+        Fault::LinkAckBeforeCommit,
+        Fault::LinkNoUniqueKey,
+        Fault::LinkResultNotDeduplicated,
     ];
 
     /// The name by which it is switched on.
@@ -84,6 +93,9 @@ impl Fault {
             Fault::HeadersInADebugLog => "headers-in-a-debug-log",
             Fault::ChmodAfterListen => "chmod-after-listen",
             Fault::MigrateWithoutTransaction => "migrate-without-transaction",
+            Fault::LinkAckBeforeCommit => "link-ack-before-commit",
+            Fault::LinkNoUniqueKey => "link-no-unique-key",
+            Fault::LinkResultNotDeduplicated => "link-result-not-deduplicated",
         }
     }
 }

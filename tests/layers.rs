@@ -9,19 +9,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may use, from the bottom up. Arrows point down only.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 15] = [
     ("plant", &[]),
     ("control", &["plant"]),
     ("clock", &[]),
     ("body", &["clock", "plant"]),
+    ("task", &["control"]),
     ("network", &[]),
     ("telemetry", &["clock", "plant"]),
     ("spool", &["body", "clock", "control", "plant"]),
     ("uplink", &["body", "clock", "control", "plant"]),
-    ("gateway", &["body", "clock", "control", "plant", "spool", "telemetry", "uplink"]),
-    ("ingress", &["body", "clock", "control", "gateway", "plant", "spool", "telemetry", "uplink"]),
+    ("gateway", &["body", "clock", "control", "plant", "spool", "task", "telemetry", "uplink"]),
+    ("ingress", &["body", "clock", "control", "gateway", "plant", "spool", "task", "telemetry", "uplink"]),
     ("systemd", &["gateway"]),
-    ("config", &["control"]),
+    ("config", &["control", "task"]),
     (
         "supervisor",
         &[
@@ -34,6 +35,7 @@ const ROOMS: [(&str, &[&str]); 14] = [
             "plant",
             "spool",
             "systemd",
+            "task",
             "telemetry",
             "uplink",
         ],

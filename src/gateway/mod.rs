@@ -6,6 +6,7 @@
 mod deliver;
 mod driver;
 mod live;
+mod otherwise;
 mod routes;
 mod waiters;
 
@@ -20,7 +21,7 @@ use crate::clock::{self, Floor};
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
-use crate::spool::record::{Accepted, Leased, NewRequest, Record};
+use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
 use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::metrics::Metrics;
@@ -80,7 +81,7 @@ struct Shared {
 /// What the driver is told.
 enum Input {
     Event(Event),
-    Ask(AskId, oneshot::Sender<Target>),
+    Ask(Event, AskId, oneshot::Sender<Target>),
     Ended { attempt: AttemptId, outcome: Outcome, latency_ms: u64, next: Option<(AskId, oneshot::Sender<Target>)> },
     Leased(Result<Vec<Leased>, SpoolError>),
     Adopt(Leased),
@@ -164,7 +165,12 @@ impl Gateway {
 
     /// Begins a live request.
     pub fn live(&self) -> Live {
-        Live::new(self.shared.clone(), self.shared.next_ask.fetch_add(1, Ordering::Relaxed))
+        Live::new(self.shared.clone(), Event::Asked)
+    }
+
+    /// Begins a live request on a path that nobody here knows.
+    pub fn live_aside(&self) -> Live {
+        Live::new(self.shared.clone(), Event::AskedAside)
     }
 
     /// Makes a request durable; returns after the commit.
@@ -205,6 +211,20 @@ impl Gateway {
             self.shared.finished(id, None, State::Cancelled, None, None);
         }
         Ok(state)
+    }
+
+    /// Ends a device's request that only the local model may answer; says whether it was waiting.
+    pub async fn settle_here(&self, id: &str, seq: u64, source: &str, how: Settlement) -> Result<bool, SpoolError> {
+        let (state, reason, route) = match &how {
+            Settlement::Answered(answer) => (State::Answered, None, Some(format!("local:{}", answer.model))),
+            Settlement::Dead { reason, .. } => (State::Dead, Some(reason.clone()), None),
+            Settlement::Requeue { .. } => return Ok(false),
+        };
+        let settled = self.shared.spool.settle_here(seq, how).await?;
+        if settled {
+            self.shared.finished(id, Some(source), state, reason.as_deref(), route);
+        }
+        Ok(settled)
     }
 
     /// Puts a request that ended without an answer back into the queue.

@@ -7,12 +7,13 @@ use std::path::Path;
 use rusqlite::{OptionalExtension, params};
 
 use super::codes::{num, policy_code, sql, state_code};
+use super::device::Use;
 use super::files::{self, Staged};
 use super::record::{Accepted, NewRequest};
-use super::store::{Place, Standing, Store};
-use super::{SpoolError, sweep};
+use super::store::{FOR_EVER, Place, Standing, Store};
+use super::{SpoolError, device, sources, sweep};
 use crate::clock;
-use crate::control::types::State;
+use crate::control::types::{Policy, State};
 
 /// How long a reading of the free space is believed; what is accepted meanwhile is subtracted.
 const FREE_VALID_MS: u128 = 1_000;
@@ -51,28 +52,29 @@ impl FreeSpace {
 
 /// Stores a request, or finds the one its idempotency key names.
 pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
-    let source_id = source(store, &new.source)?;
-    if let Some(known) = known(store, source_id, new)? {
-        return Ok(known);
-    }
+    let source_id = sources::number(&store.conn, &new.source)?;
+    let key = match &new.device {
+        None => match known(store, source_id, new)? {
+            Some(known) => return Ok(known),
+            None => new.idempotency_key.clone(),
+        },
+        Some(device) => match device::look_up(store, source_id, device)? {
+            Use::Known(known) => return Ok(known),
+            Use::New(key) => Some(key),
+        },
+    };
     if new.leased && !has_answer_room(store)? {
         return Err(SpoolError::DiskFull);
     }
     make_room(store, source_id, new)?;
-    let seq = insert(store, source_id, new, file.as_ref())?;
+    let seq = insert(store, source_id, new, key.as_deref(), file.as_ref())?;
+    if let (Some(device), Some(key)) = (&new.device, &key) {
+        device::note(store, source_id, device, key, seq)?;
+    }
     if let Some(file) = file {
         file.keep();
     }
-    Ok(Accepted { id: new.id.clone(), seq, existing: false })
-}
-
-pub(super) fn source(store: &Store, name: &str) -> Result<i64, SpoolError> {
-    let mut find = store.conn.prepare_cached("SELECT source_id FROM source WHERE name = ?1")?;
-    if let Some(id) = find.query_row([name], |r| r.get(0)).optional()? {
-        return Ok(id);
-    }
-    store.conn.prepare_cached("INSERT INTO source (name, unfinished) VALUES (?1, 0)")?.execute([name])?;
-    Ok(store.conn.last_insert_rowid())
+    Ok(Accepted { id: new.id.clone(), seq, existing: false, finished: false })
 }
 
 fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
@@ -84,8 +86,13 @@ fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accep
         .query_row(params![source_id, key], |r| Ok((num(r.get(0)?), r.get(1)?, r.get::<_, Vec<u8>>(2)?)))
         .optional()?;
     match found {
-        None => Ok(None),
-        Some((seq, id, hash)) if hash == new.body_hash => Ok(Some(Accepted { id, seq, existing: true })),
+        None => {
+            let same = sources::keyed_by_nobody(&store.conn, key, &new.body_hash)?;
+            Ok(same.map(|(seq, id)| Accepted { id, seq, existing: true, finished: false }))
+        }
+        Some((seq, id, hash)) if hash == new.body_hash => {
+            Ok(Some(Accepted { id, seq, existing: true, finished: false }))
+        }
         Some(_) => Err(SpoolError::KeyReused),
     }
 }
@@ -161,16 +168,24 @@ fn victim(store: &Store, above: i64) -> Result<Option<Standing>, SpoolError> {
 pub(super) const VICTIM: &str = "SELECT seq FROM request INDEXED BY request_queued
     WHERE state = 0 AND priority = ?1 ORDER BY seq LIMIT 1";
 
-const INSERT: &str = "INSERT INTO request (seq, id, source_id, state, priority, deferred, attempts, maybe_billed,
+const INSERT: &str = "INSERT INTO request (seq, id, source_id, state, priority, attempts, maybe_billed,
     accepted_at, expires_at, ended_at, created_unix_ms, ttl_ms, policy, endpoint, model, label, idempotency_key,
-    body_bytes, body_hash, body_kept, body_file)
-    VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, ?6, ?7, ?8, 0, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 1, ?18)";
+    body_bytes, body_hash, body_kept, body_file, deferred, content, handover, task, max_reply)
+    VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, 0, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 1, ?18, ?19, ?20, ?21, ?22, ?23)";
 
-fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Staged>) -> Result<u64, SpoolError> {
+fn insert(
+    store: &mut Store,
+    source_id: i64,
+    new: &NewRequest,
+    key: Option<&str>,
+    file: Option<&Staged>,
+) -> Result<u64, SpoolError> {
     let seq = store.counts.next_seq;
     let state = if new.leased { State::Sending } else { State::Queued };
     let now = store.powered.now_ms();
     let size = new.body.len();
+    let mark = new.device.as_ref();
+    let local_only = mark.is_some() && new.policy == Policy::Local;
     let (seq_sql, rank) = (sql(seq), i64::from(new.priority.rank()));
     store.conn.prepare_cached(INSERT)?.execute(params![
         seq_sql,
@@ -187,10 +202,15 @@ fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Sta
         new.endpoint,
         new.model,
         new.label,
-        new.idempotency_key,
+        key,
         sql(size),
         new.body_hash.as_slice(),
         file.map(Staged::name),
+        if local_only { FOR_EVER } else { 0 },
+        mark.map(|d| d.content.as_slice()),
+        i64::from(mark.is_some_and(|d| d.wants_result)),
+        mark.and_then(|d| device::code_of(d.ask)),
+        mark.map_or(0, |d| d.max_reply),
     ])?;
     if file.is_none() {
         // Whatever is no file is small, and small bodies are one piece.
@@ -202,6 +222,6 @@ fn insert(store: &mut Store, source_id: i64, new: &NewRequest, file: Option<&Sta
     if new.leased {
         store.effects.held.push(seq);
     }
-    store.enter(&Place { source_id, priority: rank, body_bytes: size }, state, !new.leased)?;
+    store.enter(&Place { source_id, priority: rank, body_bytes: size }, state, !new.leased && !local_only)?;
     Ok(seq)
 }

@@ -7,8 +7,8 @@ use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, params_from_iter};
 
 use super::codes::{self, num, sql, state_code};
-use super::store::{DAMAGED, Place, Standing, Store};
-use super::{SpoolError, accept, sum};
+use super::store::{DAMAGED, FOR_EVER, Place, Standing, Store};
+use super::{SpoolError, device, sources, sum};
 use crate::control::types::{Policy, Priority, State};
 
 /// Places in [`SalvagedRow::values`], which are the columns of `request` before `version`.
@@ -30,7 +30,9 @@ const BODY_FILE: usize = 21;
 const REASON: usize = 22;
 /// Endpoint and model, which are never null, and the columns that may be.
 const TEXTS: [usize; 2] = [14, 15];
-const NULLS: [usize; 6] = [16, KEY, BODY_FILE, REASON, 23, 24];
+const NULLS: [usize; 8] = [16, KEY, BODY_FILE, REASON, 23, 24, CONTENT, 27];
+/// The hash of what a device sent; null where nobody's device did.
+const CONTENT: usize = 25;
 /// Places in an answer's values.
 const ANSWER_LOCAL: usize = 1;
 const ANSWER_SIZE: usize = 10;
@@ -39,7 +41,7 @@ const ANSWER_FILE: usize = 13;
 /// A row as it was found, with what belongs to it.
 #[derive(Debug, Clone)]
 pub(super) struct SalvagedRow {
-    /// The 25 columns of `request` before `version`, in the table's order.
+    /// The 29 columns of `request` before `version`, in the table's order.
     pub(super) values: Vec<Value>,
     pub(super) version: u64,
     /// A newer image of the row could not be read: its state may be behind.
@@ -93,6 +95,15 @@ impl SalvagedRow {
     /// Whether the uplink's answer is there.
     fn has_answer(&self) -> bool {
         self.answers.iter().any(|a| matches!(a.get(ANSWER_LOCAL), Some(Value::Integer(0))))
+    }
+
+    fn is_of_device(&self) -> bool {
+        matches!(self.values.get(CONTENT), Some(Value::Blob(_)))
+    }
+
+    /// No uplink is ever to have it.
+    fn is_local_only(&self) -> bool {
+        self.is_of_device() && self.int(POLICY) == codes::policy_code(Policy::Local)
     }
 
     fn text(&self, at: usize) -> Option<&str> {
@@ -165,6 +176,11 @@ fn ended(store: &mut Store, id: &str) -> Option<(Option<State>, u64)> {
     store.rescue.known(&data_dir).ended(id)
 }
 
+fn has_ended(store: &mut Store, seq: u64) -> bool {
+    let data_dir = store.options.data_dir.clone();
+    store.rescue.known(&data_dir).has_ended(seq)
+}
+
 /// The database went back to a row's state before its end: what the log of ends says stands. Its answer is lost.
 fn end_again(store: &mut Store, old: &Standing, end: Option<State>) -> Result<(), SpoolError> {
     if old.state.is_final() || store.held.contains(&old.seq) {
@@ -211,6 +227,8 @@ pub(super) fn adopt_lost(store: &mut Store, lost: &LostRow) -> Result<Adopted, S
     let end = match ended(store, &lost.id) {
         Some((None, _)) => return Ok(Adopted::Ended),
         Some((Some(state), _)) => Some(state),
+        // The number ended under another id: this one was read from a page that is half noise.
+        None if has_ended(store, lost.seq) => return Ok(Adopted::Ended),
         None => None,
     };
     let number = Value::Integer;
@@ -277,11 +295,11 @@ fn turn(store: &Store, row: &SalvagedRow, state: State, held: bool) -> Turn {
 }
 
 fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bool) -> Result<(), SpoolError> {
-    let name = row.source.clone().unwrap_or_else(|| format!("lost:{}", row.int(SOURCE_ID)));
-    let source_id = accept::source(store, &name)?;
+    let name = row.source.clone().unwrap_or_else(|| sources::lost_name(row.int(SOURCE_ID)));
+    let source_id = sources::number(&store.conn, &name)?;
     let mut turn = turn(store, row, state, held);
     let mut values = row.values.clone();
-    if is_taken(store, source_id, row.text(KEY))? {
+    if is_taken(store, source_id, row)? {
         // Whoever asked has asked again with the same key: one of both is enough.
         values[KEY] = Value::Null;
         if !turn.state.is_final() {
@@ -293,7 +311,8 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
     values[SEQ] = Value::Integer(sql(seq));
     values[SOURCE_ID] = Value::Integer(source_id);
     values[STATE] = Value::Integer(state_code(turn.state));
-    values[DEFERRED] = Value::Integer(0);
+    let local_only = row.is_local_only();
+    values[DEFERRED] = Value::Integer(if local_only && turn.state == State::Queued { FOR_EVER } else { 0 });
     values[MAYBE_BILLED] = Value::Integer(i64::from(turn.maybe_billed));
     values[BODY_KEPT] = Value::Integer(i64::from(kept));
     if !matches!(row.body, SalvagedBody::File) {
@@ -308,6 +327,7 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
     values.push(Value::Integer(sql(row.version + 1)));
     write(store, "request", &sum::REQUEST, &values)?;
     attach(store, row, seq)?;
+    device::restore(store, source_id, row.text(KEY).filter(|_| row.is_of_device()), seq)?;
     count(store, row, source_id, turn.state, kept)?;
     if turn.state.is_final() && !state.is_final() {
         store.effects.notices.push((seq, id.to_owned(), turn.state));
@@ -317,8 +337,11 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
     Ok(())
 }
 
-fn is_taken(store: &Store, source_id: i64, key: Option<&str>) -> Result<bool, SpoolError> {
-    let Some(key) = key else { return Ok(false) };
+fn is_taken(store: &Store, source_id: i64, row: &SalvagedRow) -> Result<bool, SpoolError> {
+    let Some(key) = row.text(KEY) else { return Ok(false) };
+    if let (None, Some(Value::Blob(hash))) = (&row.source, row.values.get(BODY_HASH)) {
+        return sources::keyed_by_anybody(&store.conn, key, hash);
+    }
     let text = "SELECT 1 FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
     Ok(store.conn.prepare_cached(text)?.exists(rusqlite::params![source_id, key])?)
 }
@@ -361,5 +384,5 @@ fn count(store: &mut Store, row: &SalvagedRow, source_id: i64, state: State, kep
     if kept {
         store.counts.kept_bytes += place.body_bytes;
     }
-    store.enter(&place, state, state == State::Queued)
+    store.enter(&place, state, state == State::Queued && !row.is_local_only())
 }

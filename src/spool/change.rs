@@ -7,7 +7,7 @@ use rusqlite::params;
 use super::accept::{check_source, is_full};
 use super::codes::{num, sql, state_code};
 use super::store::{DAMAGED, Store};
-use super::{SpoolError, sum};
+use super::{SpoolError, device, sum};
 use crate::control::types::State;
 
 /// Rows purged in one transaction: some tens of milliseconds, so that nobody waits long behind it.
@@ -76,6 +76,7 @@ pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> 
     let seqs = seqs_in(store, state, PURGE_MAX)?;
     for seq in &seqs {
         if let Some(row) = store.by_seq(*seq)? {
+            device::remember(store, row.seq)?;
             store.remove(&row)?;
         }
     }

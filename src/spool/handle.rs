@@ -96,14 +96,15 @@ impl Spool {
     pub async fn accept(&self, new: NewRequest) -> Result<Accepted, SpoolError> {
         let file = self.stage(&new.body).await?;
         let to = self.inner.abandoned.clone();
-        let (accepted, mut handed) = self
-            .write(move |store| {
-                let accepted = accept::accept(store, &new, file)?;
-                let leased = new.leased && !accepted.existing;
-                let seqs = if leased { vec![accepted.seq] } else { Vec::new() };
-                Ok((accepted, Handed { seqs, to }))
-            })
-            .await?;
+        let hasty =
+            plant::is(Fault::AckBeforeCommit) || (new.device.is_some() && plant::is(Fault::LinkAckBeforeCommit));
+        let work = move |store: &mut Store| {
+            let accepted = accept::accept(store, &new, file)?;
+            let leased = new.leased && !accepted.existing;
+            let seqs = if leased { vec![accepted.seq] } else { Vec::new() };
+            Ok((accepted, Handed { seqs, to }))
+        };
+        let (accepted, mut handed) = self.write_as(work, hasty).await?;
         handed.seqs.clear();
         Ok(accepted)
     }
@@ -111,11 +112,16 @@ impl Spool {
     /// Hands out up to `max` requests in order; each is `sending` on disk before this returns. Where the caller
     /// goes away meanwhile, they are given back.
     pub async fn lease(&self, max: u32) -> Result<Vec<Leased>, SpoolError> {
-        self.lease_around(max, &[]).await
+        self.lease_around(max, &[], None).await
     }
 
-    /// The same, leaving out requests of these models.
-    pub async fn lease_around(&self, max: u32, except: &[String]) -> Result<Vec<Leased>, SpoolError> {
+    /// The same, leaving out requests of these models, and with at most so many that may have been billed.
+    pub async fn lease_around(
+        &self,
+        max: u32,
+        except: &[String],
+        labelled: Option<u32>,
+    ) -> Result<Vec<Leased>, SpoolError> {
         let except = (!except.is_empty()).then(|| serde_json::json!(except).to_string());
         // The mark `sending` needs room too, and what is finished gives more back.
         let (drawn, mut handed) = self
@@ -123,7 +129,7 @@ impl Spool {
                 let (except, to) = (except.clone(), self.inner.abandoned.clone());
                 self.write_as(
                     move |store| {
-                        let drawn = lease::lease(store, max, except.as_deref())?;
+                        let drawn = lease::lease(store, max, except.as_deref(), labelled)?;
                         let seqs = drawn.iter().map(|d| d.leased.seq).collect();
                         Ok((drawn, Handed { seqs, to }))
                     },
@@ -176,8 +182,8 @@ impl Spool {
     pub async fn get(&self, id: String) -> Result<Option<Record>, SpoolError> {
         let (asked, again) = (id.clone(), id);
         let mut found = self.read(move |store| read::get(store, &asked)).await?;
-        if let Some(wrong) = found.as_ref().filter(|f| !f.whole).map(|f| f.record.seq) {
-            self.write(move |store| scrub::set_aside(store, &[wrong])).await?;
+        if let Some(wrong) = found.as_ref().and_then(read::Found::wrong) {
+            self.write(move |store| scrub::set_right(store, &wrong)).await?;
             found = self.read(move |store| read::get(store, &again)).await?;
         }
         let Some(found) = found else { return Ok(None) };
@@ -245,8 +251,8 @@ impl Spool {
             self.with_ballast(|| self.write(sweep::sweep)).await?;
         }
         let wrong = self.read(scrub::step).await?;
-        if !wrong.is_empty() {
-            self.write(move |store| scrub::set_aside(store, &wrong)).await?;
+        if wrong.sources || !wrong.seqs.is_empty() {
+            self.write(move |store| scrub::set_right(store, &wrong)).await?;
         }
         self.read(|store| {
             sweep::orphans(store)?;
@@ -312,7 +318,7 @@ impl Spool {
     }
 
     /// Large bytes become a durable file first, off the writer thread.
-    async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
+    pub(super) async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
         if body.len() <= INLINE_MAX as u64 && body.in_one_piece().is_some() {
             return Ok(None);
         }
@@ -320,7 +326,7 @@ impl Spool {
     }
 
     /// For what must find room on a full disk: an outcome, a deletion. Tried once more after the ballast is gone.
-    async fn with_ballast<T, F>(&self, work: impl Fn() -> F) -> Result<T, SpoolError>
+    pub(super) async fn with_ballast<T, F>(&self, work: impl Fn() -> F) -> Result<T, SpoolError>
     where
         F: Future<Output = Result<T, SpoolError>>,
     {
@@ -343,7 +349,7 @@ impl Spool {
     }
 
     /// `hasty`: answered before the commit, which only a planted mistake wants.
-    async fn write_as<T: Send + 'static>(
+    pub(super) async fn write_as<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
         hasty: bool,

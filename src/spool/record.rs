@@ -36,6 +36,8 @@ pub struct NewRequest {
     pub leased: bool,
     /// One send already left for it and its answer was never seen.
     pub maybe_billed: bool,
+    /// What a device's request carries beside.
+    pub device: Option<NewDevice>,
 }
 
 impl NewRequest {
@@ -66,6 +68,105 @@ impl NewRequest {
     }
 }
 
+/// What a device's request carries beside what every request has.
+#[derive(Debug, Clone)]
+pub struct NewDevice {
+    /// Its own name for ever, in hexadecimal digits; the request's label too.
+    pub uid: String,
+    /// What it calls the request.
+    pub key: DeviceKey,
+    /// SHA-256 of what it sent: the same key with another content is refused.
+    pub content: [u8; 32],
+    /// It is to be told the result.
+    pub wants_result: bool,
+    /// What it asked for.
+    pub ask: Ask,
+    /// Longest text of the result in bytes; 0 for the gateway's limit.
+    pub max_reply: u16,
+}
+
+/// What a device asked for, as far as its result is read by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// A question: the answer's words.
+    Chat,
+    /// A request of its own making: the answer's JSON.
+    Raw,
+    /// The task of this number.
+    Task(u16),
+}
+
+/// What a device calls a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DeviceKey {
+    /// An epoch in the upper 32 bits, a counter in the lower ones.
+    Number(u64),
+    /// A word; nothing says in which order words come.
+    Text(String),
+    /// A mailbox and the number it was written with, which comes round again: only the latest is known.
+    Mailbox {
+        /// Which mailbox.
+        slot: u8,
+        /// The number it was written with.
+        seq: u16,
+    },
+}
+
+/// A device's request as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRequest {
+    /// Its sequence number: the request's number on the link.
+    pub seq: u64,
+    /// Its id.
+    pub id: String,
+    /// Whose.
+    pub uid: String,
+    /// What the device calls it; `None` where that was lost.
+    pub key: Option<DeviceKey>,
+    /// Where it stands.
+    pub state: State,
+    /// Why, for final states other than `answered`.
+    pub reason: Option<String>,
+    /// The device waits for its result.
+    pub wants_result: bool,
+    /// The device has its result.
+    pub handed_over: bool,
+    /// What it asked for.
+    pub ask: Ask,
+    /// SHA-256 of what it sent.
+    pub content: [u8; 32],
+    /// Longest text of the result in bytes; 0 for the gateway's limit.
+    pub max_reply: u16,
+    /// The local model has answered, which is the device's result then.
+    pub has_local: bool,
+    /// What it gets while offline.
+    pub policy: Policy,
+}
+
+/// What a device's key names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asked {
+    /// A request on record.
+    Found(Box<DeviceRequest>),
+    /// A request that ended and is gone.
+    Finished,
+    /// Nothing.
+    Unknown,
+}
+
+/// What a mailbox was last written with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mailbox {
+    /// Whose.
+    pub uid: String,
+    /// Which.
+    pub slot: u8,
+    /// The number it was written with.
+    pub seq: u16,
+    /// The request that became of it.
+    pub request: u64,
+}
+
 /// Proof that a request is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
@@ -75,6 +176,8 @@ pub struct Accepted {
     pub seq: u64,
     /// True where the idempotency key and body were known before: nothing was stored.
     pub existing: bool,
+    /// It is over, and its record is gone or was handed over to the device that asked.
+    pub finished: bool,
 }
 
 /// One request handed out for one attempt; `sending` is already on disk.

@@ -75,6 +75,46 @@ fn remember(
     Ok(())
 }
 
+/// Keeps the local model's answer as a device's one result, unless the request ended before; says whether it did.
+pub(super) fn record_local_first(
+    store: &mut Store,
+    seq: u64,
+    answer: &LocalAnswer,
+    file: Option<Staged>,
+) -> Result<bool, SpoolError> {
+    let waits = store.by_seq(seq)?.is_some_and(|row| !row.state.is_final());
+    if waits {
+        put(store, seq, &Kept::local(answer), file)?;
+    }
+    Ok(waits)
+}
+
+/// Ends a request that only the local model may answer; says whether it was waiting. Its answer stands where an
+/// uplink's would, with no uplink's name.
+pub(super) fn settle_here(
+    store: &mut Store,
+    seq: u64,
+    how: &Settlement,
+    file: Option<Staged>,
+) -> Result<bool, SpoolError> {
+    let Some(row) = store.by_seq(seq)?.filter(|row| row.state == State::Queued && row.local_only) else {
+        return Ok(false);
+    };
+    match how {
+        Settlement::Answered(answer) => {
+            put(store, seq, &Kept::uplink(answer), file)?;
+            store.end(&row, State::Answered, None)?;
+            store.drop_body(&row)?;
+        }
+        Settlement::Dead { reason, error, .. } => {
+            store.end(&row, State::Dead, Some(reason))?;
+            remember(store, seq, false, false, Some(error))?;
+        }
+        Settlement::Requeue { .. } => return Ok(false),
+    }
+    Ok(true)
+}
+
 /// An answer of either kind, as its row wants it.
 struct Kept<'a> {
     local: bool,

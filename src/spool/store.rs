@@ -83,6 +83,8 @@ pub(super) struct Standing {
     pub(super) body_file: Option<String>,
     pub(super) expires_at: u64,
     pub(super) ttl_ms: u64,
+    /// A device wants the local model's answer and no other: no uplink is ever to have it.
+    pub(super) local_only: bool,
     /// Grows with every change of the row.
     pub(super) version: u64,
 }
@@ -104,8 +106,11 @@ pub(super) struct Place {
 /// Why a request was set aside whose stored bytes are not what was written.
 pub(super) const DAMAGED: &str = "damaged";
 
+/// Deferred in a start that never comes: a request that no uplink may have is not handed out for one.
+pub(super) const FOR_EVER: i64 = i64::MAX;
+
 const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, maybe_billed, body_bytes, body_kept,
-    body_file, expires_at, ttl_ms, version FROM request";
+    body_file, expires_at, ttl_ms, version, content IS NOT NULL AND policy = 1 FROM request";
 
 /// The connection and what belongs to it.
 #[derive(Debug)]
@@ -125,6 +130,8 @@ pub(super) struct Store {
     pub(super) ballast: Ballast,
     pub(super) scrub: super::scrub::Scrub,
     pub(super) rescue: super::rescue::Rescue,
+    /// Keys in `device_key`, about: counted once, then kept up.
+    pub(super) device_keys: u64,
     /// Something read was not what was written: the file is to be set aside.
     pub(super) hurt: bool,
     pub(super) condition: Condition,
@@ -190,8 +197,12 @@ impl Store {
     /// Moves a row to another state and keeps every counter true. The only place that writes `state`.
     pub(super) fn shift(&mut self, row: &Standing, to: State, deferred: bool) -> Result<(), SpoolError> {
         let was_ready = row.state == State::Queued && !row.deferred;
-        let is_ready = to == State::Queued && !deferred;
-        let mark = if deferred { sql(self.counts.starts) } else { 0 };
+        let is_ready = to == State::Queued && !deferred && !row.local_only;
+        let mark = match (to == State::Queued && row.local_only, deferred) {
+            (true, _) => FOR_EVER,
+            (false, true) => sql(self.counts.starts),
+            (false, false) => 0,
+        };
         let ended = if to.is_final() { sql(self.powered.now_ms()) } else { 0 };
         self.conn
             .prepare_cached("UPDATE request SET state = ?2, deferred = ?3, ended_at = ?4 WHERE seq = ?1")?
@@ -410,6 +421,7 @@ fn standing(row: &Row<'_>) -> rusqlite::Result<Result<Standing, SpoolError>> {
         expires_at: num(row.get(10)?),
         ttl_ms: num(row.get(11)?),
         version: num(row.get(12)?),
+        local_only: row.get(13)?,
     }))
 }
 

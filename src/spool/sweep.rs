@@ -7,6 +7,7 @@ use std::fs::ReadDir;
 use rusqlite::{OptionalExtension, params};
 
 use super::codes::{num, sql};
+use super::device;
 use super::files;
 use super::store::Store;
 use super::{Condition, SpoolError};
@@ -26,7 +27,10 @@ pub(super) const FINISHED_MIN: u64 = 1_000;
 pub(super) const DUE: &str = "SELECT seq FROM request INDEXED BY request_expiry
     WHERE state = 0 AND expires_at <= ?1 ORDER BY expires_at LIMIT ?2";
 pub(super) const OLDEST_ENDED: &str = "SELECT seq, ended_at FROM request INDEXED BY request_ended
-    WHERE state >= 3 ORDER BY ended_at LIMIT 1";
+    WHERE state >= 3 AND handover <> 1 ORDER BY ended_at LIMIT 1";
+/// The same of those whose result a device has not taken yet.
+pub(super) const OLDEST_UNDELIVERED: &str = "SELECT seq, ended_at FROM request INDEXED BY request_undelivered
+    WHERE state >= 3 AND handover = 1 ORDER BY ended_at LIMIT 1";
 pub(super) const STALE_DEFERRED: &str = "SELECT seq FROM request INDEXED BY request_deferred
     WHERE state = 0 AND deferred > 0 AND deferred < ?1 LIMIT ?2";
 
@@ -36,7 +40,8 @@ pub(super) fn is_due(store: &Store) -> Result<bool, SpoolError> {
     let stored = super::store::load(&store.conn)?.0.powered_ms;
     Ok(!seqs(store, DUE, now, 1)?.is_empty()
         || !seqs(store, STALE_DEFERRED, store.counts.starts, 1)?.is_empty()
-        || oldest_ended(store)?.is_some_and(|(_, ended_at)| to_prune(store, ended_at))
+        || due_to_prune(store)?.is_some()
+        || device::is_due(store, now)?
         || (store.counts.unfinished() > 0 && now.saturating_sub(stored) > CLOCK_MS))
 }
 
@@ -58,6 +63,7 @@ pub(super) fn probe(store: &mut Store) -> Result<(), SpoolError> {
 pub(super) fn sweep(store: &mut Store) -> Result<(), SpoolError> {
     expire(store)?;
     prune(store)?;
+    device::sweep(store)?;
     undo_stale(store)
 }
 
@@ -72,18 +78,30 @@ fn expire(store: &mut Store) -> Result<(), SpoolError> {
 
 fn prune(store: &mut Store) -> Result<(), SpoolError> {
     for _ in 0..STEP {
-        match oldest_ended(store)? {
-            Some((seq, ended_at)) if to_prune(store, ended_at) => remove(store, seq)?,
-            _ => break,
-        }
+        let Some(seq) = due_to_prune(store)? else { break };
+        remove(store, seq)?;
     }
     Ok(())
+}
+
+/// The next finished request that goes. A result that a device still waits for goes by time only.
+fn due_to_prune(store: &Store) -> Result<Option<u64>, SpoolError> {
+    let spent = oldest(store, OLDEST_ENDED)?.filter(|(_, ended_at)| to_prune(store, *ended_at));
+    if let Some((seq, _)) = spent {
+        return Ok(Some(seq));
+    }
+    let owed = oldest(store, OLDEST_UNDELIVERED)?.filter(|(_, ended_at)| had_its_time(store, *ended_at));
+    Ok(owed.map(|(seq, _)| seq))
+}
+
+fn had_its_time(store: &Store, ended_at: u64) -> bool {
+    ended_at.saturating_add(store.options.keep_results_ms) <= store.powered.now_ms()
 }
 
 /// Whether the oldest finished request has had its time, or room is wanted.
 fn to_prune(store: &Store, ended_at: u64) -> bool {
     let (options, counts) = (&store.options, &store.counts);
-    ended_at.saturating_add(options.keep_results_ms) <= store.powered.now_ms()
+    had_its_time(store, ended_at)
         || counts.answer_bytes > options.keep_results_bytes
         || counts.kept_bytes > options.max_bytes
         || counts.finished() > options.max_requests.max(FINISHED_MIN)
@@ -95,7 +113,7 @@ pub(super) fn prune_to(store: &mut Store, bytes: u64, limit: u32) -> Result<(), 
         if store.counts.kept_bytes <= bytes {
             break;
         }
-        let Some((seq, _)) = oldest_ended(store)? else { break };
+        let Some((seq, _)) = oldest(store, OLDEST_ENDED)? else { break };
         remove(store, seq)?;
     }
     Ok(())
@@ -109,13 +127,16 @@ pub(super) fn undo_stale(store: &mut Store) -> Result<(), SpoolError> {
 
 fn remove(store: &mut Store, seq: u64) -> Result<(), SpoolError> {
     match store.by_seq(seq)? {
-        Some(row) => store.remove(&row),
+        Some(row) => {
+            device::remember(store, row.seq)?;
+            store.remove(&row)
+        }
         None => Ok(()),
     }
 }
 
-fn oldest_ended(store: &Store) -> Result<Option<(u64, u64)>, SpoolError> {
-    let mut statement = store.conn.prepare_cached(OLDEST_ENDED)?;
+fn oldest(store: &Store, text: &str) -> Result<Option<(u64, u64)>, SpoolError> {
+    let mut statement = store.conn.prepare_cached(text)?;
     Ok(statement.query_row([], |r| Ok((num(r.get(0)?), num(r.get(1)?)))).optional()?)
 }
 

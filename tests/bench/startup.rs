@@ -98,6 +98,7 @@ async fn put(spool: Spool, first: u64, waiting: u64) {
             ttl_ms: 3 * DAY_MS,
             leased: false,
             maybe_billed: false,
+            device: None,
         };
         spool.accept(new).await.unwrap();
     }

@@ -109,6 +109,7 @@ impl Call {
             ttl_ms: self.wants.ttl.unwrap_or(self.app.options.ttl).as_millis() as u64,
             leased,
             maybe_billed,
+            device: None,
         }
     }
 

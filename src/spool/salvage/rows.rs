@@ -8,7 +8,9 @@ use crate::plant::{self, Fault};
 use crate::spool::{codes, files, sum};
 
 /// Columns of `request` that version 1 has already.
-pub(super) const REQUEST_COLUMNS: usize = 25;
+const REQUEST_COLUMNS_V1: usize = 25;
+/// Columns of `request` before `version`.
+pub(super) const REQUEST_COLUMNS: usize = 29;
 /// Columns of `answer` that version 1 has already.
 pub(super) const ANSWER_COLUMNS: usize = 14;
 /// Places of columns that are looked at here.
@@ -19,19 +21,19 @@ pub(super) const BODY_HASH: usize = 19;
 pub(super) const BODY_KEPT: usize = 20;
 pub(super) const BODY_FILE: usize = 21;
 pub(super) const REASON: usize = 22;
-const VERSION: usize = 25;
-const REQUEST_SUM: usize = 26;
+const VERSION: usize = 29;
+const REQUEST_SUM: usize = 30;
 pub(super) const ANSWER_HASH: usize = 11;
 pub(super) const ANSWER_BYTES: usize = 12;
 pub(super) const ANSWER_FILE: usize = 13;
 const ANSWER_SUM: usize = 14;
-const SOURCE_SUM: usize = 3;
+pub(super) const SOURCE_SUM: usize = 3;
 const POWERED_MS: usize = 3;
 const NEXT_SEQ: usize = 5;
-/// An id is `req_` and 32 digits; the room is for ids of later versions.
-const ID_MAX: usize = 128;
 /// What every id begins with.
 const ID_PREFIX: &str = "req_";
+/// Digits behind it.
+const ID_DIGITS: usize = 32;
 
 /// The tables whose rows are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +49,7 @@ pub(super) enum Kind {
 /// A column a letter: n null, i integer, t tet, b blob; capital: that or null. One line a version.
 const PATTERNS: [(Kind, &str); 10] = [
     (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTT"),
-    (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTTib"),
+    (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTTBiIiib"),
     (Kind::Body, "nb"),
     (Kind::Answer, "iittitiIIiibBT"),
     (Kind::Answer, "iittitiIIiibBTb"),
@@ -88,7 +90,7 @@ pub(super) enum Worth {
 /// A row of `request`, its key filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Request {
-    /// The columns that version 1 has.
+    /// The columns before `version`.
     pub(super) values: Vec<Value>,
     pub(super) version: i64,
     pub(super) worth: Worth,
@@ -100,6 +102,10 @@ pub(super) fn request(mut values: Vec<Value>, rowid: i64) -> Request {
     let worth = worth(&values, 0..=VERSION, REQUEST_SUM);
     let worth = if worth == Worth::Plausible && !makes_sense(&values) { Worth::Damaged } else { worth };
     let version = integer(&values, VERSION).unwrap_or(0);
+    if values.len() == REQUEST_COLUMNS_V1 {
+        // No device had a request then.
+        values.extend([Value::Null, Value::Integer(0), Value::Null, Value::Integer(0)]);
+    }
     values.truncate(REQUEST_COLUMNS);
     Request { values, version, worth }
 }
@@ -149,10 +155,10 @@ fn makes_sense(values: &[Value]) -> bool {
         && (0..=1).contains(&code(BODY_KEPT))
 }
 
-/// Whether a text can be a request's id.
+/// Whether a text is an id as the spool's callers make them: anything else is half noise.
 pub(super) fn is_id(text: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-    text.starts_with(ID_PREFIX) && text.len() <= ID_MAX && text.bytes().all(plain)
+    let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    text.strip_prefix(ID_PREFIX).is_some_and(|digits| digits.len() == ID_DIGITS && digits.bytes().all(is_digit))
 }
 
 /// An entry of the index of ids: the id and its row's number.
@@ -183,7 +189,9 @@ pub(super) fn answer_entry(values: &[Value]) -> Option<(i64, bool)> {
 /// and names of files.
 pub(super) fn source_entry(values: &[Value]) -> Option<(&str, i64)> {
     match values {
-        [Value::Text(name), Value::Integer(id)] if !is_id(name) && files::start_of(name).is_none() && *id > 0 => {
+        [Value::Text(name), Value::Integer(id)]
+            if !name.starts_with(ID_PREFIX) && files::start_of(name).is_none() && *id > 0 =>
+        {
             Some((name, *id))
         }
         _ => None,

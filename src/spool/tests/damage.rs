@@ -11,18 +11,18 @@ use crate::spool::{Condition, SpoolError, quarantine, sum};
 async fn salvaged(spool: &Spool, id: &'static str) -> SalvagedRow {
     spool
         .look(move |store| {
-            let columns = sum::REQUEST[..25].join(", ");
+            let columns = sum::REQUEST[..29].join(", ");
             let text = format!(
                 "SELECT {columns}, version, name, bytes FROM request JOIN source USING (source_id)
                 LEFT JOIN body USING (seq) WHERE id = ?1"
             );
             let text = text.replacen("seq,", "request.seq,", 1);
             Ok(store.conn.query_row(&text, [id], |r| {
-                let values = (0..25).map(|at| r.get::<_, Value>(at)).collect::<Result<_, _>>()?;
-                let version = r.get::<_, i64>(25)? as u64;
-                let bytes: Option<Vec<u8>> = r.get(27)?;
+                let values = (0..29).map(|at| r.get::<_, Value>(at)).collect::<Result<_, _>>()?;
+                let version = r.get::<_, i64>(29)? as u64;
+                let bytes: Option<Vec<u8>> = r.get(31)?;
                 let body = bytes.map_or(SalvagedBody::NotKept, SalvagedBody::Inline);
-                Ok(SalvagedRow { values, version, superseded: false, source: r.get(26)?, body, answers: Vec::new() })
+                Ok(SalvagedRow { values, version, superseded: false, source: r.get(30)?, body, answers: Vec::new() })
             })?)
         })
         .await
@@ -67,15 +67,11 @@ async fn a_wiped_header_stops_nothing_and_is_kept() {
     assert_counted(&spool).await;
 }
 
-/// Waits until nothing is due any more.
+/// Waits until what was set aside is back and what was held back for it is free again.
 async fn salvaged_all(spool: &Spool, dir: &Path) {
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), async {
-        while !quarantine::due(dir).is_empty() {
-            spool.commit_probe().await.unwrap();
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    });
-    waited.await.unwrap();
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(30), spool.salvaged());
+    assert!(waited.await.unwrap().unwrap(), "the salvage stopped");
+    assert!(quarantine::due(dir).is_empty());
 }
 
 #[tokio::test]
@@ -197,6 +193,8 @@ async fn what_is_lost_is_on_record_and_what_is_behind_is_not_sent_as_if_new() {
     assert_eq!(adopted(&spool, bodiless).await, Adopted::Inserted);
     let lost = |id: &str, seq| LostRow { seq, id: id.to_owned(), state: None };
     for (row, verdict) in [
+        // Its number ended under its own name: this one is half noise.
+        (lost("ovfr", seq), Adopted::Ended),
         (lost("gone", 77), Adopted::Inserted),
         (lost("gone", 77), Adopted::Known),
         (lost("doubtful", 2), Adopted::Known),

@@ -12,7 +12,7 @@ async fn what_was_accepted_comes_back_as_it_was() {
     let (_dir, spool) = fresh();
     let new = NewRequest { label: Some("press 3".into()), ..request("a") };
     let body = new.body.in_one_piece().unwrap();
-    assert_eq!(take(&spool, new).await, Accepted { id: "a".into(), seq: 1, existing: false });
+    assert_eq!(take(&spool, new).await, Accepted { id: "a".into(), seq: 1, existing: false, finished: false });
     let record = spool.get("a".into()).await.unwrap().unwrap();
     assert_eq!((record.state, record.label.as_deref(), record.attempts), (State::Queued, Some("press 3"), 0));
     assert!(record.ttl_left_ms > HOUR - 60_000);
@@ -96,7 +96,7 @@ async fn one_key_makes_one_request_per_source() {
     let keyed = |source: &str, id: &str| NewRequest { idempotency_key: Some("k".into()), ..from(source, id) };
     let same = NewRequest { body: request("a").body, body_hash: request("a").body_hash, ..keyed("x", "b") };
     assert!(!take(&spool, keyed("x", "a")).await.existing);
-    assert_eq!(take(&spool, same).await, Accepted { id: "a".into(), seq: 1, existing: true });
+    assert_eq!(take(&spool, same).await, Accepted { id: "a".into(), seq: 1, existing: true, finished: false });
     assert_eq!(spool.accept(keyed("x", "c")).await, Err(SpoolError::KeyReused));
     assert!(!take(&spool, keyed("y", "d")).await.existing);
     assert_eq!(spool.lease(1).await.unwrap()[0].idempotency_key, "k");

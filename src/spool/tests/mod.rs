@@ -2,11 +2,13 @@
 
 mod bounds;
 mod damage;
+mod devices;
 mod life;
 mod migrating;
 mod model;
 mod opening;
 mod pauses;
+mod sources;
 mod storage;
 mod sums;
 
@@ -62,6 +64,7 @@ fn request(id: &str) -> NewRequest {
         ttl_ms: HOUR,
         leased: false,
         maybe_billed: false,
+        device: None,
     }
 }
 

@@ -81,7 +81,7 @@ async fn a_full_database_refuses_and_goes_on() {
         })
         .await
         .unwrap();
-    let mut last = Ok(Accepted { id: String::new(), seq: 0, existing: false });
+    let mut last = Ok(Accepted { id: String::new(), seq: 0, existing: false, finished: false });
     for n in 0..50 {
         last = spool.accept(with_body(&format!("r{n}"), vec![9; 6_000])).await;
         if last.is_err() {

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use holdfast::clock;
 use holdfast::plant::Fault;
 
 use crate::case::{Case, Effort, Outcome, Planted, environment};
@@ -18,7 +17,7 @@ use crate::chance::Chance;
 use crate::ledger::Ledger;
 use crate::replay::disk::{Damage, Disk};
 use crate::replay::trace::{self, Event};
-use crate::{driver, process, shim};
+use crate::{driver, shim};
 
 const LOST_SYNCS: &str = "one-in-100-fsyncs-dropped";
 /// Workloads with the rows of the short and of the long form. The short one opens some states of each call, the long one
@@ -214,24 +213,15 @@ pub fn judge(data_dir: &Path, ledger: &Ledger) -> Result<(), String> {
     let judged = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
         let spool = holdfast::spool::open(driver::options(data_dir)).map_err(|e| format!("does not open: {e}"))?;
-        wait_for_salvage(data_dir)?;
-        runtime.block_on(ledger.judge(&spool))
+        runtime.block_on(async {
+            // What was set aside comes back while the service runs: rows stand still only after that.
+            let salvaged = tokio::time::timeout(SALVAGE_MAX, spool.salvaged()).await;
+            let whole = salvaged.map_err(|_| format!("the salvage is not over after {} s", SALVAGE_MAX.as_secs()))?;
+            if !whole.map_err(|e| e.to_string())? {
+                return Err("the salvage stopped".to_owned());
+            }
+            ledger.judge(&spool).await
+        })
     }));
     judged.unwrap_or_else(|_| Err("opening it panicked".to_owned()))
-}
-
-/// What was set aside comes back while the service runs: rows stand still only after that.
-fn wait_for_salvage(data_dir: &Path) -> Result<(), String> {
-    let begun = clock::now();
-    let due = || {
-        let sets = std::fs::read_dir(data_dir.join("quarantine")).into_iter().flatten().flatten();
-        sets.map(|set| set.path().join("salvage.due")).any(|due| due.exists())
-    };
-    while due() {
-        if begun.elapsed() > SALVAGE_MAX {
-            return Err(format!("the salvage is not over after {} s", SALVAGE_MAX.as_secs()));
-        }
-        process::pause(Duration::from_millis(1));
-    }
-    Ok(())
 }

@@ -232,7 +232,7 @@ fn each(what: &str, seed: u64, files: impl Iterator<Item = (Vec<u8>, Vec<u8>)>, 
 
 #[test]
 fn a_start_holds_over_six_kinds_of_damage() {
-    let (count, seed) = effort(2);
+    let (count, seed) = effort(3);
     let sample = Sample::closed(60, seed);
     for kind in KINDS {
         let mut chance = Chance(seed);

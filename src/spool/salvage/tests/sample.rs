@@ -85,6 +85,7 @@ pub(super) fn request(n: u64, size: usize, chance: &mut Chance) -> NewRequest {
         ttl_ms: 3_600_000,
         leased: false,
         maybe_billed: false,
+        device: None,
     }
 }
 
