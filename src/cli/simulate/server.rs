@@ -134,6 +134,11 @@ impl Simulator {
         self.shared.log().entries()
     }
 
+    /// Milliseconds since it started: what `Entry::at_ms` counts.
+    pub fn age_ms(&self) -> u64 {
+        self.shared.started.elapsed().as_millis() as u64
+    }
+
     /// How many requests reached a model endpoint since the last `clear_log`.
     pub fn requests_total(&self) -> u64 {
         self.shared.log().total()

@@ -14,29 +14,35 @@ use super::{KEY, until, within};
 pub struct Daemon {
     dir: tempfile::TempDir,
     child: Child,
+    plant: Option<&'static str>,
 }
 
 impl Daemon {
     /// Starts it with this configuration, `@DIR@` being its folder; returns once it answers.
     pub async fn start(config: &str) -> Daemon {
+        Daemon::start_with(config, None).await
+    }
+
+    /// The same with a planted mistake.
+    pub async fn start_with(config: &str, plant: Option<&'static str>) -> Daemon {
         let dir = tempfile::Builder::new().prefix("hf").tempdir().unwrap();
         let text = config.replace("@DIR@", dir.path().to_str().unwrap());
         std::fs::write(dir.path().join("holdfast.toml"), text).unwrap();
-        let child = spawn(dir.path());
-        let mut daemon = Daemon { dir, child };
+        let child = spawn(dir.path(), plant);
+        let mut daemon = Daemon { dir, child, plant };
         daemon.wait_ready().await;
         daemon
     }
 
     /// Starts it again in the same folder; returns once it answers.
     pub async fn restart(&mut self) {
-        self.child = spawn(self.dir.path());
+        self.child = spawn(self.dir.path(), self.plant);
         self.wait_ready().await;
     }
 
     /// Starts it again and does not wait.
     pub fn restart_unready(&mut self) {
-        self.child = spawn(self.dir.path());
+        self.child = spawn(self.dir.path(), self.plant);
     }
 
     async fn wait_ready(&mut self) {
@@ -134,6 +140,17 @@ impl Daemon {
         self.get("/holdfast/v1/status").await.json()
     }
 
+    /// The gateway's own status, where it answers.
+    pub async fn try_status(&self) -> Option<Value> {
+        let reply = Ask::get("/holdfast/v1/status").send_to(&self.socket()).await.ok()?;
+        (reply.status == 200).then(|| reply.json())
+    }
+
+    /// Its folder: configuration, log, data.
+    pub fn folder(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
     /// How many stored requests wait.
     pub async fn backlog(&self) -> u64 {
         let status = self.status().await;
@@ -179,11 +196,12 @@ impl Daemon {
     }
 }
 
-fn spawn(dir: &Path) -> Child {
+fn spawn(dir: &Path, plant: Option<&'static str>) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("daemon.log")).unwrap();
     let mut command = binary(dir);
     command.args(["run", "--config"]).arg(dir.join("holdfast.toml"));
     command.stdout(log.try_clone().unwrap()).stderr(log);
+    command.envs(plant.map(|name| ("HOLDFAST_PLANT", name)));
     command.spawn().unwrap()
 }
 

@@ -35,6 +35,8 @@ pub struct Settings {
     pub data_dir: Option<String>,
     /// Further configuration.
     pub extra: String,
+    /// A mistake to switch on, where the binary was built with the feature `planted`.
+    pub plant: Option<&'static str>,
 }
 
 impl Default for Settings {
@@ -47,6 +49,7 @@ impl Default for Settings {
             http: String::new(),
             data_dir: None,
             extra: String::new(),
+            plant: None,
         }
     }
 }
@@ -84,7 +87,7 @@ impl Bench {
         let uplink = serve_uplink(UplinkOptions { key, ..UplinkOptions::default() }).await.unwrap();
         let ollama = serve_ollama(OllamaOptions::default()).await.unwrap();
         let config = config(&settings, &uplink.base_url(), &ollama.base_url());
-        let daemon = Daemon::start(&config).await;
+        let daemon = Daemon::start_with(&config, settings.plant).await;
         Bench { daemon, uplink, ollama }
     }
 

@@ -136,13 +136,13 @@ impl Run<'_> {
 
     fn hear(&mut self, device: &mut Device<'_, OPEN>, frame: &[u8]) {
         let now_ms = self.now_ms();
+        if self.options.print && frame.len() > 1 {
+            told::frame(frame, false);
+        }
         for byte in self.bad.carry(frame) {
             if let Some(event) = device.receive(byte, now_ms) {
                 self.happened(event);
             }
-        }
-        if self.options.print && frame.len() > 1 {
-            told::frame(frame, false);
         }
     }
 
@@ -168,8 +168,8 @@ impl Run<'_> {
     fn end(&mut self, ended: Ended) {
         self.open.remove(&ended.key);
         if self.options.print {
-            let (status, key, text) = (ended.status, ended.key, &ended.text);
-            told::line(format_args!("   {key:x} ended with status {status:?}, code {}: {text}", ended.code));
+            let how = ended.status.map_or("refused".to_owned(), |status| format!("status {status}"));
+            told::line(format_args!("   {:x} ended: {how}, code {}: {}", ended.key, ended.code, ended.text));
         }
         self.ended.push(ended);
     }

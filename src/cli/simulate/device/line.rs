@@ -1,10 +1,10 @@
-//! The simulated device's end of the line: a serial port in raw mode, a UNIX socket, TCP.
+//! The simulated device's end of the line: a serial port in raw mode, a UNIX socket, or a serial server's TCP port.
 //!
 //! Owns opening, reading and writing. A line that is gone is an error, whatever it was.
 
 use std::fmt;
 use std::io;
-use std::net::TcpStream;
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub enum LineAt {
     },
     /// A UNIX stream socket.
     Socket(PathBuf),
-    /// HOST:PORT.
+    /// IP:PORT to listen on, as a serial server in the network does: the gateway connects.
     Address(String),
 }
 
@@ -37,7 +37,7 @@ impl fmt::Display for LineAt {
         match self {
             LineAt::Port { path, baud, .. } => write!(f, "{} at {baud} baud", path.display()),
             LineAt::Socket(path) => write!(f, "{}", path.display()),
-            LineAt::Address(address) => write!(f, "{address}"),
+            LineAt::Address(address) => write!(f, "{address}, waiting for the gateway to connect"),
         }
     }
 }
@@ -84,7 +84,8 @@ fn connect(at: &LineAt) -> io::Result<OwnedFd> {
         LineAt::Port { path, baud, even_parity } => return open_port(path, *baud, *even_parity),
         LineAt::Socket(path) => UnixStream::connect(path)?.into(),
         LineAt::Address(address) => {
-            let stream = TcpStream::connect(address)?;
+            let listener = TcpListener::bind(address)?;
+            let (stream, _) = listener.accept()?;
             stream.set_nodelay(true)?;
             stream.into()
         }

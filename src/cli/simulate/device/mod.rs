@@ -97,7 +97,7 @@ pub struct DeviceArgs {
     /// A serial port, such as /dev/ttyUSB0; or --socket, the UNIX socket of the gateway's link
     #[arg(long)]
     port: Option<PathBuf>,
-    /// HOST:PORT of a serial server or of the gateway's link
+    /// IP:PORT to listen on, as a serial server does: a gateway's link with this `address` connects to it
     #[arg(long, conflicts_with = "port")]
     address: Option<String>,
     /// Bits per second of a serial port
@@ -153,7 +153,7 @@ impl DeviceArgs {
             (Some(path), _, _) => LineAt::Port { path, baud: self.baud, even_parity: self.even_parity },
             (_, Some(address), _) => LineAt::Address(address),
             (_, _, Some(path)) => LineAt::Socket(path),
-            _ => bail!("which line? --port /dev/ttyUSB0, --socket PATH or --address HOST:PORT"),
+            _ => bail!("which line? --port /dev/ttyUSB0, --socket PATH or --address IP:PORT"),
         };
         if !(4..=16).contains(&self.uid.len()) {
             bail!("--uid has 4 to 16 characters");

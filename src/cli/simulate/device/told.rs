@@ -2,7 +2,7 @@
 //!
 //! Owns the words; a closed standard output is nobody's concern.
 
-use std::fmt::{Arguments, Debug};
+use std::fmt::Arguments;
 use std::io::Write;
 
 use holdfast_wire::frame::FRAME_MAX;
@@ -60,10 +60,8 @@ fn words(message: &Message<'_>) -> String {
             )
         }
         Message::Nack(m) => format!("Nack {} for {:x}, again in {} ms: {}", m.code, m.key, m.retry_ms, m.detail),
-        other => plain(other),
+        Message::ResultAck(m) => format!("ResultAck {:x} up to {}", m.key, m.next),
+        Message::Query(m) => format!("Query {:x}", m.key),
+        other => format!("{other:?}"),
     }
-}
-
-fn plain(message: &dyn Debug) -> String {
-    format!("{message:?}")
 }

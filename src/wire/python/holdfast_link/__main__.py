@@ -7,7 +7,7 @@ import sys
 from .client import Client, Refused
 
 parser = argparse.ArgumentParser(prog="holdfast_link", description="Ask a holdfast gateway over a device link.")
-parser.add_argument("address", help="/dev/ttyUSB0, unix:/run/holdfast/link.sock or tcp:HOST:PORT")
+parser.add_argument("address", help="/dev/ttyUSB0, unix:/run/holdfast/link.sock, listen:IP:PORT or tcp:HOST:PORT")
 parser.add_argument("--baud", type=int, default=115_200)
 parser.add_argument("--state", default="holdfast-link.state", help="the file that survives a restart")
 parser.add_argument("--chat", metavar="TEXT", help="a prompt")

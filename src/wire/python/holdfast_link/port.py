@@ -28,13 +28,19 @@ WRITE_S = 20.0
 
 
 def open_port(address: str, baud: int = 115_200) -> Port:
-    """`/dev/ttyUSB0` or `COM3` (serial), `unix:/run/holdfast/link.sock`, `tcp:192.168.1.20:4000`."""
+    """`/dev/ttyUSB0` or `COM3` (serial), `unix:/run/holdfast/link.sock`, `listen:0.0.0.0:4000` (a gateway's link with
+    this address connects here, as to a serial server), `tcp:192.168.1.20:4000` (a serial server beside the gateway)."""
     scheme, _, rest = address.partition(":")
     if scheme == "unix":
         return Socket(_connected(socket.AF_UNIX, rest))
     if scheme == "tcp":
         host, _, port = rest.rpartition(":")
         return Socket(socket.create_connection((host.strip("[]"), int(port)), timeout=WRITE_S))
+    if scheme == "listen":
+        host, _, port = rest.rpartition(":")
+        with socket.create_server((host.strip("[]"), int(port))) as door:
+            door.settimeout(WRITE_S)
+            return Socket(door.accept()[0])
     return Serial(address, baud)
 
 
