@@ -30,7 +30,7 @@ impl Behind {
                 }
                 Err(error) => {
                     tracing::error!(%error, set = %set.display(), "a set's log cannot be read: what was accepted \
-                        before is held back until it can, or until its folder is taken away and the gateway restarted");
+                        before is held back while it is tried again");
                     behind.below = next_seq;
                 }
             }
@@ -53,6 +53,11 @@ impl Behind {
     /// Whether this request is held back.
     pub(super) fn has(&self, seq: u64) -> bool {
         seq < self.below || self.seqs.contains(&seq)
+    }
+
+    /// The number from which on nothing is held back for its age.
+    pub(super) fn below(&self) -> u64 {
+        self.below
     }
 
     /// Refuses a change of a request that is held back.

@@ -3,7 +3,7 @@
 //! Owns the thread that reads a set and hands its rows to the writer in small batches; never writes the database
 //! itself and never holds new work up.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +21,9 @@ use super::{SpoolError, open, quarantine};
 const BATCH: usize = 64;
 /// A salvage that the disk stopped is tried again after this: room is made by people.
 const RETRY: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_mins(1) };
+
+/// So often a log of which the disk gives nothing is tried, before its requests go on without what it said.
+const LOG_TRIES: u32 = if cfg!(test) { 50 } else { 10 };
 
 fn row(found: Found) -> SalvagedRow {
     let body = match found.body {
@@ -114,7 +117,7 @@ pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
         store.rescue.behind = Behind::find(&sets, store.counts.next_seq);
     }
     let work = move || {
-        if !salvage_all(sets, &data_dir, &commands) || !orphans(&commands) {
+        if !salvage_all(&data_dir, &commands) || !orphans(&commands) {
             return;
         }
         let again = commands.clone();
@@ -155,10 +158,14 @@ fn orphans(commands: &mpsc::WeakSender<Command>) -> bool {
 
 /// Reads every set, again and again where the disk does not let it; false where the service ends before.
 #[allow(clippy::disallowed_methods, reason = "a thread of its own that waits for the disk to become well")]
-fn salvage_all(mut sets: Vec<PathBuf>, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
+fn salvage_all(data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
+    let mut tries = 0;
     loop {
-        sets.retain(|set| !salvage(set, data_dir, commands));
-        if sets.is_empty() {
+        tries += 1;
+        // Whole ones first: an excerpt names bodies that only its database has.
+        let mut sets = quarantine::due(data_dir);
+        sets.sort_by_key(|set| quarantine::is_excerpt(set));
+        if sets.iter().all(|set| salvage(set, data_dir, tries, commands)) {
             return true;
         }
         let told = send(commands, |store| {
@@ -172,8 +179,8 @@ fn salvage_all(mut sets: Vec<PathBuf>, data_dir: &Path, commands: &mpsc::WeakSen
     }
 }
 
-fn salvage(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
-    match bring_back(set, data_dir, commands) {
+fn salvage(set: &Path, data_dir: &Path, tries: u32, commands: &mpsc::WeakSender<Command>) -> bool {
+    match bring_back(set, data_dir, tries, commands) {
         Ok(rows) => {
             tracing::warn!(set = %set.display(), adopted = rows.adopted, known = rows.known, ended = rows.ended,
                 refused = rows.refused, "a damaged spool was salvaged; its report lies beside it");
@@ -214,23 +221,36 @@ fn lost(reader: &Salvage) -> Vec<LostRow> {
     whole.filter_map(|lost| Some(LostRow { seq: lost.seq?, id: lost.id.clone()?, state: lost.state })).collect()
 }
 
-fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> Result<Rows, SpoolError> {
+fn bring_back(
+    set: &Path,
+    data_dir: &Path,
+    tries: u32,
+    commands: &mpsc::WeakSender<Command>,
+) -> Result<Rows, SpoolError> {
     let mut reader = Salvage::of_set(set, data_dir)?;
+    if reader.lacks_its_log() && tries < LOG_TRIES {
+        return Err(SpoolError::Storage("the disk gives nothing of the log".into()));
+    }
     let mut rows = Rows::default();
+    let to = Adopter { commands, is_excerpt: quarantine::is_excerpt(set) };
     loop {
         let batch = reader.next_batch(BATCH);
         if batch.is_empty() {
             break;
         }
-        let batch = batch.into_iter().map(row).collect();
-        rows.count(adopt_all(batch, adopt::adopt_row, SalvagedRow::seq, commands)?);
+        rows.count(to.adopt(batch.into_iter().map(row).collect(), adopt::adopt_row, SalvagedRow::seq)?);
     }
     // Last, so that no name stands in the way of a row.
     for batch in lost(&reader).chunks(BATCH) {
-        rows.count(adopt_all(batch.to_vec(), adopt::adopt_lost, |lost| lost.seq, commands)?);
+        rows.count(to.adopt(batch.to_vec(), adopt::adopt_lost, |lost| lost.seq)?);
     }
     for batch in reader.in_doubt().chunks(BATCH) {
-        rows.count(adopt_all(batch.iter().copied().map(InDoubt).collect(), adopt::adopt_doubt, |seq| seq.0, commands)?);
+        let batch = batch.iter().copied().map(InDoubt).collect();
+        rows.count(to.adopt(batch, adopt::adopt_doubt, |seq| seq.0)?);
+    }
+    if reader.lacks_its_log() {
+        tracing::error!(set = %set.display(), "nothing of a set's log can be read: what waits is labelled and goes on");
+        while send(commands, |store| adopt::doubt_older(store, BATCH as u32))? > 0 {}
     }
     reader.report().write(set)?;
     let now = send(commands, |store| Ok(store.powered.now_ms()))?;
@@ -238,29 +258,43 @@ fn bring_back(set: &Path, data_dir: &Path, commands: &mpsc::WeakSender<Command>)
     Ok(rows)
 }
 
-/// One transaction; a row that cannot be taken costs none of the others.
-fn adopt_all<T: Send + 'static>(
-    batch: Vec<T>,
-    adopt: fn(&mut Store, &T) -> Result<Adopted, SpoolError>,
-    seq: fn(&T) -> u64,
-    commands: &mpsc::WeakSender<Command>,
-) -> Result<Vec<Option<Adopted>>, SpoolError> {
-    send(commands, move |store| {
-        let mut verdicts = Vec::with_capacity(batch.len());
-        for row in &batch {
-            let adopted = store.nested(|store| adopt(store, row));
-            match adopted {
-                Ok(verdict) => verdicts.push(Some(verdict)),
-                // No room is no reason to lose the rest: the whole batch is tried again by the next start.
-                Err(error @ (SpoolError::DiskFull | SpoolError::Busy)) => return Err(error),
-                Err(error) => {
-                    tracing::error!(%error, seq = seq(row), "a salvaged row could not be taken back");
-                    verdicts.push(None);
+/// The way of a set's rows into the database.
+struct Adopter<'a> {
+    commands: &'a mpsc::WeakSender<Command>,
+    is_excerpt: bool,
+}
+
+impl Adopter<'_> {
+    /// One transaction; a row that cannot be taken costs none of the others.
+    fn adopt<T: Send + 'static>(
+        &self,
+        batch: Vec<T>,
+        adopt: fn(&mut Store, &T) -> Result<Adopted, SpoolError>,
+        seq: fn(&T) -> u64,
+    ) -> Result<Vec<Option<Adopted>>, SpoolError> {
+        let is_excerpt = self.is_excerpt;
+        send(self.commands, move |store| {
+            // The database of an excerpt may be set aside itself at any time: then it has to be back first.
+            let before = if is_excerpt { quarantine::due(&store.options.data_dir) } else { Vec::new() };
+            if before.iter().any(|set| !quarantine::is_excerpt(set)) {
+                return Err(SpoolError::Storage("another set has to be salvaged before this one".into()));
+            }
+            let mut verdicts = Vec::with_capacity(batch.len());
+            for row in &batch {
+                let adopted = store.nested(|store| adopt(store, row));
+                match adopted {
+                    Ok(verdict) => verdicts.push(Some(verdict)),
+                    // No room is no reason to lose the rest: the whole batch is tried again by the next start.
+                    Err(error @ (SpoolError::DiskFull | SpoolError::Busy)) => return Err(error),
+                    Err(error) => {
+                        tracing::error!(%error, seq = seq(row), "a salvaged row could not be taken back");
+                        verdicts.push(None);
+                    }
                 }
             }
-        }
-        Ok(verdicts)
-    })
+            Ok(verdicts)
+        })
+    }
 }
 
 fn send<T: Send + 'static>(

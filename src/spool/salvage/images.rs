@@ -132,6 +132,13 @@ impl Images {
         (self.wal.len() > 0 && !self.wal.fill(0, &mut [0])) || images.any(|image| !self.read(image, &mut frame))
     }
 
+    /// Whether a log is there and nothing of it can be read.
+    pub(super) fn lacks_its_log(&self) -> bool {
+        let mut frame = self.buffer();
+        let mut images = (0..self.log.frames.len()).map(|n| Image::Frame(n as u32));
+        self.wal.len() > 0 && !self.wal.fill(0, &mut [0]) && !images.any(|image| self.read(image, &mut frame))
+    }
+
     /// Whether the file has a page of this number.
     pub(super) fn has(&self, page: u32) -> bool {
         (1..=self.file_pages).contains(&page)

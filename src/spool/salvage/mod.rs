@@ -54,11 +54,8 @@ impl Salvage {
     /// The same of a set: whole files, or a log with an excerpt of the database that is still in use.
     pub(super) fn of_set(set: &Path, data_dir: &Path) -> Result<Salvage, SpoolError> {
         let (db, wal) = (quarantine::database(set), quarantine::log(set));
-        let (bodies, wal) = (super::files::bodies(data_dir), source(&wal)?);
-        if wal.len() > 0 && !wal.fill(0, &mut [0]) {
-            return Err(SpoolError::Storage("the disk does not give the log".into()));
-        }
-        Ok(Salvage::begin(source(&db)?, wal, bodies, quarantine::is_excerpt(set)))
+        let bodies = super::files::bodies(data_dir);
+        Ok(Salvage::begin(source(&db)?, source(&wal)?, bodies, quarantine::is_excerpt(set)))
     }
 
     fn of(db: Box<dyn Source>, wal: Box<dyn Source>, bodies: PathBuf) -> Salvage {
@@ -96,6 +93,11 @@ impl Salvage {
     /// What was found and lost so far; complete after the last batch.
     pub(super) fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// Whether there is a log of which the disk gives nothing at all.
+    pub(super) fn lacks_its_log(&self) -> bool {
+        self.images.lacks_its_log()
     }
 
     /// Requests of which an index says that they were being sent, where the log has parts that cannot be read: the row

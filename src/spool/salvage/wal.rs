@@ -72,8 +72,12 @@ struct Raw {
 /// Reads a whole log; an empty or missing one has no frames. `page_size` is used where the log does not say it.
 pub(super) fn scan(source: &dyn Source, page_size: usize) -> Log {
     let mut bytes = [0u8; HEADER as usize];
-    if source.len() < HEADER || !source.fill(0, &mut bytes) {
+    if source.len() < HEADER {
         return Log { page_size, frames: Vec::new() };
+    }
+    if !source.fill(0, &mut bytes) {
+        // As good as a damaged header: the frames behind it have salts of their own.
+        bytes.fill(0);
     }
     let (head, page_size) = head(&bytes, page_size);
     let size = FRAME_HEADER + page_size as u64;
