@@ -2,6 +2,7 @@
 //!
 //! The only place that sees both the configuration and the parts. Contains no behaviour of its own.
 
+mod links;
 pub mod offline;
 
 use std::io;
@@ -68,6 +69,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     more_descriptors();
     let spool = open_spool(&settings).await?;
     let tasks = tasks(&settings)?;
+    let link_options = links::options(&settings)?;
     let (listeners, own_socket) = bind(&settings).await?;
     let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
@@ -80,12 +82,13 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         floor,
         local: local_client(&settings)?,
         spool: spool.clone(),
-        tasks,
+        tasks: tasks.clone(),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });
     let (stop, stopped) = watch::channel(false);
-    let app = App::new(gateway.clone(), http_options(&settings), models, stopped.clone());
+    let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
+    let app = App::new(gateway.clone(), http_options(&settings), models, links, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
     let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
@@ -98,6 +101,9 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let _ = stop.send(true);
     let ended = async {
         let _ = server.await;
+        for line in lines {
+            let _ = line.await;
+        }
         let _ = driver.await;
         pulse.abort();
         spool.close().await;
@@ -151,8 +157,8 @@ impl Signals {
 }
 
 /// The configuration has checked them; what can go wrong here is a schema file that changed in between.
-fn tasks(settings: &Settings) -> Result<Book, SupervisorError> {
-    Book::new(settings.tasks.clone()).map_err(|faults| {
+fn tasks(settings: &Settings) -> Result<Arc<Book>, SupervisorError> {
+    Book::new(settings.tasks.clone()).map(Arc::new).map_err(|faults| {
         let lines = faults.iter().map(|(id, wrong)| format!("task {id}: {}: {}", wrong.key, wrong.message));
         SupervisorError::Configuration(lines.collect::<Vec<_>>().join("\n"))
     })

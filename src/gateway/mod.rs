@@ -51,7 +51,7 @@ pub struct Parts {
     /// Told when the system says that links or routes changed.
     pub network: mpsc::Receiver<()>,
     /// The canned prompts.
-    pub tasks: Book,
+    pub tasks: Arc<Book>,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
 }
@@ -78,7 +78,7 @@ struct Shared {
     turns: AtomicU64,
     started: Instant,
     floor: Arc<Floor>,
-    tasks: Book,
+    tasks: Arc<Book>,
     on_models: OnModels,
 }
 
