@@ -80,7 +80,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         floor,
         local: local_client(&settings)?,
         spool: spool.clone(),
-        tasks,
+        tasks: Arc::new(tasks),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });

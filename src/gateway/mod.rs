@@ -20,7 +20,7 @@ use crate::clock::{self, Floor};
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
-use crate::spool::record::{Accepted, Leased, NewRequest, Record};
+use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
 use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::task::Book;
 use crate::telemetry::feed::{self, Feed};
@@ -50,7 +50,7 @@ pub struct Parts {
     /// Told when the system says that links or routes changed.
     pub network: mpsc::Receiver<()>,
     /// The canned prompts.
-    pub tasks: Book,
+    pub tasks: Arc<Book>,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
 }
@@ -77,7 +77,7 @@ struct Shared {
     turns: AtomicU64,
     started: Instant,
     floor: Arc<Floor>,
-    tasks: Book,
+    tasks: Arc<Book>,
     on_models: OnModels,
 }
 
@@ -143,7 +143,7 @@ impl Gateway {
     }
 
     /// The canned prompts.
-    pub fn tasks(&self) -> &Book {
+    pub fn tasks(&self) -> &Arc<Book> {
         &self.shared.tasks
     }
 
@@ -215,6 +215,20 @@ impl Gateway {
             self.shared.finished(id, None, State::Cancelled, None, None);
         }
         Ok(state)
+    }
+
+    /// Ends a device's request that only the local model may answer; says whether it was waiting.
+    pub async fn settle_here(&self, id: &str, seq: u64, source: &str, how: Settlement) -> Result<bool, SpoolError> {
+        let (state, reason, route) = match &how {
+            Settlement::Answered(answer) => (State::Answered, None, Some(format!("local:{}", answer.model))),
+            Settlement::Dead { reason, .. } => (State::Dead, Some(reason.clone()), None),
+            Settlement::Requeue { .. } => return Ok(false),
+        };
+        let settled = self.shared.spool.settle_here(seq, how).await?;
+        if settled {
+            self.shared.finished(id, Some(source), state, reason.as_deref(), route);
+        }
+        Ok(settled)
     }
 
     /// Puts a request that ended without an answer back into the queue.

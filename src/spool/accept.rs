@@ -190,8 +190,8 @@ fn insert(
     let state = if new.leased { State::Sending } else { State::Queued };
     let now = store.powered.now_ms();
     let size = new.body.len();
-    let device = new.device.as_ref();
-    let local_only = device.is_some() && new.policy == Policy::Local;
+    let mark = new.device.as_ref();
+    let local_only = mark.is_some() && new.policy == Policy::Local;
     let (seq_sql, rank) = (sql(seq), i64::from(new.priority.rank()));
     store.conn.prepare_cached(INSERT)?.execute(params![
         seq_sql,
@@ -213,10 +213,10 @@ fn insert(
         new.body_hash.as_slice(),
         file.map(Staged::name),
         if local_only { FOR_EVER } else { 0 },
-        device.map(|d| d.content.as_slice()),
-        i64::from(device.is_some_and(|d| d.wants_result)),
-        new.task.or(device.and_then(|d| d.task)),
-        device.map_or(0, |d| d.max_reply),
+        mark.map(|d| d.content.as_slice()),
+        i64::from(mark.is_some_and(|d| d.wants_result)),
+        mark.and_then(|d| device::code_of(d.ask)).or(new.task.map(i64::from)),
+        mark.map_or(0, |d| d.max_reply),
     ])?;
     if file.is_none() {
         // Whatever is no file is small, and small bodies are one piece.

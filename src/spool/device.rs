@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use super::SpoolError;
 use super::codes::{self, num, sql};
-use super::record::{Accepted, Asked, DeviceKey, DeviceRequest, Mailbox, NewDevice};
+use super::record::{Accepted, Ask, Asked, DeviceKey, DeviceRequest, Mailbox, NewDevice};
 use super::store::Store;
 use crate::plant::{self, Fault};
 
@@ -213,7 +213,7 @@ fn fold(store: &Store, source_id: i64, key: &str, now: u64) -> Result<(), SpoolE
 }
 
 const REQUEST: &str = "SELECT r.seq, r.id, r.label, r.idempotency_key, r.state, r.handover, r.task, r.max_reply,
-    r.reason, EXISTS (SELECT 1 FROM answer a WHERE a.seq = r.seq AND a.local = 1), r.policy, r.priority, r.deferred
+    r.reason, EXISTS (SELECT 1 FROM answer a WHERE a.seq = r.seq AND a.local = 1), r.policy, r.content
     FROM request r";
 
 fn request(r: &Row<'_>) -> rusqlite::Result<Result<DeviceRequest, SpoolError>> {
@@ -232,12 +232,29 @@ fn request(r: &Row<'_>) -> rusqlite::Result<Result<DeviceRequest, SpoolError>> {
         state: state.0,
         wants_result: handover == 1,
         handed_over: handover == 2,
-        task: r.get(6)?,
+        ask: ask_of(r.get(6)?),
+        content: r.get::<_, Option<Vec<u8>>>(11)?.and_then(|c| c.try_into().ok()).unwrap_or_default(),
         max_reply: r.get(7)?,
         reason: r.get(8)?,
         has_local: r.get(9)?,
         policy: state.1,
     }))
+}
+
+/// What is asked, on disk: a task's number, null for a question, -1 for a request of the device's own.
+pub(super) fn code_of(ask: Ask) -> Option<i64> {
+    match ask {
+        Ask::Chat => None,
+        Ask::Raw => Some(-1),
+        Ask::Task(id) => Some(id.into()),
+    }
+}
+
+fn ask_of(code: Option<i64>) -> Ask {
+    match code {
+        None => Ask::Chat,
+        Some(code) => u16::try_from(code).map_or(Ask::Raw, Ask::Task),
+    }
 }
 
 /// The inverse of [`text`].

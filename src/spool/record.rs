@@ -81,10 +81,21 @@ pub struct NewDevice {
     pub content: [u8; 32],
     /// It is to be told the result.
     pub wants_result: bool,
-    /// The task it named.
-    pub task: Option<u16>,
+    /// What it asked for.
+    pub ask: Ask,
     /// Longest text of the result in bytes; 0 for the gateway's limit.
     pub max_reply: u16,
+}
+
+/// What a device asked for, as far as its result is read by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// A question: the answer's words.
+    Chat,
+    /// A request of its own making: the answer's JSON.
+    Raw,
+    /// The task of this number.
+    Task(u16),
 }
 
 /// What a device calls a request.
@@ -122,8 +133,10 @@ pub struct DeviceRequest {
     pub wants_result: bool,
     /// The device has its result.
     pub handed_over: bool,
-    /// The task it named.
-    pub task: Option<u16>,
+    /// What it asked for.
+    pub ask: Ask,
+    /// SHA-256 of what it sent.
+    pub content: [u8; 32],
     /// Longest text of the result in bytes; 0 for the gateway's limit.
     pub max_reply: u16,
     /// The local model has answered, which is the device's result then.

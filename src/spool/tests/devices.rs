@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::control::types::State;
-use crate::spool::record::{Asked, DeviceKey, NewDevice};
+use crate::spool::record::{Ask, Asked, DeviceKey, NewDevice};
 use crate::spool::{SpoolError, device};
 
 const LINK: &str = "link:plc";
@@ -14,7 +14,7 @@ fn of_device(key: DeviceKey, content: u8) -> NewRequest {
         key,
         content: [content; 32],
         wants_result: true,
-        task: Some(7),
+        ask: Ask::Task(7),
         max_reply: 200,
     };
     let id = format!("req_{:016x}", crate::clock::random_u64());
@@ -109,7 +109,7 @@ async fn results_wait_in_order_until_they_are_handed_over() {
     spool.sweep().await.unwrap();
     let waiting = spool.undelivered(LINK, UID, 9).await.unwrap();
     assert_eq!(waiting.iter().map(|r| r.seq).collect::<Vec<_>>(), seqs, "not pruned for room");
-    assert_eq!((waiting[0].task, waiting[0].max_reply, waiting[0].key.clone()), (Some(7), 200, Some(number(1))));
+    assert_eq!((waiting[0].ask, waiting[0].max_reply, waiting[0].key.clone()), (Ask::Task(7), 200, Some(number(1))));
     spool.handed_over(seqs[0]).await.unwrap();
     assert_eq!(
         (spool.device_open(LINK, UID).await.unwrap(), spool.undelivered(LINK, UID, 9).await.unwrap().len()),

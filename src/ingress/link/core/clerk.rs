@@ -1,0 +1,124 @@
+//! Answers of the local model for devices: at once while no uplink takes requests, and where only it may answer.
+//!
+//! Owns when the local model is asked and when it is tried again. What is to be done stands in the spool, so a restart
+//! changes nothing.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::Core;
+use crate::body::Body;
+use crate::clock;
+use crate::control::types::Policy;
+use crate::spool::SpoolError;
+use crate::spool::record::{DeviceRequest, LastError, LocalAnswer, Settlement, UplinkAnswer};
+use crate::uplink::local::{Content, LocalError};
+
+/// How often work is looked for when nobody says that there is some.
+const LOOK: Duration = Duration::from_secs(1);
+/// The gateway counts as offline after this long without an uplink: a check may be under way, and an answer of the
+/// uplink is worth more.
+const OFFLINE_AFTER: Duration = Duration::from_secs(1);
+/// A local answer that did not come is tried again after this.
+const RETRY: Duration = Duration::from_secs(10);
+/// Requests remembered that wait for another try; beyond it all are tried again.
+const WAITING_MAX: usize = 1024;
+
+/// One link's clerk.
+#[derive(Default)]
+struct Clerk {
+    offline_since: Option<Instant>,
+    /// Not to be asked before; `None` never in this process.
+    later: HashMap<u64, Option<Instant>>,
+}
+
+/// Until the process ends.
+pub(super) async fn run(core: Core) {
+    let mut clerk = Clerk::default();
+    while core.inner.gateway.is_accepting() {
+        let _ = tokio::time::timeout(LOOK, core.inner.work.notified()).await;
+        if let Err(error) = clerk.look(&core).await {
+            tracing::warn!(HOLDFAST_REASON = error.kind(), "local answers for devices wait: {error}");
+        }
+    }
+}
+
+impl Clerk {
+    async fn look(&mut self, core: &Core) -> Result<(), SpoolError> {
+        if !core.inner.gateway.local().is_enabled() {
+            return Ok(());
+        }
+        let mut after = (String::new(), 0);
+        while core.inner.gateway.is_accepting() {
+            let only_local = !self.is_offline(core);
+            let work = core.inner.gateway.spool().local_work(&core.inner.source, after, only_local).await?;
+            let Some(work) = work else { return Ok(()) };
+            after = (work.uid.clone(), work.seq);
+            let due = self.later.get(&work.seq).is_none_or(|at| at.is_some_and(|at| clock::now() >= at));
+            if due {
+                self.answer(core, &work).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_offline(&mut self, core: &Core) -> bool {
+        if core.inner.gateway.is_online() {
+            self.offline_since = None;
+            return false;
+        }
+        let now = clock::now();
+        now.duration_since(*self.offline_since.get_or_insert(now)) >= OFFLINE_AFTER
+    }
+
+    async fn answer(&mut self, core: &Core, work: &DeviceRequest) -> Result<(), SpoolError> {
+        let spool = core.inner.gateway.spool();
+        let Some(body) = spool.body(work.id.clone()).await?.map(Body::from) else { return Ok(()) };
+        let Some(record) = spool.get(work.id.clone()).await? else { return Ok(()) };
+        let begun = clock::now();
+        let asked = core.inner.gateway.local().answer(&record.endpoint, &body, &work.id, clock::unix_ms() / 1000);
+        let answer = match asked.await {
+            Ok(answer) => answer,
+            Err(error) => return self.failed(core, work, &error).await,
+        };
+        // A stored request never asks for a stream.
+        let Content::Whole(body) = answer.content else { return Ok(()) };
+        let latency_ms = clock::now().duration_since(begun).as_millis() as u64;
+        self.later.remove(&work.seq);
+        if work.policy == Policy::Local {
+            let settlement = Settlement::Answered(UplinkAnswer {
+                uplink: String::new(),
+                model: answer.model,
+                status: 200,
+                content_type: "application/json".to_owned(),
+                latency_ms,
+                usage: None,
+                body: body.into(),
+            });
+            core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await?;
+        } else {
+            let answer = LocalAnswer { model: answer.model, latency_ms, body };
+            spool.record_local_first(work.seq, answer).await?;
+        }
+        core.inner.gateway.metrics().answered("local", "ok", latency_ms);
+        Ok(())
+    }
+
+    /// What cannot be done ends where nobody else may do it; what could not be done now is tried again.
+    async fn failed(&mut self, core: &Core, work: &DeviceRequest, error: &LocalError) -> Result<(), SpoolError> {
+        tracing::info!(HOLDFAST_REQUEST_ID = work.id, HOLDFAST_REASON = error.kind(), "no local answer: {error}");
+        let hopeless =
+            matches!(error, LocalError::Unsupported { .. } | LocalError::ContextLength | LocalError::Invalid { .. });
+        if hopeless && work.policy == Policy::Local {
+            let error = LastError { kind: error.kind().to_owned(), message: error.to_string() };
+            let settlement = Settlement::Dead { reason: "refused".to_owned(), error, answer: None };
+            core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await?;
+            return Ok(());
+        }
+        if self.later.len() >= WAITING_MAX {
+            self.later.clear();
+        }
+        self.later.insert(work.seq, (!hopeless).then(|| clock::now() + RETRY));
+        Ok(())
+    }
+}
