@@ -81,7 +81,7 @@ pub enum Command {
     Config(config::Command),
     /// Show the whole product in under a minute, on simulators
     Demo,
-    /// Stand-ins for an uplink or an Ollama
+    /// Stand-ins for an uplink, an Ollama or a device
     #[command(subcommand)]
     Simulate(simulate::Command),
     /// Show uplinks, local model, backlog and host
@@ -126,7 +126,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
     match cli.command {
         Command::Run => run::run(global).await,
         Command::Demo => demo().await,
-        Command::Simulate(command) => match simulate::run(command).await {
+        Command::Simulate(command) => match simulate::run(command, global.socket.clone()).await {
             Ok(()) => Ok(0),
             Err(error) => Err(Failure::new(exit::FAILED, format!("{error:#}"))),
         },

@@ -52,6 +52,7 @@ impl Control {
         self.ready = count;
         self.ready_is_news = true;
         if count == 0 {
+            self.resends.nobody_waits();
             self.pace.rest();
         }
     }
@@ -145,9 +146,9 @@ impl Control {
     fn send_first(&mut self, now_ms: u64, effects: &mut Vec<Effect>) -> bool {
         let Some(item) = self.leased.pop_front() else { return false };
         match self.pick(&item, now_ms) {
+            // It waits in the queue: no lease brings more of its kind than the budget has room for.
             Ok(_) if !self.may_be_paid_again(&item) => {
-                let verdict = Verdict::Requeue { counted: false, deferred: true, maybe_billed: true };
-                effects.push(settle(&item, None, verdict));
+                effects.push(settle(&item, None, GIVEN_BACK));
                 true
             }
             Ok(uplink) => {
@@ -174,7 +175,7 @@ impl Control {
 
     /// What may have been billed leaves again within its budget only.
     fn may_be_paid_again(&mut self, item: &Item) -> bool {
-        !item.maybe_billed || plant::is(Planted::ResendWithoutLimit) || self.resends.may_leave(item.seq)
+        !item.maybe_billed || plant::is(Planted::ResendWithoutLimit) || self.resends.spend()
     }
 
     fn pick(&mut self, item: &Item, now_ms: u64) -> Result<UplinkIndex, Blocked> {
@@ -201,8 +202,7 @@ impl Control {
     }
 
     fn lease_more(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        let aside = self.deferred.len() + self.resends.waiting();
-        let busy = self.paused || self.leasing || !self.leased.is_empty() || aside >= DEFERRED_MAX;
+        let busy = self.paused || self.leasing || !self.leased.is_empty() || self.deferred.len() >= DEFERRED_MAX;
         let not_before_ms = self.pace.not_before_ms().max(self.lease_after_ms);
         if busy || self.ready == 0 || now_ms < not_before_ms {
             return;
@@ -212,9 +212,9 @@ impl Control {
         if free > 0 {
             self.leasing = true;
             self.ready_is_news = false;
-            let except = self.shut_models(now_ms);
-            self.leasing_around = !except.is_empty();
-            effects.push(Effect::Lease { max: free, except });
+            let (except, labelled) = (self.shut_models(now_ms), self.resends.worth_leasing());
+            self.leasing_around = !except.is_empty() || labelled == Some(0);
+            effects.push(Effect::Lease { max: free, except, labelled });
         }
     }
 
@@ -279,7 +279,7 @@ impl Control {
         };
         let paid = matches!(outcome, Outcome::Delivered | Outcome::Misfit | Outcome::NoAnswer | Outcome::Unknown(_));
         if item.maybe_billed && !paid {
-            self.grant_resends(Grant::Refunded, effects);
+            self.grant_resends(Grant::Refunded);
         }
         self.adapt_pace(outcome, now_ms);
         effects.push(settle(item, Some(attempt), verdict));
@@ -359,10 +359,10 @@ impl Control {
             Outcome::Permanent(fault) => Verdict::Dead(fault.as_str()),
             Outcome::NoAnswer => Verdict::Dead("no_answer"),
             // What came was paid for, so the second try is the last send there is, and the record says so first. It
-            // needs no budget: each task asks for it once.
+            // brings its own share of the budget: each task asks for it once.
             Outcome::Misfit if item.maybe_billed => Verdict::Dead("misfit"),
             Outcome::Misfit => {
-                self.resends.grant_one(item.seq);
+                self.grant_resends(Grant::Refunded);
                 Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }
             }
             Outcome::Blocked(Block::Key) if plant::is(Planted::DeadLetterOn401) => Verdict::Dead("key"),

@@ -82,6 +82,8 @@ pub enum Fault {
     NoKey,
     /// The uplink was found to be down while this attempt waited.
     Outage,
+    /// The gateway itself broke off in the middle of the attempt: a panic.
+    Internal,
 }
 
 words!(Fault {
@@ -105,6 +107,7 @@ words!(Fault {
     Unprocessable => "unprocessable",
     NoKey => "no_key",
     Outage => "outage",
+    Internal => "internal",
 });
 
 /// Why a route is shut although the line works.
@@ -233,6 +236,9 @@ pub enum Event {
     ///
     /// The number is chosen by the driver and unique.
     Asked(AskId),
+    /// The same, for a path that nobody here knows: what comes of it tells whether the uplink is there, and nothing of
+    /// keys, quotas and money.
+    AskedAside(AskId),
     /// The caller of a live request went away before its target was named.
     Withdrawn(AskId),
     /// The answer's first byte arrived: the attempt is no longer taken back.
@@ -356,6 +362,8 @@ pub enum Effect {
         max: u32,
         /// None for these models: their routes are shut.
         except: Vec<String>,
+        /// At most so many that may have been billed; `None` where their number does not matter.
+        labelled: Option<u32>,
     },
     /// Shut routes changed: keep all of them over a restart.
     Keep(Vec<Shut>),

@@ -144,9 +144,9 @@ impl HealthCheck {
         self.due_ms = self.due_ms.max(at_ms);
     }
 
-    /// The next check is due now.
-    pub fn check_now(&mut self, now_ms: u64) {
-        self.due_ms = self.due_ms.min(now_ms);
+    /// The next check is due by then.
+    pub fn check_by(&mut self, at_ms: u64) {
+        self.due_ms = self.due_ms.min(at_ms);
     }
 
     /// Starts a probe if one is due; the caller must carry it out.

@@ -20,18 +20,21 @@ pub(super) struct Ask {
     /// The uplink to which it was sent without an answer.
     unsure_of: Option<UplinkIndex>,
     rate_limited: bool,
+    /// It tells nothing of keys, quotas and money.
+    aside: bool,
     /// Not before this.
     pub(super) retry_at_ms: Option<u64>,
 }
 
 impl Control {
-    pub(super) fn asked(&mut self, ask: AskId) {
+    pub(super) fn asked(&mut self, ask: AskId, aside: bool) {
         self.budget.earn();
         let new = Ask {
             tries: BTreeMap::new(),
             done_with: Vec::new(),
             unsure_of: None,
             rate_limited: false,
+            aside,
             retry_at_ms: None,
         };
         self.asks.insert(ask, new);
@@ -136,12 +139,14 @@ impl Control {
     }
 
     fn send_live(&mut self, id: AskId, uplink: UplinkIndex) -> Route {
-        if self.pauses.block_of(uplink) == Some(Block::Portal) {
+        let aside = self.asks.get(&id).is_some_and(|ask| ask.aside);
+        if !aside && self.pauses.block_of(uplink) == Some(Block::Portal) {
             // It is the trial: for everybody else the uplink stays down until it ends.
             self.pauses.begin_trial(uplink, "");
             self.uplinks[uplink].walled = true;
         }
-        let attempt = self.start_attempt(Owner::Live(id), uplink);
+        let owner = if aside { Owner::Aside(id) } else { Owner::Live(id) };
+        let attempt = self.start_attempt(owner, uplink);
         if let Some(ask) = self.asks.get_mut(&id) {
             *ask.tries.entry(uplink).or_insert(0) += 1;
             ask.retry_at_ms = None;
@@ -167,7 +172,8 @@ impl Control {
     /// The uplink is down: whoever still waits for its first byte is told at once.
     pub(super) fn abandon_live(&mut self, uplink: UplinkIndex, effects: &mut Vec<Effect>) {
         for (id, attempt) in &self.attempts {
-            if attempt.uplink == uplink && !attempt.answering && matches!(attempt.owner, Owner::Live(_)) {
+            let is_live = matches!(attempt.owner, Owner::Live(_) | Owner::Aside(_));
+            if attempt.uplink == uplink && !attempt.answering && is_live {
                 effects.push(Effect::Abandon(*id));
             }
         }

@@ -94,6 +94,8 @@ impl Uplink {
 #[derive(Debug)]
 enum Owner {
     Live(AskId),
+    /// A live request on a path that nobody here knows.
+    Aside(AskId),
     Stored(Item),
 }
 
@@ -130,7 +132,7 @@ pub struct Control {
     /// Leases in a row that brought nothing.
     empty_leases: u32,
     lease_after_ms: u64,
-    /// The lease under way leaves out models whose routes are shut.
+    /// The lease under way leaves out models whose routes are shut, or what may have been billed.
     leasing_around: bool,
     /// Such a lease brought nothing while so many waited: only more of them are worth another one.
     nothing_around: Option<u64>,
@@ -149,8 +151,8 @@ pub struct Control {
     handled_ms: u64,
 }
 
-/// Stored requests set aside at once, those that wait for a second send included; beyond this the drain waits for
-/// the first of them. 16 bytes each. A shut route sets nothing aside: its requests are not leased.
+/// Stored requests set aside at once; beyond this the drain waits for the first of them. 16 bytes each. A shut route
+/// sets nothing aside, nor does an empty budget of second sends: their requests stay in the queue and are not leased.
 const DEFERRED_MAX: usize = 4096;
 
 /// One uplink as it stands, for showing.
@@ -240,7 +242,8 @@ impl Control {
     /// Takes in one event; appends what is to be done.
     pub fn handle(&mut self, event: Event, now_ms: u64, effects: &mut Vec<Effect>) {
         match event {
-            Event::Asked(ask) => self.asked(ask),
+            Event::Asked(ask) => self.asked(ask, false),
+            Event::AskedAside(ask) => self.asked(ask, true),
             Event::Withdrawn(ask) => self.forget(ask),
             Event::Answering(attempt) => {
                 if let Some(attempt) = self.attempts.get_mut(&attempt) {
@@ -368,7 +371,7 @@ impl Control {
     fn learn(&mut self, index: UplinkIndex, outcome: Outcome, latency_ms: u64, now_ms: u64, effects: &mut Vec<Effect>) {
         let uplink = &mut self.uplinks[index];
         let failed = match outcome {
-            Outcome::GivenUp => return,
+            Outcome::GivenUp | Outcome::Unknown(Fault::Internal) => return,
             Outcome::Unreachable(_) | Outcome::Unknown(_) => {
                 uplink.health.doubt(now_ms);
                 true
@@ -410,17 +413,19 @@ impl Control {
         let index = attempt.uplink;
         self.uplinks[index].in_flight = self.uplinks[index].in_flight.saturating_sub(1);
         self.learn(index, outcome, latency_ms, now_ms, effects);
-        self.learn_portal(index, outcome, now_ms, effects);
-        if outcome == Outcome::Delivered {
-            self.grant_resends(Grant::Earned, effects);
+        if !matches!(attempt.owner, Owner::Aside(_)) {
+            self.learn_portal(index, outcome, now_ms, effects);
+            if outcome == Outcome::Delivered {
+                self.grant_resends(Grant::Earned);
+            }
         }
         match attempt.owner {
             Owner::Live(_) if outcome == Outcome::Delivered => self.route_works(index, "", now_ms, effects),
             _ => {}
         }
         match attempt.owner {
-            Owner::Live(ask) if next => self.live_failed(ask, index, outcome, now_ms),
-            Owner::Live(ask) => self.forget(ask),
+            Owner::Live(ask) | Owner::Aside(ask) if next => self.live_failed(ask, index, outcome, now_ms),
+            Owner::Live(ask) | Owner::Aside(ask) => self.forget(ask),
             Owner::Stored(item) => self.stored_ended(id, &item, index, outcome, now_ms, effects),
         }
     }

@@ -28,6 +28,8 @@ struct Pause {
     proven: bool,
     /// Shut because it refused different requests alike.
     struck: bool,
+    /// Probes that were refused while a request is the trial that is due.
+    asked: usize,
 }
 
 /// What the probes of one uplink say about its key.
@@ -127,7 +129,7 @@ impl Pauses {
             return None;
         }
         let wait_ms = TRIAL_MINUTES[step] * MINUTE_MS;
-        let pause = Pause { block, step, until_ms: now_ms + wait_ms, trial: false, proven: true, struck };
+        let pause = Pause { block, step, until_ms: now_ms + wait_ms, trial: false, proven: true, struck, asked: 0 };
         self.routes.insert(key, pause);
         self.changed = true;
         news.then_some(wait_ms)
@@ -193,7 +195,11 @@ impl Pauses {
             }
             Some(pause) if pause.block == Block::Key && refused => {
                 // Before a request was refused too, a request is the trial: the probe may be wrong.
-                self.changed |= pause.proven && pause.fail_due(now_ms);
+                if pause.proven {
+                    self.changed |= pause.fail_due(now_ms);
+                } else if now_ms >= pause.until_ms {
+                    pause.asked += 1;
+                }
                 News::None
             }
             Some(pause) if pause.block == Block::Key && was_refused => {
@@ -218,14 +224,25 @@ impl Pauses {
     /// When the next probe is due where it is the trial; the ordinary pace would ask a refusing uplink thousands of
     /// times a day.
     pub fn probe_at_ms(&self, uplink: UplinkIndex, now_ms: u64) -> Option<u64> {
+        let pause = self.told_by_probe(uplink)?;
+        let wait_ms = TRIAL_MINUTES[pause.asked.min(TRIAL_MINUTES.len() - 1)] * MINUTE_MS;
+        Some(if pause.until_ms > now_ms { pause.until_ms } else { now_ms + wait_ms })
+    }
+
+    /// When the trial of this uplink is due, where a probe makes it.
+    pub fn probe_due_ms(&self, uplink: UplinkIndex) -> Option<u64> {
+        self.told_by_probe(uplink).map(|pause| pause.until_ms)
+    }
+
+    /// The pause that an answered probe would end.
+    fn told_by_probe(&self, uplink: UplinkIndex) -> Option<&Pause> {
         let pause = self.routes.get(&(uplink, None))?;
         let by_probe = match pause.block {
             Block::Tls | Block::Clock => true,
             Block::Key => self.told_by_probes(uplink),
             _ => false,
         };
-        let last_ms = TRIAL_MINUTES[TRIAL_MINUTES.len() - 1] * MINUTE_MS;
-        by_probe.then(|| if pause.until_ms > now_ms { pause.until_ms } else { now_ms + last_ms })
+        by_probe.then_some(pause)
     }
 
     fn told_by_probes(&self, uplink: UplinkIndex) -> bool {
@@ -285,7 +302,8 @@ impl Pauses {
         for old in shut.into_iter().take(PAUSED_ROUTES_MAX) {
             let step = (old.step as usize).min(TRIAL_MINUTES.len() - 1);
             let until_ms = old.until_ms.min(now_ms + TRIAL_MINUTES[step] * MINUTE_MS);
-            let pause = Pause { block: old.block, step, until_ms, trial: false, proven: false, struck: false };
+            let pause =
+                Pause { block: old.block, step, until_ms, trial: false, proven: false, struck: false, asked: 0 };
             self.routes.insert((old.uplink, Some(old.model).filter(|model| !model.is_empty())), pause);
         }
     }

@@ -38,7 +38,7 @@ impl Control {
     pub(super) fn probe_shut(&mut self, now_ms: u64) {
         for index in 0..self.uplinks.len() {
             if self.pauses.probe_at_ms(index, now_ms).is_some() {
-                self.uplinks[index].health.check_now(now_ms);
+                self.uplinks[index].health.check_by(now_ms);
             }
         }
     }
@@ -171,6 +171,10 @@ impl Control {
 
     fn shut(&mut self, i: UplinkIndex, model: &str, block: Block, now_ms: u64, effects: &mut Vec<Effect>) {
         let wait = self.pauses.shut(i, model, block, now_ms);
+        if let Some(due_ms) = self.pauses.probe_due_ms(i) {
+            // From now on a probe is the trial: the one planned for while a request was it may be far away.
+            self.uplinks[i].health.check_by(due_ms.max(now_ms));
+        }
         alarm(i, block, wait, effects);
     }
 
@@ -187,13 +191,14 @@ impl Control {
         effects.push(Effect::Notice(Notice::RouteResumed { uplink: i }));
     }
 
-    pub(super) fn grant_resends(&mut self, why: Grant, effects: &mut Vec<Effect>) {
-        let free = match why {
+    /// Whoever waits in the spool for the budget is worth a lease as soon as there is one.
+    pub(super) fn grant_resends(&mut self, why: Grant) {
+        let some_may_leave = match why {
             Grant::Earned => self.resends.earn(),
             Grant::Refunded => self.resends.refund(),
         };
-        if !free.is_empty() {
-            effects.push(Effect::Release(free));
+        if some_may_leave {
+            (self.nothing_around, self.lease_after_ms, self.leasing_around) = (None, 0, false);
         }
     }
 }

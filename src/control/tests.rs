@@ -177,7 +177,7 @@ fn verdicts(effects: &[Effect]) -> Vec<(u64, Verdict)> {
 
 /// Whether this asks for so many requests of any model.
 fn leases(effect: &Effect, wanted: u32) -> bool {
-    matches!(effect, Effect::Lease { max, except } if *max == wanted && except.is_empty())
+    matches!(effect, Effect::Lease { max, except, .. } if *max == wanted && except.is_empty())
 }
 
 fn count(effects: &[Effect], wanted: impl Fn(&Effect) -> bool) -> usize {

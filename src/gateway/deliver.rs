@@ -42,6 +42,14 @@ struct Came {
     failed: Option<Outcome>,
 }
 
+impl Delivery {
+    /// Nobody knows how far it came.
+    pub(super) fn broken_off(cloud: &Cloud) -> Delivery {
+        let outcome = Outcome::Unknown(Fault::Internal);
+        Delivery { outcome, answer: None, error: Some(failure(cloud, outcome, None)), latency_ms: 0 }
+    }
+}
+
 /// Sends it, once.
 pub(super) async fn deliver(
     cloud: Arc<Cloud>,
@@ -51,17 +59,12 @@ pub(super) async fn deliver(
     mut stop: watch::Receiver<bool>,
 ) -> Delivery {
     let started = clock::now();
-    let sending = send(&cloud, shared.spool.bodies(), leased, on_out);
-    let result = tokio::select! {
-        result = sending => result,
-        // The process ends now; the request may have left.
-        _ = stop.wait_for(|stop| *stop) => Err(Outcome::Unknown(Fault::Outage)),
-    };
+    let result = send(&cloud, shared.spool.bodies(), leased, on_out, &mut stop).await;
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
     match result {
         Ok(came) => {
-            let (named, asked, book) = (cloud.clone(), leased.clone(), shared.clone());
-            let judged = spawn_blocking(move || judge(&named, &asked, &book.tasks, &came, latency_ms));
+            let (named, asked, book) = (cloud.clone(), leased.clone(), shared.tasks.clone());
+            let judged = spawn_blocking(move || judge(&named, &asked, &book, &came, latency_ms));
             judged.await.unwrap_or_else(|_| {
                 let outcome = Outcome::Unknown(Fault::Truncated);
                 Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms }
@@ -71,7 +74,13 @@ pub(super) async fn deliver(
     }
 }
 
-async fn send(cloud: &Cloud, bodies: &Bodies, leased: &Leased, on_out: oneshot::Sender<()>) -> Result<Came, Outcome> {
+async fn send(
+    cloud: &Cloud,
+    bodies: &Bodies,
+    leased: &Leased,
+    on_out: oneshot::Sender<()>,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<Came, Outcome> {
     let head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -84,8 +93,13 @@ async fn send(cloud: &Cloud, bodies: &Bodies, leased: &Leased, on_out: oneshot::
         body: body::for_uplink(&leased.body, &head, cloud.alias(&leased.model), false),
         on_out: Some(on_out),
     };
-    let mut reply = cloud.send(call).await.map_err(|e| e.outcome)?;
-    let (body, failed) = reply.receive(bodies, ANSWER_BYTES_MAX).await;
+    let mut reply = cloud.send_unless(call, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
+    let (body, failed) = tokio::select! {
+        biased;
+        received = reply.receive(bodies, ANSWER_BYTES_MAX) => received,
+        // The process ends now, and the answer had begun.
+        _ = stop.wait_for(|stop| *stop) => return Err(Outcome::Unknown(Fault::Outage)),
+    };
     let start = body.start_off_thread(START_BYTES).await.unwrap_or_default();
     Ok(Came { head: reply.with_body(start), body, failed })
 }
@@ -190,6 +204,9 @@ fn sentence(outcome: Outcome) -> &'static str {
         Outcome::RateLimited { .. } => "it asked to slow down",
         Outcome::Blocked(_) => "it refused the key, the quota or the model",
         Outcome::Permanent(_) => "it refused this request",
+        Outcome::Unknown(Fault::Internal) => {
+            "the gateway broke off in the middle of the attempt; it may have been billed"
+        }
         Outcome::Unknown(_) => "the request was sent but not answered; it may have been billed",
         Outcome::NoAnswer => "it answered with something that is no answer",
         Outcome::Misfit => "its answer is not what the task asks for",

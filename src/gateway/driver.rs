@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use super::deliver::{Delivery, deliver};
+use super::otherwise::Otherwise;
 use super::{Input, LiveAttempt, Shared, Target, routes};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Notice, Outcome, Route, Shut, Verdict};
 use crate::control::health::Health;
@@ -104,7 +105,11 @@ impl Driver {
                     self.turn(Event::Ready(ready));
                 }
                 Some(()) = self.network.recv() => self.turn(Event::NetworkChanged),
-                Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
+                    if ended.is_err_and(|error| error.is_panic()) {
+                        tracing::error!(HOLDFAST_REASON = "internal", "a task of the gateway panicked; please report it");
+                    }
+                }
                 _ = sweep.tick() => self.sweep(),
                 () = sleep_until(wake) => {
                     self.cut_if_due();
@@ -174,9 +179,9 @@ impl Driver {
                 }
                 self.turn(event);
             }
-            Input::Ask(ask, reply) => {
+            Input::Ask(event, ask, reply) => {
                 self.asks.insert(ask, reply);
-                self.turn(Event::Asked(ask));
+                self.turn(event);
             }
             Input::Ended { attempt, outcome, latency_ms, next } => {
                 self.abandons.remove(&attempt);
@@ -241,11 +246,12 @@ impl Driver {
                     cloud.reset();
                 }
             }
-            Effect::Lease { max, except } => {
+            Effect::Lease { max, except, labelled } => {
                 let shared = self.shared.clone();
+                let broken = SpoolError::Storage("the lease's task broke off".to_owned());
+                let end = Otherwise::new(&shared.input, Input::Leased(Err(broken)));
                 self.tasks.spawn(async move {
-                    let leased = shared.spool.lease_around(max, &except).await;
-                    shared.tell(Input::Leased(leased));
+                    end.tell(Input::Leased(shared.spool.lease_around(max, &except, labelled).await));
                 });
             }
             Effect::Keep(shut) => self.keep(&shut),
@@ -323,6 +329,7 @@ impl Driver {
             leased.maybe_billed.then_some("maybe_billed"),
             Some(format!("uplink:{}", cloud.name())),
         );
+        let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
         self.tasks.spawn(async move {
             let sending = deliver(cloud.clone(), &shared, &leased, on_out, stop);
             let mut delivering = std::pin::pin!(sending);
@@ -336,7 +343,7 @@ impl Driver {
                 delivery = &mut delivering => delivery,
             };
             shared.metrics.attempted(cloud.name(), delivery.outcome.class());
-            shared.tell(Input::Delivered(attempt, Box::new(delivery)));
+            end.tell(Input::Delivered(attempt, Box::new(delivery)));
         });
     }
 

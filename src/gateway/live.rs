@@ -3,14 +3,15 @@
 //! Whatever way a caller goes away, control hears of it: both halves report when they are dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
 use super::{Input, Shared};
 use crate::clock;
-use crate::control::event::{AskId, AttemptId, Event, Fault, Outcome, Reason};
-use crate::uplink::cloud::Cloud;
+use crate::control::event::{AskId, AttemptId, Event, Outcome, Reason};
+use crate::uplink::cloud::{Call, Cloud, Reply};
 
 /// Where a live request goes now.
 pub enum Target {
@@ -35,19 +36,21 @@ pub enum Target {
 pub struct Live {
     shared: Arc<Shared>,
     ask: AskId,
+    asks: fn(AskId) -> Event,
     asked: bool,
 }
 
 impl Live {
-    pub(super) fn new(shared: Arc<Shared>, ask: AskId) -> Self {
-        Self { shared, ask, asked: false }
+    pub(super) fn new(shared: Arc<Shared>, asks: fn(AskId) -> Event) -> Self {
+        let ask = shared.next_ask.fetch_add(1, Ordering::Relaxed);
+        Self { shared, ask, asks, asked: false }
     }
 
     /// The first target.
     pub async fn target(&mut self) -> Target {
         let (reply, granted) = oneshot::channel();
         self.asked = true;
-        self.shared.tell(Input::Ask(self.ask, reply));
+        self.shared.tell(Input::Ask((self.asks)(self.ask), self.ask, reply));
         self.await_target(granted).await
     }
 
@@ -92,13 +95,16 @@ impl LiveAttempt {
         self.cloud.clone()
     }
 
-    /// Runs a step of the attempt, unless the uplink is found to be down meanwhile.
-    pub async fn unless_abandoned<T>(&mut self, step: impl Future<Output = Result<T, Outcome>>) -> Result<T, Outcome> {
-        tokio::select! {
-            biased;
-            Ok(()) = &mut self.abandoned => Err(Outcome::Unknown(Fault::Outage)),
-            done = step => done,
-        }
+    /// Sends it, unless the uplink is found to be down meanwhile; returns with the answer's head.
+    pub async fn send(&mut self, call: Call) -> Result<Reply, Outcome> {
+        let abandoned = &mut self.abandoned;
+        let taken_back = async {
+            // Without an end to the wait where nobody can take it back any more.
+            if abandoned.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        self.cloud.send_unless(call, taken_back).await.map_err(|e| e.outcome)
     }
 
     /// The answer has begun: control no longer takes the attempt back.

@@ -6,6 +6,7 @@
 mod deliver;
 mod driver;
 mod live;
+mod otherwise;
 mod routes;
 mod waiters;
 
@@ -84,7 +85,7 @@ struct Shared {
 /// What the driver is told.
 enum Input {
     Event(Event),
-    Ask(AskId, oneshot::Sender<Target>),
+    Ask(Event, AskId, oneshot::Sender<Target>),
     Ended { attempt: AttemptId, outcome: Outcome, latency_ms: u64, next: Option<(AskId, oneshot::Sender<Target>)> },
     Leased(Result<Vec<Leased>, SpoolError>),
     Adopt(Leased),
@@ -174,7 +175,12 @@ impl Gateway {
 
     /// Begins a live request.
     pub fn live(&self) -> Live {
-        Live::new(self.shared.clone(), self.shared.next_ask.fetch_add(1, Ordering::Relaxed))
+        Live::new(self.shared.clone(), Event::Asked)
+    }
+
+    /// Begins a live request on a path that nobody here knows.
+    pub fn live_aside(&self) -> Live {
+        Live::new(self.shared.clone(), Event::AskedAside)
     }
 
     /// Makes a request durable; returns after the commit.

@@ -11,7 +11,7 @@ use super::device::Use;
 use super::files::{self, Staged};
 use super::record::{Accepted, NewRequest};
 use super::store::{FOR_EVER, Place, Standing, Store};
-use super::{SpoolError, device, sweep};
+use super::{SpoolError, device, sources, sweep};
 use crate::clock;
 use crate::control::types::{Policy, State};
 
@@ -52,7 +52,7 @@ impl FreeSpace {
 
 /// Stores a request, or finds the one its idempotency key names.
 pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
-    let source_id = source(store, &new.source)?;
+    let source_id = sources::number(&store.conn, &new.source)?;
     let key = match &new.device {
         None => match known(store, source_id, new)? {
             Some(known) => return Ok(known),
@@ -77,15 +77,6 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     Ok(Accepted { id: new.id.clone(), seq, existing: false, finished: false })
 }
 
-pub(super) fn source(store: &Store, name: &str) -> Result<i64, SpoolError> {
-    let mut find = store.conn.prepare_cached("SELECT source_id FROM source WHERE name = ?1")?;
-    if let Some(id) = find.query_row([name], |r| r.get(0)).optional()? {
-        return Ok(id);
-    }
-    store.conn.prepare_cached("INSERT INTO source (name, unfinished) VALUES (?1, 0)")?.execute([name])?;
-    Ok(store.conn.last_insert_rowid())
-}
-
 fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
     let Some(key) = &new.idempotency_key else { return Ok(None) };
     let text = "SELECT seq, id, body_hash FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
@@ -95,7 +86,10 @@ fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accep
         .query_row(params![source_id, key], |r| Ok((num(r.get(0)?), r.get(1)?, r.get::<_, Vec<u8>>(2)?)))
         .optional()?;
     match found {
-        None => Ok(None),
+        None => {
+            let same = sources::keyed_by_nobody(&store.conn, key, &new.body_hash)?;
+            Ok(same.map(|(seq, id)| Accepted { id, seq, existing: true, finished: false }))
+        }
         Some((seq, id, hash)) if hash == new.body_hash => {
             Ok(Some(Accepted { id, seq, existing: true, finished: false }))
         }

@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params_from_iter};
 
 use super::codes::{self, num, sql, state_code};
 use super::store::{DAMAGED, FOR_EVER, Place, Standing, Store};
-use super::{SpoolError, accept, device, sum};
+use super::{SpoolError, device, sources, sum};
 use crate::control::types::{Policy, Priority, State};
 
 /// Places in [`SalvagedRow::values`], which are the columns of `request` before `version`.
@@ -176,6 +176,11 @@ fn ended(store: &mut Store, id: &str) -> Option<(Option<State>, u64)> {
     store.rescue.known(&data_dir).ended(id)
 }
 
+fn has_ended(store: &mut Store, seq: u64) -> bool {
+    let data_dir = store.options.data_dir.clone();
+    store.rescue.known(&data_dir).has_ended(seq)
+}
+
 /// The database went back to a row's state before its end: what the log of ends says stands. Its answer is lost.
 fn end_again(store: &mut Store, old: &Standing, end: Option<State>) -> Result<(), SpoolError> {
     if old.state.is_final() || store.held.contains(&old.seq) {
@@ -222,6 +227,8 @@ pub(super) fn adopt_lost(store: &mut Store, lost: &LostRow) -> Result<Adopted, S
     let end = match ended(store, &lost.id) {
         Some((None, _)) => return Ok(Adopted::Ended),
         Some((Some(state), _)) => Some(state),
+        // The number ended under another id: this one was read from a page that is half noise.
+        None if has_ended(store, lost.seq) => return Ok(Adopted::Ended),
         None => None,
     };
     let number = Value::Integer;
@@ -288,11 +295,11 @@ fn turn(store: &Store, row: &SalvagedRow, state: State, held: bool) -> Turn {
 }
 
 fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bool) -> Result<(), SpoolError> {
-    let name = row.source.clone().unwrap_or_else(|| format!("lost:{}", row.int(SOURCE_ID)));
-    let source_id = accept::source(store, &name)?;
+    let name = row.source.clone().unwrap_or_else(|| sources::lost_name(row.int(SOURCE_ID)));
+    let source_id = sources::number(&store.conn, &name)?;
     let mut turn = turn(store, row, state, held);
     let mut values = row.values.clone();
-    if is_taken(store, source_id, row.text(KEY))? {
+    if is_taken(store, source_id, row)? {
         // Whoever asked has asked again with the same key: one of both is enough.
         values[KEY] = Value::Null;
         if !turn.state.is_final() {
@@ -330,8 +337,11 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
     Ok(())
 }
 
-fn is_taken(store: &Store, source_id: i64, key: Option<&str>) -> Result<bool, SpoolError> {
-    let Some(key) = key else { return Ok(false) };
+fn is_taken(store: &Store, source_id: i64, row: &SalvagedRow) -> Result<bool, SpoolError> {
+    let Some(key) = row.text(KEY) else { return Ok(false) };
+    if let (None, Some(Value::Blob(hash))) = (&row.source, row.values.get(BODY_HASH)) {
+        return sources::keyed_by_anybody(&store.conn, key, hash);
+    }
     let text = "SELECT 1 FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
     Ok(store.conn.prepare_cached(text)?.exists(rusqlite::params![source_id, key])?)
 }

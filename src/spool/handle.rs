@@ -112,11 +112,16 @@ impl Spool {
     /// Hands out up to `max` requests in order; each is `sending` on disk before this returns. Where the caller
     /// goes away meanwhile, they are given back.
     pub async fn lease(&self, max: u32) -> Result<Vec<Leased>, SpoolError> {
-        self.lease_around(max, &[]).await
+        self.lease_around(max, &[], None).await
     }
 
-    /// The same, leaving out requests of these models.
-    pub async fn lease_around(&self, max: u32, except: &[String]) -> Result<Vec<Leased>, SpoolError> {
+    /// The same, leaving out requests of these models, and with at most so many that may have been billed.
+    pub async fn lease_around(
+        &self,
+        max: u32,
+        except: &[String],
+        labelled: Option<u32>,
+    ) -> Result<Vec<Leased>, SpoolError> {
         let except = (!except.is_empty()).then(|| serde_json::json!(except).to_string());
         // The mark `sending` needs room too, and what is finished gives more back.
         let (drawn, mut handed) = self
@@ -124,7 +129,7 @@ impl Spool {
                 let (except, to) = (except.clone(), self.inner.abandoned.clone());
                 self.write_as(
                     move |store| {
-                        let drawn = lease::lease(store, max, except.as_deref())?;
+                        let drawn = lease::lease(store, max, except.as_deref(), labelled)?;
                         let seqs = drawn.iter().map(|d| d.leased.seq).collect();
                         Ok((drawn, Handed { seqs, to }))
                     },
@@ -177,8 +182,8 @@ impl Spool {
     pub async fn get(&self, id: String) -> Result<Option<Record>, SpoolError> {
         let (asked, again) = (id.clone(), id);
         let mut found = self.read(move |store| read::get(store, &asked)).await?;
-        if let Some(wrong) = found.as_ref().filter(|f| !f.whole).map(|f| f.record.seq) {
-            self.write(move |store| scrub::set_aside(store, &[wrong])).await?;
+        if let Some(wrong) = found.as_ref().and_then(read::Found::wrong) {
+            self.write(move |store| scrub::set_right(store, &wrong)).await?;
             found = self.read(move |store| read::get(store, &again)).await?;
         }
         let Some(found) = found else { return Ok(None) };
@@ -246,8 +251,8 @@ impl Spool {
             self.with_ballast(|| self.write(sweep::sweep)).await?;
         }
         let wrong = self.read(scrub::step).await?;
-        if !wrong.is_empty() {
-            self.write(move |store| scrub::set_aside(store, &wrong)).await?;
+        if wrong.sources || !wrong.seqs.is_empty() {
+            self.write(move |store| scrub::set_right(store, &wrong)).await?;
         }
         self.read(|store| {
             sweep::orphans(store)?;

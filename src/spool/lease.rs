@@ -9,7 +9,7 @@ use super::accept::has_answer_room;
 use super::codes::{self, num, sql};
 use super::record::Leased;
 use super::store::{Standing, Store};
-use super::{SpoolError, sum};
+use super::{SpoolError, sources, sum};
 use crate::control::types::State;
 
 /// Leases per call; the drain's window is far smaller.
@@ -27,10 +27,12 @@ pub(super) const NEXT_IN_LANE: &str = "SELECT seq FROM request INDEXED BY reques
 /// Every lane with work, in the order of their turns.
 const LANES: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
     WHERE ready > 0 ORDER BY priority, served, source_id";
-/// The oldest ready request of a lane whose model and number are none of two lists. It reads past the others: as many as may wait.
+/// The oldest ready request of a lane whose model and number are none of two lists, and that may not have been billed
+/// where that matters. It reads past the others: as many as may wait.
 const NEXT_AROUND: &str = "SELECT seq FROM request INDEXED BY request_ready
     WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2
-    AND model NOT IN (SELECT value FROM json_each(?3)) AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT 1";
+    AND model NOT IN (SELECT value FROM json_each(?3)) AND seq NOT IN (SELECT value FROM json_each(?4))
+    AND maybe_billed <= ?5 ORDER BY seq LIMIT 1";
 
 /// A lease as the writer gives it to the handle.
 #[derive(Debug)]
@@ -41,8 +43,15 @@ pub(super) struct Drawn {
     pub(super) file: Option<String>,
 }
 
-/// Marks up to `max` requests `sending`, in order; those of the models in the JSON list `except` are left out.
-pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result<Vec<Drawn>, SpoolError> {
+/// Marks up to `max` requests `sending`, in order; those of the models in the JSON list `except` are left out, and
+/// beyond `labelled` of them those that may have been billed.
+pub(super) fn lease(
+    store: &mut Store,
+    max: u32,
+    except: Option<&str>,
+    labelled: Option<u32>,
+) -> Result<Vec<Drawn>, SpoolError> {
+    let mut labelled_left = labelled.unwrap_or(LEASE_MAX);
     let max = max.min(LEASE_MAX) as usize;
     let mut drawn = Vec::new();
     let mut overdue = 0;
@@ -54,11 +63,14 @@ pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result
             }
             break;
         }
-        let Some(row) = next_but(store, except)? else { break };
+        let Some(row) = next_but(store, except, labelled_left > 0)? else { break };
         if !sum::holds(&store.conn, row.seq)? {
             store.set_aside(&row)?;
             overdue += 1;
             continue;
+        }
+        if !sources::holds(&store.conn, row.source_id)? {
+            sources::mend(&store.conn)?;
         }
         if row.expires_at <= store.powered.now_ms() {
             store.end_untold(&row, State::Expired, "ttl")?;
@@ -67,13 +79,14 @@ pub(super) fn lease(store: &mut Store, max: u32, except: Option<&str>) -> Result
         }
         store.shift(&row, State::Sending, false)?;
         store.effects.held.push(row.seq);
+        labelled_left = labelled_left.saturating_sub(u32::from(row.maybe_billed));
         drawn.push(draw(store, &row)?);
     }
     Ok(drawn)
 }
 
-fn next_but(store: &mut Store, except: Option<&str>) -> Result<Option<Standing>, SpoolError> {
-    if except.is_none() && store.rescue.behind().is_none() {
+fn next_but(store: &mut Store, except: Option<&str>, labelled: bool) -> Result<Option<Standing>, SpoolError> {
+    if except.is_none() && labelled && store.rescue.behind().is_none() {
         return next(store);
     }
     let lanes: Vec<(i64, i64)> = {
@@ -82,7 +95,8 @@ fn next_but(store: &mut Store, except: Option<&str>) -> Result<Option<Standing>,
         rows.collect::<Result<_, _>>()?
     };
     for (priority, source_id) in lanes {
-        let bounds = params![priority, source_id, except.unwrap_or("[]"), store.rescue.behind().unwrap_or("[]")];
+        let behind = store.rescue.behind().unwrap_or("[]");
+        let bounds = params![priority, source_id, except.unwrap_or("[]"), behind, labelled];
         let mut statement = store.conn.prepare_cached(NEXT_AROUND)?;
         let seq: Option<i64> = statement.query_row(bounds, |r| r.get(0)).optional()?;
         drop(statement);

@@ -29,6 +29,7 @@ mod salvage;
 mod schema;
 mod scrub;
 mod settle;
+mod sources;
 mod store;
 mod sum;
 mod sweep;

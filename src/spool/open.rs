@@ -22,7 +22,9 @@ use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
-use super::{Condition, Options, SpoolError, change, device, files, mounts, read, salvage, schema, store, sweep};
+use super::{
+    Condition, Options, SpoolError, change, device, files, mounts, read, salvage, schema, sources, store, sweep,
+};
 use crate::clock;
 use crate::control::types::State;
 use crate::plant::{self, Fault};
@@ -173,9 +175,14 @@ fn empty(options: &Options) -> Result<(Connection, Floors), SpoolError> {
 fn checked(mut conn: Connection, unclean: bool) -> Result<Connection, SpoolError> {
     let (begun, most) = (clock::now(), if unclean { CHECK_MAX } else { CLEAN_CHECK_MAX });
     let mut done = store::load(&conn).map(drop);
-    for check in ["quick_check(1)", "integrity_check(1)"] {
-        done = done.and_then(|()| check_until(&mut conn, check, begun, most));
-    }
+    done = done.and_then(|()| check_until(&mut conn, "quick_check(1)", begun, most));
+    // Before indexes are held against tables: a damaged name costs nothing but itself.
+    done = done.and_then(|()| match sources::mend(&conn) {
+        // Without room it is mended by whoever meets it.
+        Err(SpoolError::DiskFull) => Ok(()),
+        done => done,
+    });
+    done = done.and_then(|()| check_until(&mut conn, "integrity_check(1)", begun, most));
     if done.is_err() {
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     }

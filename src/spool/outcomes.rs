@@ -5,7 +5,7 @@
 //! commit and before anybody is told. So no line is without its commit; and a commit whose line is missing was
 //! told to nobody, which a crash in the middle of a send is as well.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -145,6 +145,7 @@ fn name(id: &str) -> [u8; 12] {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     ended: HashMap<[u8; 12], (u8, u32)>,
+    seqs: HashSet<u64>,
     /// The highest sequence number that ended.
     pub(super) highest_seq: u64,
     /// The service clock at the latest end, in powered-on milliseconds.
@@ -158,6 +159,11 @@ impl Known {
     pub(super) fn ended(&self, id: &str) -> Option<(Option<State>, u64)> {
         let (code, version) = self.ended.get(&name(id))?;
         Some((codes::state(i64::from(*code)).ok(), u64::from(*version)))
+    }
+
+    /// Whether a request of this number ended, under whatever id.
+    pub(super) fn has_ended(&self, seq: u64) -> bool {
+        self.seqs.contains(&seq)
     }
 
     /// Adds lines written since the log was read.
@@ -175,6 +181,7 @@ impl Known {
         let eight = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| line[at + n]));
         let version = u32::from_le_bytes(std::array::from_fn(|n| line[4 + n]));
         self.highest_seq = self.highest_seq.max(eight(8));
+        self.seqs.insert(eight(8));
         self.powered_ms = self.powered_ms.max(eight(16));
         // Lines stand in the order of the ends: the last one counts.
         self.ended.insert(std::array::from_fn(|n| line[24 + n]), (line[1], version));

@@ -7,8 +7,9 @@ use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 
 use super::codes::{self, num, sql, state_code};
 use super::record::{Filter, LastError, LocalAnswer, Record, Tally, UplinkAnswer, Usage};
+use super::scrub::Wrong;
 use super::store::Store;
-use super::{SpoolError, sum};
+use super::{SpoolError, sources, sum};
 use crate::control::types::{Priority, State};
 
 /// A position is counted up to here; beyond it the number helps nobody and costs time.
@@ -31,23 +32,37 @@ pub(super) struct Stored {
 pub(super) struct Found {
     pub(super) record: Record,
     /// Whether its rows are as they were written.
-    pub(super) whole: bool,
+    whole: bool,
+    /// Whether its source's row is.
+    named: bool,
     pub(super) local: Option<Stored>,
     pub(super) uplink: Option<Stored>,
 }
 
-const RECORD: &str = "SELECT seq, id, state, reason, name, label, endpoint, model, priority, policy,
-    created_unix_ms, expires_at, attempts, maybe_billed, body_bytes, body_hash, error_kind, error_message
-    FROM request JOIN source USING (source_id)";
+impl Found {
+    /// What of it does not hold.
+    pub(super) fn wrong(&self) -> Option<Wrong> {
+        let seqs = if self.whole { Vec::new() } else { vec![self.record.seq] };
+        (!self.whole || !self.named).then_some(Wrong { seqs, sources: !self.named })
+    }
+}
+
+const RECORD: &str =
+    "SELECT seq, id, state, reason, coalesce(name, 'lost:' || source_id), label, endpoint, model, priority, policy,
+    created_unix_ms, expires_at, attempts, maybe_billed, body_bytes, body_hash, error_kind, error_message,
+    source_id FROM request LEFT JOIN source USING (source_id)";
 
 /// One request with everything that is kept of it.
 pub(super) fn get(store: &Store, id: &str) -> Result<Option<Found>, SpoolError> {
     let mut statement = store.conn.prepare_cached(&format!("{RECORD} WHERE id = ?1"))?;
     let now = store.powered.now_ms();
-    let Some(record) = statement.query_row([id], |r| Ok(record(r, now))).optional()? else { return Ok(None) };
+    let read = |r: &Row<'_>| Ok((record(r, now), r.get::<_, i64>(18)?));
+    let Some((record, source)) = statement.query_row([id], read).optional()? else { return Ok(None) };
     let record = record?;
     let whole = sum::holds(&store.conn, record.seq)? && sum::answers_hold(&store.conn, record.seq)?;
-    let mut found = Found { record, whole, local: None, uplink: None };
+    // A damaged row may name a source that never was.
+    let named = !whole || sources::holds(&store.conn, source)?;
+    let mut found = Found { record, whole, named, local: None, uplink: None };
     found.record.position = position(store, &found.record)?;
     let record = &mut found.record;
     (record.local, found.local) = local(store, record.seq, true)?.unzip();

@@ -4,7 +4,7 @@
 
 use super::codes::{num, sql};
 use super::store::Store;
-use super::{SpoolError, sum};
+use super::{SpoolError, sources, sum};
 use crate::control::types::State;
 
 /// Rows per sweep: about a millisecond each second.
@@ -20,12 +20,22 @@ pub(super) struct Scrub {
     not_before_ms: u64,
 }
 
-/// Looks at the next few rows; returns those whose sum does not hold.
-pub(super) fn step(store: &mut Store) -> Result<Vec<u64>, SpoolError> {
+/// What does not hold.
+#[derive(Debug, Default)]
+pub(super) struct Wrong {
+    /// Requests, by sequence number.
+    pub(super) seqs: Vec<u64>,
+    /// Any source.
+    pub(super) sources: bool,
+}
+
+/// Looks at the next few rows, and at the sources once a pass.
+pub(super) fn step(store: &mut Store) -> Result<Wrong, SpoolError> {
     let now = store.powered.now_ms();
     if now < store.scrub.not_before_ms {
-        return Ok(Vec::new());
+        return Ok(Wrong::default());
     }
+    let sources = store.scrub.after == 0 && sources::is_wrong(&store.conn)?;
     let seqs = next(store)?;
     match seqs.last() {
         Some(last) => store.scrub.after = *last,
@@ -42,7 +52,7 @@ pub(super) fn step(store: &mut Store) -> Result<Vec<u64>, SpoolError> {
             wrong.push(seq);
         }
     }
-    Ok(wrong)
+    Ok(Wrong { seqs: wrong, sources })
 }
 
 fn next(store: &Store) -> Result<Vec<u64>, SpoolError> {
@@ -51,9 +61,13 @@ fn next(store: &Store) -> Result<Vec<u64>, SpoolError> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// Sets rows aside whose sum still does not hold. One that is being sent is left to its attempt's end.
-pub(super) fn set_aside(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError> {
-    for seq in seqs {
+/// Sets requests aside whose sum still does not hold, and mends sources. A request that is being sent is left to its
+/// attempt's end.
+pub(super) fn set_right(store: &mut Store, wrong: &Wrong) -> Result<(), SpoolError> {
+    if wrong.sources {
+        sources::mend(&store.conn)?;
+    }
+    for seq in &wrong.seqs {
         let Some(row) = store.by_seq(*seq)?.filter(|row| row.state != State::Sending) else { continue };
         if !sum::holds(&store.conn, *seq)? || !sum::answers_hold(&store.conn, *seq)? {
             store.set_aside(&row)?;

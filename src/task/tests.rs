@@ -204,7 +204,7 @@ fn faults_of_the_configuration_name_their_key() {
     let mut twice = options("{temp}");
     twice.args = vec![Argument::text("temp"), Argument::text("temp"), Argument::text("9")];
     assert_eq!(keys(Task::new(twice)), ["args", "args"]);
-    let many = (0..17).fold(String::new(), |all, n| all + &format!("{{a{n}}}"));
+    let many = (0..17).map(|n| format!("{{a{n}}}")).collect::<Vec<_>>().concat();
     assert_eq!(keys(Task::new(options(&many))), ["prompt"]);
     let mut digits = options("x");
     digits.name = "7".to_owned();

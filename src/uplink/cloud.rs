@@ -27,7 +27,7 @@ use tower::Service;
 
 use super::body::Spliced;
 use super::classify;
-use super::outgoing::{Outgoing, Progress};
+use super::outgoing::{Left, Outgoing, Progress};
 use super::tls::{TlsError, client_config};
 use crate::body::{Bodies, Body};
 use crate::clock::{self, Floor};
@@ -239,6 +239,12 @@ impl Cloud {
 
     /// Sends and waits for the answer's head.
     pub async fn send(&self, call: Call) -> Result<Reply, SendError> {
+        self.send_unless(call, std::future::pending::<()>()).await
+    }
+
+    /// The same, unless it is taken back before. A body that had not left entirely never will then, so that it is
+    /// given up at no cost; what had left may have been billed.
+    pub async fn send_unless(&self, call: Call, taken_back: impl Future) -> Result<Reply, SendError> {
         if matches!(self.options.key, Key::Missing) {
             return Err(SendError { outcome: Outcome::Unreachable(Fault::NoKey) });
         }
@@ -260,8 +266,13 @@ impl Cloud {
         }
         let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let times = self.options.timeouts;
-        let outcome = match in_time(pool.request(request), &progress, times, started).await {
-            Ok(Ok(response)) => {
+        let answer = tokio::select! {
+            biased;
+            answer = in_time(pool.request(request), &progress, times, started) => Some(answer),
+            _ = taken_back => None,
+        };
+        let outcome = match answer {
+            Some(Ok(Ok(response))) => {
                 let (head, body) = response.into_parts();
                 let until = started + times.total;
                 let body_out = progress.is_out();
@@ -274,11 +285,15 @@ impl Cloud {
                     until,
                 });
             }
-            Ok(Err(error)) => classify::send_failure(&error, error.is_connect(), &progress),
-            Err(Late) if progress.is_out() => Outcome::Unknown(Fault::Timeout),
+            Some(Ok(Err(error))) => classify::send_failure(&error, error.is_connect(), &progress),
             // A body that is not out cannot be answered, so it is not billed.
-            Err(Late) if progress.has_begun() => Outcome::Transient(Fault::Write),
-            Err(Late) => Outcome::Unreachable(Fault::Connect),
+            Some(Err(Late)) => match progress.take_back() {
+                Left::Nothing => Outcome::Unreachable(Fault::Connect),
+                Left::Part => Outcome::Transient(Fault::Write),
+                Left::All => Outcome::Unknown(Fault::Timeout),
+            },
+            None if progress.take_back() == Left::All => Outcome::Unknown(Fault::Outage),
+            None => Outcome::GivenUp,
         };
         Err(SendError { outcome })
     }
@@ -528,26 +543,4 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::future::pending;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_body_is_waited_for_and_a_silent_uplink_is_not() {
-        let second = Duration::from_secs;
-        let times = Timeouts { connect: second(2), first_byte: second(30), idle: second(30), total: second(3600) };
-        let (mut body, progress) = Outgoing::new(Body::from(vec![0; 320 * 1024]).into(), None);
-        let slow_line = async {
-            for _ in 0..5 {
-                tokio::time::sleep(second(25)).await;
-                body.frame().await;
-            }
-            pending::<()>().await;
-        };
-        tokio::select! {
-            answer = in_time(pending::<()>(), &progress, times, clock::now()) => assert!(answer.is_err()),
-            () = slow_line => {}
-        }
-        assert!(progress.is_out(), "it was given up while it still moved");
-    }
-}
+mod tests;

@@ -23,6 +23,18 @@ use crate::body::Body as StoredBody;
 const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
 const OUT: u8 = 2;
+const TAKEN_BACK: u8 = 3;
+
+/// How much of a body had left when it was taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing; and nothing will.
+    Nothing,
+    /// Not all of it; and the rest never will.
+    Part,
+    /// All of it.
+    All,
+}
 
 /// How far a body got.
 #[derive(Debug, Clone, Default)]
@@ -50,9 +62,23 @@ impl Progress {
         self.0.moved.notified().await;
     }
 
-    fn tell(&self, state: u8) {
-        self.0.state.store(state, Ordering::Release);
+    /// From here on no further byte leaves. A connection lives on for a moment after its request was dropped, one of
+    /// HTTP/2 for long: without this, what counts as never sent might still be.
+    pub fn take_back(&self) -> Left {
+        let stop = |state| (state != OUT).then_some(TAKEN_BACK);
+        match self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, stop) {
+            Ok(WAITING) => Left::Nothing,
+            Ok(_) => Left::Part,
+            Err(_) => Left::All,
+        }
+    }
+
+    /// False where it was taken back.
+    fn reach(&self, state: u8) -> bool {
+        let on = |before| (before != TAKEN_BACK).then_some(state);
+        let reached = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, on).is_ok();
         self.0.moved.notify_one();
+        reached
     }
 }
 
@@ -148,7 +174,9 @@ impl Body for Outgoing {
             Some(Err(_)) => return Poll::Ready(slice.map(|read| read.map(Frame::data))),
             None => {}
         }
-        self.progress.tell(if self.left == 0 { OUT } else { BEGUN });
+        if !self.progress.reach(if self.left == 0 { OUT } else { BEGUN }) {
+            return Poll::Ready(Some(Err(io::ErrorKind::Interrupted.into())));
+        }
         if self.left == 0
             && let Some(on_out) = self.on_out.take()
         {
@@ -186,6 +214,23 @@ mod tests {
         assert!(progress.is_out());
         let expected = [b"<".to_vec(), vec![b'a'; 199_988], b">>".to_vec()].concat();
         assert_eq!((sent.len() as u64, &sent[..]), (promised, &expected[..]));
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_back_leaves_no_further() {
+        let big: StoredBody = Bytes::from(vec![b'a'; 200_000]).into();
+        for (slices, left) in [(0, Left::Nothing), (1, Left::Part)] {
+            let (mut outgoing, progress) = Outgoing::new(big.clone().into(), None);
+            for _ in 0..slices {
+                assert!(outgoing.frame().await.unwrap().is_ok());
+            }
+            assert_eq!(progress.take_back(), left);
+            assert!(outgoing.frame().await.unwrap().is_err() && !progress.is_out());
+        }
+        let (outgoing, progress) = Outgoing::new(big.into(), None);
+        outgoing.collect().await.unwrap();
+        assert_eq!(progress.take_back(), Left::All);
+        assert!(progress.is_out());
     }
 
     #[tokio::test]

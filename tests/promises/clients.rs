@@ -134,3 +134,23 @@ async fn a_real_model_server_behind_an_outage() {
     bench.recover().await;
     assert_eq!(bench.uplink.requests_total(), 2);
 }
+
+/// The device link's own client for cameras and PCs: it installs as any package does, and its own tests pass.
+#[tokio::test]
+async fn holdfast_link_python() {
+    let python = python("link", &["pyserial", "setuptools>=77"]).await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/wire/python");
+    let mut tests = Command::new(&python);
+    tests.args(["-m", "unittest"]).current_dir(&folder).env("PYTHONDONTWRITEBYTECODE", "1");
+    finish(&mut tests).await;
+    // Installed from a copy: building a package leaves files beside its sources.
+    let copy = tempfile::tempdir().unwrap();
+    finish(Command::new("cp").arg("-r").arg(&folder).arg(copy.path())).await;
+    let (from, to) = (copy.path().join("python"), copy.path().join("installed"));
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]).arg(&to).arg(from);
+    finish(&mut install).await;
+    let mut import = Command::new(&python);
+    import.args(["-m", "holdfast_link", "--help"]).env("PYTHONPATH", &to).current_dir(copy.path());
+    assert!(finish(&mut import).await.contains("--picture"));
+}

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -17,8 +19,9 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::{Ask, Daemon, until};
 
-/// An uplink behind TLS whose answers say which HTTP version they were asked in; its port and its certificate.
-async fn tls_uplink(protocols: &[&[u8]]) -> (u16, String) {
+/// An uplink behind TLS whose answers say which HTTP version they were asked in; its port and its certificate. While it
+/// is mute, a connection is taken and nothing is said on it, not even TLS.
+async fn tls_uplink(protocols: &[&[u8]], mute: Arc<AtomicBool>) -> (u16, String) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let pem = made.cert.pem();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
@@ -35,13 +38,16 @@ async fn tls_uplink(protocols: &[&[u8]]) -> (u16, String) {
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
+            let (acceptor, mute) = (acceptor.clone(), mute.clone());
             tokio::spawn(async move {
+                while mute.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
                 // A client that does not trust the certificate hangs up in the handshake.
                 let Ok(stream) = acceptor.accept(stream).await else { return };
-                let _ = auto::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(stream), service_fn(answer))
-                    .await;
+                let mut server = auto::Builder::new(TokioExecutor::new());
+                server.http1().keep_alive(false);
+                let _ = server.serve_connection(TokioIo::new(stream), service_fn(answer)).await;
             });
         }
     });
@@ -77,7 +83,7 @@ base_url = ""
 }
 
 async fn with_own_root(protocols: &[&[u8]]) -> serde_json::Value {
-    let (port, pem) = tls_uplink(protocols).await;
+    let (port, pem) = tls_uplink(protocols, Arc::default()).await;
     let folder = tempfile::tempdir().unwrap();
     let ca_file: PathBuf = folder.path().join("plant.pem");
     std::fs::write(&ca_file, pem).unwrap();
@@ -101,7 +107,7 @@ async fn http_1_is_spoken_where_it_does_not() {
 
 #[tokio::test]
 async fn an_unknown_certificate_is_an_outage_that_says_so() {
-    let (port, _) = tls_uplink(&[b"h2"]).await;
+    let (port, _) = tls_uplink(&[b"h2"], Arc::default()).await;
     let daemon = Daemon::start(&config(port, "")).await;
     let reason = until("the uplink to be found untrusted", 10, || async {
         let uplink = daemon.status().await["uplinks"][0].clone();
@@ -111,4 +117,30 @@ async fn an_unknown_certificate_is_an_outage_that_says_so() {
     assert!(reason.contains("TLS failed"), "{reason}");
     let reply = daemon.send(Ask::chat("hello").header("x-holdfast-offline", "fail")).await;
     reply.assert_error(503, "uplink_unavailable");
+}
+
+/// The name is resolved and the connection stands, but TLS does not come up before the grace is over.
+#[tokio::test]
+async fn a_stop_before_anything_left_labels_nothing_and_costs_no_attempt() {
+    let mute = Arc::new(AtomicBool::new(false));
+    let (port, pem) = tls_uplink(&[b"http/1.1"], mute.clone()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let ca_file = folder.path().join("plant.pem");
+    std::fs::write(&ca_file, pem).unwrap();
+    let patient = "timeouts = { connect = \"30s\", first_byte = \"30s\", idle = \"30s\", total = \"60s\" }";
+    let config = config(port, ca_file.to_str().unwrap())
+        .replace("[http]", "stop_grace = \"300ms\"\n[http]")
+        .replace("[local]", &format!("{patient}\n[drain]\nstart_jitter = \"0s\"\n[local]"));
+    let mut daemon = Daemon::start(&config).await;
+    let available = || async { (daemon.status().await["uplinks"][0]["available"] == true).then_some(()) };
+    until("the uplink to be seen", 10, available).await;
+    mute.store(true, Ordering::Relaxed);
+    let id = daemon.send(Ask::chat("wait for it").header("prefer", "respond-async")).await.id();
+    until("the attempt", 10, || async { (daemon.record(&id).await["state"] == "sending").then_some(()) }).await;
+    assert!(daemon.stop().await.success());
+    mute.store(false, Ordering::Relaxed);
+    daemon.restart().await;
+    let answered = || async { Some(daemon.record(&id).await).filter(|record| record["state"] == "answered") };
+    let record = until("the answer", 20, answered).await;
+    assert_eq!((&record["maybe_billed"], &record["attempts"]), (&false.into(), &1.into()), "{record}");
 }

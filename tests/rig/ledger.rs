@@ -104,8 +104,9 @@ impl Ledger {
                 None => self.absent(*n, known)?,
             }
         }
-        if let Some(n) = records.keys().find(|n| !self.known.contains_key(n)) {
-            return Err(format!("request {n} is there and was never offered"));
+        if let Some((_, record)) = records.iter().find(|(n, _)| !self.known.contains_key(n)) {
+            let (id, state) = (&record.id, record.state);
+            return Err(format!("{id} is there, {state:?}, and was never offered"));
         }
         let seen = self.offered_again(spool).await?;
         for (n, record) in records.iter().filter(|(n, r)| r.state == State::Queued && !seen.contains(n)) {

@@ -1,8 +1,9 @@
-//! `holdfast simulate uplink|ollama`: stand-ins for commissioning without a key, usable in-process too.
+//! `holdfast simulate uplink|ollama|device`: stand-ins for commissioning without a key, usable in-process too.
 //!
 //! Owns the command line of the simulators and how they are started; never part of the gateway itself, and never the
 //! thing that is being tested. A simulator has no state that outlives it.
 
+mod device;
 mod door;
 mod faults;
 mod log;
@@ -20,6 +21,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 
+pub use device::{Ask, DeviceOptions, Ended, LineAt, Protocol, run_device};
 pub use faults::{Faults, Mode, StatusOn};
 pub use log::Entry;
 pub use server::Simulator;
@@ -128,6 +130,8 @@ pub enum Command {
     Uplink(UplinkArgs),
     /// An Ollama with its native API
     Ollama(OllamaArgs),
+    /// A device on a serial line, a UNIX socket or TCP
+    Device(Box<device::DeviceArgs>),
 }
 
 /// Arguments of `holdfast simulate uplink`.
@@ -198,9 +202,14 @@ impl SharedArgs {
     }
 }
 
-/// Runs one simulator until SIGINT or SIGTERM.
-pub async fn run(command: Command) -> anyhow::Result<()> {
-    let simulator = start(command).await?;
+/// Runs one simulator: a server until SIGINT or SIGTERM, a device until it has its answers; `socket` is where a
+/// device finds its gateway.
+pub async fn run(command: Command, socket: Option<PathBuf>) -> anyhow::Result<()> {
+    let simulator = match command {
+        Command::Uplink(args) => start_uplink(args).await?,
+        Command::Ollama(args) => start_ollama(args).await?,
+        Command::Device(args) => return device::run(*args, socket).await,
+    };
     let mut out = std::io::stdout();
     writeln!(out, "{}", simulator.base_url())?;
     if let Some(control) = simulator.control_url() {
@@ -215,20 +224,17 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start(command: Command) -> std::io::Result<Simulator> {
-    match command {
-        Command::Uplink(args) => {
-            let default = UplinkOptions::default();
-            let (faults, models) = (args.shared.faults(), args.shared.models(default.models));
-            let control = Some(args.shared.control);
-            let UplinkArgs { listen, key, strict, .. } = args;
-            serve_uplink(UplinkOptions { listen, control, faults, models, strict, key }).await
-        }
-        Command::Ollama(args) => {
-            let default = OllamaOptions::default();
-            let (faults, models) = (args.shared.faults(), args.shared.models(default.models));
-            let (listen, control) = (args.listen, Some(args.shared.control));
-            serve_ollama(OllamaOptions { listen, control, faults, models, queue_max: default.queue_max }).await
-        }
-    }
+async fn start_uplink(args: UplinkArgs) -> std::io::Result<Simulator> {
+    let default = UplinkOptions::default();
+    let (faults, models) = (args.shared.faults(), args.shared.models(default.models));
+    let control = Some(args.shared.control);
+    let UplinkArgs { listen, key, strict, .. } = args;
+    serve_uplink(UplinkOptions { listen, control, faults, models, strict, key }).await
+}
+
+async fn start_ollama(args: OllamaArgs) -> std::io::Result<Simulator> {
+    let default = OllamaOptions::default();
+    let (faults, models) = (args.shared.faults(), args.shared.models(default.models));
+    let (listen, control) = (args.listen, Some(args.shared.control));
+    serve_ollama(OllamaOptions { listen, control, faults, models, queue_max: default.queue_max }).await
 }

@@ -1,6 +1,7 @@
 //! Shut routes: a bad key, a spent quota, an unknown model, and how they are left.
 
 use super::super::event::{Block, Notice};
+use super::super::resend::ALLOWANCE;
 use super::world::{Mode, World};
 use super::*;
 
@@ -126,7 +127,7 @@ fn a_shut_models_requests_stay_in_the_queue_until_its_trial() {
     one(&mut bench, 1, "old", Outcome::Blocked(Block::Configuration));
     let asked = bench.tell(Event::Ready(5));
     let except = vec!["old".to_owned()];
-    assert!(asked.contains(&Effect::Lease { max: 1, except }), "{asked:?}");
+    assert!(asked.contains(&Effect::Lease { max: 1, except, labelled: None }), "{asked:?}");
     bench.tell(Event::Leased(Vec::new()));
     // What waits is all of that model: only more of it is worth another look soon.
     assert_eq!(count(&bench.tell(Event::Ready(5)), |e| matches!(e, Effect::Lease { .. })), 0);
@@ -139,6 +140,69 @@ fn a_shut_models_requests_stay_in_the_queue_until_its_trial() {
     let effects = bench.tell(Event::Leased(vec![of_model(1, "old")]));
     bench.end(sends(&effects)[0].0, Outcome::Delivered, false);
     assert_eq!(bench.control.view().uplinks[0].paused, None);
+}
+
+/// A list of files says nothing of the quota that answers are paid from.
+#[test]
+fn what_is_passed_through_opens_no_pause_and_earns_no_second_send() {
+    let mut bench = Bench::up(settings(1));
+    let labelled = |seq| Item { maybe_billed: true, ..item(seq) };
+    for seq in 0..u64::from(ALLOWANCE) {
+        let effects = bench.lease(vec![labelled(seq)]);
+        bench.end(sends(&effects)[0].0, Outcome::Delivered, false);
+    }
+    one(&mut bench, 50, "m", Outcome::Blocked(Block::Quota));
+    for ask in 0..100 {
+        let effects = bench.tell(Event::AskedAside(ask));
+        let Some(Route::Uplink { attempt, .. }) = answer(&effects, ask) else { panic!("{effects:?}") };
+        bench.end(attempt, Outcome::Delivered, false);
+    }
+    assert_eq!(bench.control.view().uplinks[0].paused.map(|(block, _)| block), Some(Block::Quota));
+    let attempt = bench.ask_for(200, 0);
+    bench.end(attempt, Outcome::Delivered, false);
+    assert_eq!(bench.control.view().uplinks[0].paused, None, "a question that was answered tells");
+    assert_eq!(verdicts(&bench.lease(vec![labelled(60)])).len(), 1, "what cost nothing earns nothing");
+}
+
+/// Some services answer downloads with a redirect.
+#[test]
+fn what_is_passed_through_shuts_nobody_out() {
+    let mut bench = Bench::up(settings(1));
+    for ask in 0..5 {
+        let effects = bench.tell(Event::AskedAside(ask));
+        let Some(Route::Uplink { attempt, .. }) = answer(&effects, ask) else { panic!("{effects:?}") };
+        bench.end(attempt, Outcome::Unreachable(Fault::Redirect), false);
+        bench.advance(40_000);
+    }
+    assert_eq!(bench.control.view().uplinks[0].paused, None);
+}
+
+/// Probes are refused, but nobody has asked yet: a request is the trial, and after it the probes are.
+#[test]
+fn a_mended_key_is_found_as_soon_as_the_next_trial_is_due() {
+    let refused = Probes::Are(Check::Passed { latency_ms: 10, key_refused: true });
+    for asked in [false, true] {
+        let mut bench = Bench::up(settings(1));
+        bench.probes[0] = refused;
+        bench.advance(2 * MINUTE_MS);
+        assert_eq!(bench.control.view().uplinks[0].paused.map(|(block, _)| block), Some(Block::Key));
+        if asked {
+            one(&mut bench, 1, "m", Outcome::Blocked(Block::Key));
+        }
+        bench.probes[0] = Probes::Are(PASSED);
+        bench.advance(2 * MINUTE_MS + 1);
+        assert_eq!(bench.control.view().uplinks[0].paused, None, "asked: {asked}");
+    }
+}
+
+#[test]
+fn a_key_that_stays_refused_is_asked_about_ever_more_rarely() {
+    let mut bench = Bench::up(settings(1));
+    bench.probes[0] = Probes::Are(Check::Passed { latency_ms: 10, key_refused: true });
+    bench.advance(10_000);
+    let before = bench.probed;
+    bench.advance(DAY_MS);
+    assert!((10..=60).contains(&(bench.probed - before)), "{} probes in a day", bench.probed - before);
 }
 
 #[test]

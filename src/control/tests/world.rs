@@ -159,6 +159,25 @@ impl World {
         self.insert(model, false, RowState::Queued)
     }
 
+    /// The same, paid for by a live attempt before.
+    pub(super) fn store_labelled(&mut self, model: &'static str) -> u64 {
+        self.insert(model, true, RowState::Queued)
+    }
+
+    /// Somebody cancels a request that is not being sent.
+    pub(super) fn cancel(&mut self, seq: u64) {
+        let Some(row) = self.rows.get_mut(&seq) else { panic!("request {seq} is not known") };
+        if matches!(row.state, RowState::Queued | RowState::Deferred) {
+            row.state = RowState::Over;
+            self.offerable.remove(&seq);
+            self.tell_count();
+        }
+    }
+
+    pub(super) fn is_over(&self, seq: u64) -> bool {
+        self.rows.get(&seq).is_some_and(|row| row.state == RowState::Over)
+    }
+
     fn insert(&mut self, model: &'static str, maybe_billed: bool, state: RowState) -> u64 {
         let seq = self.rows.len() as u64 + 1;
         let billed = u32::from(maybe_billed);
@@ -308,7 +327,7 @@ impl World {
                 self.at(self.now_ms, network::ended(attempt));
             }
             Effect::Probe(uplink) => self.probe(uplink),
-            Effect::Lease { max, except } => self.disk(DiskOp::Lease(max, except)),
+            Effect::Lease { max, except, labelled } => self.disk(DiskOp::Lease(max, except, labelled)),
             Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
             Effect::Settle { seq, verdict, .. } => self.settle(seq, verdict),
             Effect::Release(seqs) => self.disk(DiskOp::Release(seqs)),
@@ -345,7 +364,7 @@ impl World {
         }
         let (second, tenths) = (self.second_sends, self.earned_tenths);
         assert!(second * SUCCESSES_EACH <= tenths, "{second} second sends for {tenths} tenths");
-        let aside = self.control.deferred.len() + self.control.resends.waiting();
+        let aside = self.control.deferred.len();
         assert!(aside <= super::super::DEFERRED_MAX && self.control.leased.len() <= 1_000, "a list without a bound");
     }
 

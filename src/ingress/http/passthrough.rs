@@ -27,12 +27,11 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
-    let mut live = app.gateway.live();
+    let mut live = app.gateway.live_aside();
     let mut target = live.target().await;
     loop {
         target = match target {
             Target::Uplink(mut attempt) => {
-                let cloud = attempt.cloud();
                 let call = cloud::Call {
                     method: method.clone(),
                     path: path.clone(),
@@ -40,8 +39,7 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
                     body: body.clone().into(),
                     on_out: None,
                 };
-                let sent = attempt.unless_abandoned(async { cloud.send(call).await.map_err(|e| e.outcome) }).await;
-                match sent.and_then(check) {
+                match attempt.send(call).await.and_then(check) {
                     Ok((reply, outcome)) => return pass(reply, outcome, attempt),
                     Err(outcome) => live.next(attempt, outcome).await,
                 }

@@ -77,8 +77,7 @@ fn class(whole: &Whole) -> &'static str {
 /// One try; the answer is there wherever the uplink gave one, or began to.
 async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<Came>) {
     let cloud = attempt.cloud();
-    let sent = attempt.unless_abandoned(async { cloud.send(uplink_call(call, &cloud)).await.map_err(|e| e.outcome) });
-    let reply = match sent.await {
+    let reply = match attempt.send(uplink_call(call, &cloud)).await {
         Ok(reply) => reply,
         Err(outcome) => return (outcome, None),
     };

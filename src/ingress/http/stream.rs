@@ -211,8 +211,7 @@ enum Tried {
 
 async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Result<Tried, Gone> {
     let cloud = attempt.cloud();
-    let sent = attempt.unless_abandoned(async { cloud.send(uplink_call(call, &cloud)).await.map_err(|e| e.outcome) });
-    let mut reply = match sent.await {
+    let mut reply = match attempt.send(uplink_call(call, &cloud)).await {
         Ok(reply) => reply,
         Err(outcome) => return Ok(Tried::Failed(outcome)),
     };

@@ -7,9 +7,9 @@ use rusqlite::types::Value;
 
 use super::rows::{blob, integer, text};
 use super::{Answer, Found};
-use crate::spool::SpoolError;
 use crate::spool::codes::{self, num};
 use crate::spool::record::{LastError, LocalAnswer, Record, UplinkAnswer, Usage};
+use crate::spool::{SpoolError, sources};
 
 /// Reads a file of the folder of bodies.
 type ReadFile<'a> = &'a dyn Fn(&str) -> Result<Option<Bytes>, SpoolError>;
@@ -26,7 +26,7 @@ pub(super) fn record(found: &Found, powered_ms: u64, file: ReadFile<'_>) -> Resu
         id: found.id().to_owned(),
         state,
         reason: word(22),
-        source: found.source.clone().unwrap_or_else(|| format!("lost:{}", found.source_id())),
+        source: found.source.clone().unwrap_or_else(|| sources::lost_name(found.source_id())),
         label: word(16),
         endpoint: word(14).unwrap_or_default(),
         model: word(15).unwrap_or_default(),

@@ -46,6 +46,8 @@ pub(super) struct Index {
     pub(super) answers: Vec<Place>,
     /// Names by number.
     pub(super) sources: HashMap<i64, (String, Worth)>,
+    /// Names in damaged rows of sources, and the sums there.
+    pub(super) sources_damaged: HashMap<i64, (Option<String>, Vec<u8>)>,
     /// Damaged rows of requests: number, id and state as far as they can be read.
     pub(super) damaged: Vec<(i64, Option<String>, Option<i64>)>,
     /// Where the index of answers begins.
@@ -226,10 +228,16 @@ impl Pass<'_> {
     fn source(&mut self, page: &[u8], cell: &Cell, sure: bool) -> bool {
         let Some(mut values) = self.values(page, cell, View::Newest) else { return false };
         let (name, worth) = rows::source(&mut values, cell.rowid);
-        let Some(name) = name.filter(|_| worth == Worth::Proven || (sure && worth == Worth::Plausible)) else {
+        if worth == Worth::Damaged || name.is_none() || (worth == Worth::Plausible && !sure) {
             self.report.sources_damaged += 1;
+            let damaged = &mut self.index.sources_damaged;
+            if sure && damaged.len() < PLACES_MAX {
+                let sum = rows::blob(&values, rows::SOURCE_SUM).unwrap_or_default().to_vec();
+                damaged.entry(cell.rowid).or_insert((name, sum));
+            }
             return false;
-        };
+        }
+        let name = name.unwrap_or_default();
         let sources = &mut self.index.sources;
         // A source is never renamed: any proven copy is as good as the other.
         if sources.len() < PLACES_MAX && sources.get(&cell.rowid).is_none_or(|(_, known)| *known < worth) {

@@ -11,6 +11,7 @@ use super::index::{self, Index};
 use super::report::{Lost, Report};
 use super::rows::{self, Worth};
 use super::{pages, record};
+use crate::spool::sources::believed;
 
 /// Names remembered at a time; each is some 100 bytes.
 const NAMES_MAX: usize = 262_144;
@@ -77,7 +78,7 @@ fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Wort
                 // The index repeats the id apart from the row, whose own copy may be what is damaged.
                 trace.id = Some(id.to_owned());
             }
-            (_, Some((name, id))) if sources.len() < NAMES_MAX => {
+            (_, Some((name, id))) if sources.len() < NAMES_MAX && is_name(index, id, name) => {
                 sources.entry(id).or_insert_with(|| (name.to_owned(), Worth::Plausible));
             }
             _ => {}
@@ -88,6 +89,12 @@ fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Wort
         let seq = u64::try_from(seq).ok();
         report.lose(Lost { seq, id: trace.id, state: trace.state, what: "request", why: trace.why });
     }
+}
+
+/// Whether the index's name of a source is to be believed: its row is gone altogether, or does not contradict.
+fn is_name(index: &Index, id: i64, name: &str) -> bool {
+    let damaged = index.sources_damaged.get(&id);
+    damaged.is_none_or(|(in_row, sum)| believed(id, in_row.as_deref(), sum, Some(name)) == Some(name))
 }
 
 /// Tells every entry of every index, as the newest image of each page has it.

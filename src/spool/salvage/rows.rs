@@ -27,13 +27,13 @@ pub(super) const ANSWER_HASH: usize = 11;
 pub(super) const ANSWER_BYTES: usize = 12;
 pub(super) const ANSWER_FILE: usize = 13;
 const ANSWER_SUM: usize = 14;
-const SOURCE_SUM: usize = 3;
+pub(super) const SOURCE_SUM: usize = 3;
 const POWERED_MS: usize = 3;
 const NEXT_SEQ: usize = 5;
-/// An id is `req_` and 32 digits; the room is for ids of later versions.
-const ID_MAX: usize = 128;
 /// What every id begins with.
 const ID_PREFIX: &str = "req_";
+/// Digits behind it.
+const ID_DIGITS: usize = 32;
 
 /// The tables whose rows are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,10 +155,10 @@ fn makes_sense(values: &[Value]) -> bool {
         && (0..=1).contains(&code(BODY_KEPT))
 }
 
-/// Whether a text can be a request's id.
+/// Whether a text is an id as the spool's callers make them: anything else is half noise.
 pub(super) fn is_id(text: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-    text.starts_with(ID_PREFIX) && text.len() <= ID_MAX && text.bytes().all(plain)
+    let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    text.strip_prefix(ID_PREFIX).is_some_and(|digits| digits.len() == ID_DIGITS && digits.bytes().all(is_digit))
 }
 
 /// An entry of the index of ids: the id and its row's number.
@@ -189,7 +189,9 @@ pub(super) fn answer_entry(values: &[Value]) -> Option<(i64, bool)> {
 /// and names of files.
 pub(super) fn source_entry(values: &[Value]) -> Option<(&str, i64)> {
     match values {
-        [Value::Text(name), Value::Integer(id)] if !is_id(name) && files::start_of(name).is_none() && *id > 0 => {
+        [Value::Text(name), Value::Integer(id)]
+            if !name.starts_with(ID_PREFIX) && files::start_of(name).is_none() && *id > 0 =>
+        {
             Some((name, *id))
         }
         _ => None,

@@ -8,6 +8,7 @@ mod migrating;
 mod model;
 mod opening;
 mod pauses;
+mod sources;
 mod storage;
 mod sums;
 

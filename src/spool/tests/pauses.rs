@@ -30,9 +30,24 @@ async fn a_shut_model_holds_up_no_other() {
     }
     let except = vec!["o\"ld".to_owned()];
     let ids = |leased: Vec<crate::spool::record::Leased>| leased.into_iter().map(|l| l.id).collect::<Vec<_>>();
-    assert_eq!(ids(spool.lease_around(2, &except).await.unwrap()), ["r99", "r199"]);
-    assert_eq!(ids(spool.lease_around(9, &except).await.unwrap()), ["r299"]);
-    assert_eq!(ids(spool.lease_around(9, &except).await.unwrap()).len(), 0);
+    assert_eq!(ids(spool.lease_around(2, &except, None).await.unwrap()), ["r99", "r199"]);
+    assert_eq!(ids(spool.lease_around(9, &except, None).await.unwrap()), ["r299"]);
+    assert_eq!(ids(spool.lease_around(9, &except, None).await.unwrap()).len(), 0);
     assert_eq!(ids(spool.lease(2).await.unwrap()), ["r0", "r1"]);
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn what_may_have_been_billed_is_left_out_beyond_its_number_and_holds_up_no_other() {
+    let (_dir, spool) = fresh();
+    for n in 0..300 {
+        take(&spool, NewRequest { maybe_billed: n % 100 != 99, ..request(&format!("r{n}")) }).await;
+    }
+    let ids = |leased: Vec<crate::spool::record::Leased>| leased.into_iter().map(|l| l.id).collect::<Vec<_>>();
+    assert_eq!(ids(spool.lease_around(3, &[], Some(2)).await.unwrap()), ["r0", "r1", "r99"]);
+    assert_eq!(ids(spool.lease_around(1, &[], Some(0)).await.unwrap()), ["r199"]);
+    assert_eq!(ids(spool.lease_around(9, &[], Some(0)).await.unwrap()), ["r299"]);
+    assert_eq!(ids(spool.lease_around(9, &[], Some(0)).await.unwrap()).len(), 0);
+    assert_eq!(ids(spool.lease(2).await.unwrap()), ["r2", "r3"]);
     assert_counted(&spool).await;
 }

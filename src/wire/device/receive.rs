@@ -26,11 +26,13 @@ impl<const OPEN: usize> State<'_, OPEN> {
         let header = frame.header;
         let [session, ..] = self.identity.boot_id.to_le_bytes();
         let is_mine = header.addr == self.identity.addr || header.addr == BROADCAST;
+        let message = Message::read(header.kind, frame.payload).ok()?;
+        // A gateway that polls may not have heard of this device yet, or of its last start.
+        let is_current = header.session == session || matches!(message, Message::Poll(_));
         // Its own echo, somebody else's, or an answer to what it was before its last start.
-        if !header.from_gateway || !is_mine || header.session != session {
+        if !header.from_gateway || !is_mine || !is_current {
             return None;
         }
-        let message = Message::read(header.kind, frame.payload).ok()?;
         self.ping = Repeat::default().after(now_ms, super::send::PING_EVERY_MS);
         match message {
             Message::HelloAck(ack) => Some(self.agreed(&ack, now_ms)),

@@ -5,7 +5,7 @@ use super::{Happening, World};
 
 #[derive(Debug)]
 pub(super) enum DiskOp {
-    Lease(u32, Vec<String>),
+    Lease(u32, Vec<String>, Option<u32>),
     Settle { seq: u64, verdict: Verdict },
     Release(Vec<u64>),
 }
@@ -62,18 +62,24 @@ impl World {
 
     pub(super) fn disk_done(&mut self, op: DiskOp) {
         match op {
-            DiskOp::Lease(max, except) => return self.lease(max, &except),
+            DiskOp::Lease(max, except, labelled) => return self.lease(max, &except, labelled),
             DiskOp::Settle { seq, verdict } => self.settled(seq, verdict),
             DiskOp::Release(seqs) => seqs.into_iter().for_each(|seq| self.released(seq)),
         }
         self.tell_count();
     }
 
-    pub(super) fn lease(&mut self, max: u32, except: &[String]) {
+    pub(super) fn lease(&mut self, max: u32, except: &[String], labelled: Option<u32>) {
         if self.chance.up_to(200) == 0 {
             return self.after(5, Happening::Tell(Event::LeaseFailed));
         }
-        let wanted = |seq: &&u64| !except.iter().any(|model| model == self.rows[*seq].model);
+        let mut labelled_left = labelled.unwrap_or(max);
+        let wanted = |seq: &&u64| {
+            let row = &self.rows[*seq];
+            let left_out = except.iter().any(|model| model == row.model) || (row.maybe_billed && labelled_left == 0);
+            labelled_left -= u32::from(!left_out && row.maybe_billed);
+            !left_out
+        };
         let seqs: Vec<u64> = self.offerable.iter().filter(wanted).take(max as usize).copied().collect();
         let mut items = Vec::new();
         for seq in seqs {

@@ -40,8 +40,8 @@ pub(super) async fn listen(link: &Link, path: &Path) {
                     let Ok(place) = places.clone().try_acquire_owned() else { continue };
                     let link = link.clone();
                     lines.spawn(async move {
-                        let line = Line::new(link.clone(), Box::new(stream), 0);
-                        link.serve(line).await;
+                        let connection = Line::new(link.clone(), Box::new(stream), 0);
+                        link.serve(connection).await;
                         link.account.add(Count::Lost, 1);
                         drop(place);
                     });

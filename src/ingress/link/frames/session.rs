@@ -1,0 +1,328 @@
+//! One device on one line: what it said, what it is owed, and the jobs that its messages make.
+//!
+//! A pure value with explicit time. Owns the session's rules (Hello, repeats, uploads, results); the core has those of
+//! requests. Jobs of one device are done one after the other, so its messages keep their order.
+
+use std::collections::VecDeque;
+
+use holdfast_wire::Code;
+use holdfast_wire::frame::{FRAME_MAX, FRAME_MIN};
+use holdfast_wire::message::{
+    BLOB_BYTES_MAX, BlobRef, CancelAck, Chunk, ChunkAck, HelloAck, Message, Nack, OPEN_MAX, Progress, Submit, SubmitAck,
+};
+
+use super::job::{self, Done, Job, Said};
+use super::push::Pushes;
+use crate::ingress::link::core::{Answer, Cancelled, How, Refusal};
+use crate::ingress::link::upload::UploadError;
+
+/// Jobs that wait for one device: one for each open request and its results. What does not fit is dropped, and repeated.
+const JOBS_MAX: usize = 48;
+/// Chunks' bytes on the way: so many chunks of the agreed length.
+const CREDIT_CHUNKS: u16 = 4;
+/// What a chunk's frame has beside its bytes, with room to spare.
+const CHUNK_FIELDS: u16 = 64;
+/// The same without, for small frames.
+const CHUNK_FIELDS_LEAST: u16 = 22;
+/// Frames from this size on have room to spare.
+const ROOMY: u16 = 256;
+/// A Nack's detail.
+const DETAIL_BYTES: usize = 64;
+
+/// What all sessions of a gateway are told alike.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) gw_boot: u32,
+    pub(super) name: String,
+    /// 0 offline, 1 degraded, 2 online.
+    pub(super) uplink: u8,
+    /// Unix milliseconds; 0 unknown.
+    pub(super) time_ms: u64,
+}
+
+/// An upload that was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    key: u64,
+    blob: BlobRef,
+    /// What is on its way to the disk ends here.
+    taken: u32,
+    /// What is there ends here.
+    there: u32,
+}
+
+/// One device's session.
+pub(super) struct Session {
+    pub(super) uid: String,
+    pub(super) boot: u32,
+    pub(super) max_frame: u16,
+    tag: u8,
+    jobs: VecDeque<Job>,
+    is_working: bool,
+    /// Results should be looked for once the jobs before are done.
+    look: bool,
+    wanted: Vec<Wanted>,
+    pub(super) pushes: Pushes,
+    /// Keys that are being stored.
+    storing: Vec<u64>,
+}
+
+/// Where messages to the device go: tag, whether it is a repeat, the message.
+pub(super) type Say<'a> = &'a mut dyn FnMut(u8, bool, &Message<'_>);
+
+impl Session {
+    /// A device said Hello; the answer follows when its results were counted.
+    pub(super) fn new(uid: String, boot: u32, max_frame: u16, tag: u8) -> Session {
+        let mut session = Session {
+            uid,
+            boot,
+            max_frame: max_frame.clamp(FRAME_MIN as u16, FRAME_MAX as u16),
+            tag: 0,
+            jobs: VecDeque::new(),
+            is_working: false,
+            look: true,
+            wanted: Vec::new(),
+            pushes: Pushes::default(),
+            storing: Vec::new(),
+        };
+        session.jobs.push_back(Job::Hello { tag, boot });
+        session
+    }
+
+    /// The same device, in the same life, said Hello again: it lost its session, or did not hear the answer.
+    pub(super) fn hello_again(&mut self, max_frame: u16, tag: u8, now_ms: u64) {
+        self.max_frame = max_frame.clamp(FRAME_MIN as u16, FRAME_MAX as u16);
+        self.pushes.again(now_ms);
+        self.look = true;
+        if !self.jobs.iter().any(|job| matches!(job, Job::Hello { .. })) {
+            self.jobs.push_front(Job::Hello { tag, boot: self.boot });
+        }
+    }
+
+    /// The low byte of its boot number.
+    pub(super) fn byte(&self) -> u8 {
+        self.boot.to_le_bytes()[0]
+    }
+
+    fn chunk(&self) -> u16 {
+        let fields = if self.max_frame >= ROOMY { CHUNK_FIELDS } else { CHUNK_FIELDS_LEAST };
+        self.max_frame - fields
+    }
+
+    fn credit(&self) -> u16 {
+        self.chunk().saturating_mul(CREDIT_CHUNKS)
+    }
+
+    /// Something stored has changed.
+    pub(super) fn look_for_results(&mut self) {
+        self.look = true;
+    }
+
+    /// The next job, where none is under way.
+    pub(super) fn next_job(&mut self) -> Option<Job> {
+        if self.is_working {
+            return None;
+        }
+        let job = self.jobs.pop_front().or_else(|| std::mem::take(&mut self.look).then_some(Job::Results))?;
+        self.is_working = true;
+        Some(job)
+    }
+
+    fn queue(&mut self, job: Job) -> bool {
+        let has_room = self.jobs.len() < JOBS_MAX;
+        if has_room {
+            self.jobs.push_back(job);
+        }
+        has_room
+    }
+
+    /// Takes a request. While it is being stored, its repeats are not looked at.
+    pub(super) fn submit(&mut self, tag: u8, submit: &Submit<'_>) {
+        if self.storing.contains(&submit.key) || self.storing.len() >= OPEN_MAX {
+            return;
+        }
+        let submission = Box::new(job::submission(&self.uid, submit));
+        let (key, blobs) = (submit.key, submit.blobs().to_vec());
+        if self.queue(Job::Submit { tag, key, submission, blobs, boot: self.boot }) {
+            self.storing.push(key);
+        }
+    }
+
+    /// Takes a piece of an upload that was asked for: only the next one.
+    pub(super) fn chunk_came(&mut self, tag: u8, chunk: &Chunk<'_>, say: Say<'_>) {
+        let (credit, boot) = (self.credit(), self.boot);
+        let Some(wanted) = self.wanted.iter_mut().find(|wanted| wanted.blob.blob == chunk.blob) else { return };
+        let end = chunk.off.checked_add(chunk.data.len() as u32).filter(|end| *end <= wanted.blob.len);
+        let Some(end) = end.filter(|_| chunk.off == wanted.taken && !chunk.data.is_empty()) else {
+            // While bytes are on their way to the disk, their end is told soon.
+            if wanted.taken == wanted.there {
+                say(tag, false, &Message::ChunkAck(ChunkAck { blob: chunk.blob, next: wanted.taken, credit }));
+            }
+            return;
+        };
+        // A device that sends beyond its credit has it to send again.
+        if end - wanted.there > u32::from(credit) * 2 {
+            return;
+        }
+        wanted.taken = end;
+        let (blob, data) = (wanted.blob, chunk.data.to_vec());
+        // What waits there already grows instead: one write for many small pieces.
+        if let Some(Job::Append { tag: last, blob: same, off, data: waiting, .. }) = self.jobs.back_mut()
+            && same.blob == blob.blob
+            && *off + waiting.len() as u32 == chunk.off
+        {
+            waiting.extend_from_slice(&data);
+            *last = tag;
+            return;
+        }
+        if !self.queue(Job::Append { tag, blob, boot, off: chunk.off, data })
+            && let Some(wanted) = self.wanted.iter_mut().find(|wanted| wanted.blob.blob == chunk.blob)
+        {
+            wanted.taken = chunk.off;
+        }
+    }
+
+    /// The device has so much of a result.
+    pub(super) fn result_acked(&mut self, key: u64, next: u32, now_ms: u64) {
+        if let Some(request) = self.pushes.acked(key, next, now_ms) {
+            self.queue(Job::Acked { request });
+            self.look = true;
+        }
+    }
+
+    /// Asks where a request stands.
+    pub(super) fn query(&mut self, tag: u8, key: u64) {
+        if !self.jobs.iter().any(|job| matches!(job, Job::Query { key: same, .. } if *same == key)) {
+            self.queue(Job::Query { tag, key });
+        }
+    }
+
+    /// Asks that a request not be answered.
+    pub(super) fn cancel(&mut self, tag: u8, key: u64) {
+        if !self.jobs.iter().any(|job| matches!(job, Job::Cancel { key: same, .. } if *same == key)) {
+            self.queue(Job::Cancel { tag, key });
+        }
+    }
+
+    /// A job is done.
+    pub(super) fn done(&mut self, done: Done, facts: &Facts, now_ms: u64, say: Say<'_>) {
+        self.is_working = false;
+        match done {
+            Done::Hello { tag, pending } => say(tag, false, &Message::HelloAck(self.hello_ack(facts, pending))),
+            Done::Submit { tag, key, said } => self.submitted(tag, key, said, say),
+            Done::Append { tag, blob, next } => self.appended(tag, blob, next, say),
+            Done::Query { tag, key, answer } => self.queried(tag, key, answer, now_ms, say),
+            Done::Cancel { tag, key, cancelled } => match cancelled {
+                Ok(cancelled) => {
+                    let outcome = match cancelled {
+                        Cancelled::Yes => 0,
+                        Cancelled::TooLate => 1,
+                        Cancelled::Unknown => 2,
+                    };
+                    say(tag, false, &Message::CancelAck(CancelAck { key, outcome }));
+                }
+                Err(refusal) => nack(tag, 0x40, key, &refusal, say),
+            },
+            Done::Results(outcomes) => self.pushes.add(outcomes, now_ms),
+            Done::Acked => {}
+        }
+    }
+
+    fn hello_ack<'a>(&self, facts: &'a Facts, pending: u16) -> HelloAck<'a> {
+        HelloAck {
+            proto: 1,
+            gw_boot: facts.gw_boot,
+            max_frame: self.max_frame,
+            chunk: self.chunk(),
+            credit: self.credit(),
+            max_body: BLOB_BYTES_MAX,
+            max_open: OPEN_MAX as u16,
+            uplink: facts.uplink,
+            time_ms: facts.time_ms,
+            pending,
+            gw: &facts.name,
+        }
+    }
+
+    fn submitted(&mut self, tag: u8, key: u64, said: Said, say: Say<'_>) {
+        self.storing.retain(|storing| *storing != key);
+        match said {
+            Said::Stored(stored) => {
+                self.wanted.retain(|wanted| wanted.key != key);
+                let outcome = match stored.how {
+                    How::New => 0,
+                    How::Again => 2,
+                    How::Finished => 3,
+                };
+                let queue_pos = u16::try_from(stored.position).unwrap_or(u16::MAX);
+                let ack = SubmitAck { key, outcome, req: stored.request, queue_pos, need: None };
+                say(tag, false, &Message::SubmitAck(ack));
+            }
+            Said::Need(blob, there) => {
+                self.wanted.retain(|wanted| wanted.blob.blob != blob.blob);
+                if self.wanted.len() >= OPEN_MAX {
+                    self.wanted.remove(0);
+                }
+                self.wanted.push(Wanted { key, blob, taken: there, there });
+                let ack = SubmitAck { key, outcome: 1, req: 0, queue_pos: 0, need: Some((blob.blob, there)) };
+                say(tag, false, &Message::SubmitAck(ack));
+            }
+            Said::Refused(refusal) => nack(tag, 0x10, key, &refusal, say),
+        }
+    }
+
+    fn appended(&mut self, tag: u8, blob: BlobRef, next: Result<u32, UploadError>, say: Say<'_>) {
+        let credit = self.credit();
+        let Some(wanted) = self.wanted.iter_mut().find(|wanted| wanted.blob == blob) else { return };
+        let next = match next {
+            Ok(next) => {
+                wanted.there = next;
+                next
+            }
+            Err(UploadError::OutOfOrder(there)) => {
+                (wanted.taken, wanted.there) = (there, there);
+                there
+            }
+            Err(UploadError::Full | UploadError::Disk) => {
+                let refusal = Refusal::for_now(Code::StorageFull, 30_000, "no room for uploads");
+                let key = wanted.key;
+                self.wanted.retain(|wanted| wanted.blob != blob);
+                return nack(tag, 0x20, key, &refusal, say);
+            }
+        };
+        say(tag, false, &Message::ChunkAck(ChunkAck { blob: blob.blob, next, credit }));
+    }
+
+    fn queried(&mut self, tag: u8, key: u64, answer: Result<Answer, Refusal>, now_ms: u64, say: Say<'_>) {
+        match answer {
+            Ok(Answer::Unknown) => {
+                let refusal = Refusal::new(Code::UnknownKey, "no such key: submit it again");
+                nack(tag, 0x33, key, &refusal, say);
+            }
+            Ok(Answer::Progress(p)) => {
+                let small = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+                let (queue_pos, eta_s) = (small(p.position), small(p.eta_s));
+                say(tag, false, &Message::Progress(Progress { key, state: p.state, queue_pos, eta_s }));
+            }
+            Ok(Answer::Result(outcome)) => self.pushes.asked(outcome, now_ms),
+            Err(refusal) => nack(tag, 0x33, key, &refusal, say),
+        }
+    }
+
+    /// Sends the part of a result that is due.
+    pub(super) fn push(&mut self, now_ms: u64, say: Say<'_>) {
+        let tag = self.tag.wrapping_add(1);
+        let Some(part) = self.pushes.part(self.max_frame.into(), tag, now_ms) else { return };
+        if !part.repeat {
+            self.tag = tag;
+        }
+        say(part.tag, part.repeat, &Message::Result(part.answer));
+    }
+}
+
+/// Says no.
+pub(super) fn nack(tag: u8, re_type: u8, key: u64, refusal: &Refusal, say: Say<'_>) {
+    let detail = &refusal.detail[..refusal.detail.floor_char_boundary(DETAIL_BYTES)];
+    let (code, retry_ms) = (refusal.code.number(), refusal.retry_ms);
+    say(tag, false, &Message::Nack(Nack { re_type, key, code, retry_ms, detail }));
+}

@@ -1,0 +1,143 @@
+//! Damaged names of sources: they cost nothing but themselves, and keys stay known.
+
+use super::*;
+use crate::spool::sources;
+
+/// Where a name stands in the file.
+#[derive(Clone, Copy, PartialEq)]
+enum In {
+    Row = 0x0d,
+    Index = 0x0a,
+}
+
+/// Flips the lowest bit of a letter of a source's name, counted from its end, in its row or in the index of names.
+fn flip(dir: &Path, name: &str, place: In, letter: usize) {
+    let path = files::database(dir);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let pages = bytes.chunks_mut(4096).filter(|page| page[0] == place as u8);
+    let mut flipped = 0;
+    for page in pages {
+        for at in 0..=page.len() - name.len() {
+            if page[at..].starts_with(name.as_bytes()) {
+                page[at + name.len() - letter] ^= 1;
+                flipped += 1;
+            }
+        }
+    }
+    assert_eq!(flipped, 1);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn keyed(source: &str, id: &str) -> NewRequest {
+    NewRequest { idempotency_key: Some(format!("key of {id}")), ..from(source, id) }
+}
+
+/// What a client does that was not answered: the same key and body, under another id.
+fn once_more(new: &NewRequest) -> NewRequest {
+    NewRequest { id: format!("{} again", new.id), ..new.clone() }
+}
+
+/// A closed spool with requests of two users whose names are one bit apart.
+async fn two_users() -> (tempfile::TempDir, [NewRequest; 2]) {
+    let (dir, spool) = fresh();
+    let both = [keyed("uid:1000", "a"), keyed("uid:1001", "b")];
+    for new in &both {
+        take(&spool, new.clone()).await;
+    }
+    spool.close().await;
+    (dir, both)
+}
+
+async fn sources_of(spool: &Spool) -> Vec<String> {
+    let mut found = Vec::new();
+    for id in ["a", "b"] {
+        found.push(spool.get(id.into()).await.unwrap().unwrap().source);
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_wrong_sum_of_a_source_costs_none_of_its_requests() {
+    let (_dir, spool) = fresh();
+    for id in ["a", "b"] {
+        take(&spool, keyed("uid:1000", id)).await;
+    }
+    super::sums::damage(&spool, "UPDATE source SET sum = x'00'").await;
+    assert_eq!(spool.get("b".into()).await.unwrap().unwrap().reason, None);
+    super::sums::damage(&spool, "UPDATE source SET sum = x'00'").await;
+    assert_eq!(leased(&spool, 1).await, ["a"]);
+    super::sums::damage(&spool, "UPDATE source SET sum = x'00'").await;
+    spool.sweep().await.unwrap();
+    assert_counted(&spool).await;
+    assert_eq!(leased(&spool, 1).await, ["b"]);
+}
+
+#[tokio::test]
+async fn a_flipped_name_is_mended_at_the_start_and_its_keys_stay_known() {
+    for place in [In::Row, In::Index] {
+        for name in ["uid:1000", "uid:1001"] {
+            let (dir, both) = two_users().await;
+            flip(dir.path(), name, place, 1);
+            let spool = open(options(dir.path())).unwrap();
+            assert!(!dir.path().join("quarantine").exists(), "the file is not at fault");
+            for new in &both {
+                let told = take(&spool, once_more(new)).await;
+                assert_eq!((told.existing, told.id.as_str()), (true, new.id.as_str()));
+            }
+            assert_eq!(sources_of(&spool).await, ["uid:1000", "uid:1001"]);
+            assert_counted(&spool).await;
+            let mut out = leased(&spool, 9).await;
+            out.sort();
+            assert_eq!(out, ["a", "b"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_flipped_while_running_is_nobodys_but_its_owners() {
+    for place in [In::Row, In::Index] {
+        let (dir, both) = two_users().await;
+        let spool = open(options(dir.path())).unwrap();
+        flip(dir.path(), "uid:1000", place, 1);
+        spool.look(|store| Ok(store.conn.execute_batch("PRAGMA shrink_memory")?)).await.unwrap();
+        for new in &both {
+            let told = take(&spool, once_more(new)).await;
+            assert_eq!((told.existing, told.id.as_str()), (true, new.id.as_str()));
+        }
+        assert_eq!(sources_of(&spool).await, ["uid:1000", "uid:1001"]);
+        assert_counted(&spool).await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_lost_becomes_nobodys_and_its_key_is_not_sent_twice() {
+    let (dir, both) = two_users().await;
+    flip(dir.path(), "uid:1000", In::Row, 1);
+    // Another letter, so that neither copy agrees with the other.
+    flip(dir.path(), "uid:1000", In::Index, 2);
+    let spool = open(options(dir.path())).unwrap();
+    assert_eq!(sources_of(&spool).await, ["lost:1", "uid:1001"]);
+    for new in &both {
+        let told = take(&spool, once_more(new)).await;
+        assert_eq!((told.existing, told.id.as_str()), (true, new.id.as_str()));
+    }
+    let other = NewRequest { idempotency_key: Some("key of a".into()), ..from("uid:1000", "other") };
+    assert!(!take(&spool, other).await.existing, "another body is another request");
+    assert_counted(&spool).await;
+    let mut out = leased(&spool, 9).await;
+    out.sort();
+    assert_eq!(out, ["a", "b", "other"]);
+}
+
+#[test]
+fn a_name_in_doubt_is_no_name() {
+    let sum = sum::of_source(7, "uid:1000");
+    let judge = |row, sum: &[u8], index| sources::believed(7, row, sum, index);
+    assert_eq!(judge(Some("uid:1000"), &sum, Some("uid:1001")), Some("uid:1000"));
+    assert_eq!(judge(Some("uid:1001"), &sum, Some("uid:1000")), Some("uid:1000"));
+    assert_eq!(judge(None, &sum, Some("uid:1000")), Some("uid:1000"));
+    assert_eq!(judge(Some("uid:1000"), &[1; 8], Some("uid:1000")), Some("uid:1000"));
+    assert_eq!(judge(Some("uid:1001"), &sum, Some("uid:1003")), None);
+    assert_eq!(judge(Some("uid:1001"), &sum, None), None);
+    assert_eq!(judge(None, &[], Some("uid:1000")), None);
+}
