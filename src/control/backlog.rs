@@ -364,7 +364,7 @@ impl Control {
             Outcome::Permanent(fault) => Verdict::Dead(fault.as_str()),
             Outcome::NoAnswer => Verdict::Dead("no_answer"),
             // What came was paid for, so the second try is the last send there is, and the record says so first. It
-            // brings its own budget: each task asks for it once.
+            // brings its own share of the budget: each task asks for it once.
             Outcome::Misfit if item.maybe_billed => Verdict::Dead("misfit"),
             Outcome::Misfit => {
                 self.grant_resends(Grant::Refunded);

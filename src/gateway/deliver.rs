@@ -63,8 +63,8 @@ pub(super) async fn deliver(
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
     match result {
         Ok(came) => {
-            let (named, asked, book) = (cloud.clone(), leased.clone(), shared.clone());
-            let judged = spawn_blocking(move || judge(&named, &asked, &book.tasks, &came, latency_ms));
+            let (named, asked, book) = (cloud.clone(), leased.clone(), shared.tasks.clone());
+            let judged = spawn_blocking(move || judge(&named, &asked, &book, &came, latency_ms));
             judged.await.unwrap_or_else(|_| {
                 let outcome = Outcome::Unknown(Fault::Truncated);
                 Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms }

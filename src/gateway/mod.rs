@@ -144,7 +144,7 @@ impl Gateway {
     }
 
     /// The canned prompts.
-    pub fn tasks(&self) -> &Book {
+    pub fn tasks(&self) -> &Arc<Book> {
         &self.shared.tasks
     }
 

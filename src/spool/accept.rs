@@ -212,7 +212,7 @@ fn insert(
         if local_only { FOR_EVER } else { 0 },
         mark.map(|d| d.content.as_slice()),
         i64::from(mark.is_some_and(|d| d.wants_result)),
-        new.task.map(i64::from).or_else(|| mark.and_then(|d| device::code_of(d.ask))),
+        mark.and_then(|d| device::code_of(d.ask)).or(new.task.map(i64::from)),
         mark.map_or(0, |d| d.max_reply),
     ])?;
     if file.is_none() {

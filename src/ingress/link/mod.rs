@@ -6,12 +6,14 @@
 pub mod core;
 pub mod frames;
 pub mod lines;
+pub mod modbus;
 pub mod port;
 pub mod state;
 mod tasks;
 mod token;
 pub mod upload;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +50,8 @@ pub enum Place {
     Socket(PathBuf),
     /// The host and port of a raw TCP serial server.
     Address(String),
+    /// An address to listen on for Modbus TCP.
+    Listen(SocketAddr),
 }
 
 /// The parity bit of a serial port.
@@ -130,6 +134,19 @@ pub struct Options {
     pub uid: Option<String>,
 }
 
+/// Bytes of a device's name.
+const UID_BYTES_MAX: usize = 16;
+
+/// A name in the hexadecimal digits by which the link knows devices.
+fn digits(name: &str) -> String {
+    name.bytes().take(UID_BYTES_MAX).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+/// The device of a line on which nobody says a name.
+fn fixed_uid(options: &Options) -> String {
+    options.uid.clone().unwrap_or_else(|| digits(&options.name))
+}
+
 /// What all links share.
 #[derive(Clone)]
 pub struct Common {
@@ -169,12 +186,8 @@ impl Link {
     pub async fn serve(&self, line: port::Line) {
         match self.options.protocol {
             Protocol::Frames => frames::serve(self.clone(), line).await,
-            // The line stays open and nobody answers on it.
-            Protocol::Lines | Protocol::Modbus => {
-                let mut stop = self.stop.clone();
-                let _ = stop.wait_for(|stop| *stop).await;
-                drop(line);
-            }
+            Protocol::Lines => lines::serve(self.clone(), line).await,
+            Protocol::Modbus => modbus::serve(self.clone(), line).await,
         }
     }
 }

@@ -138,6 +138,7 @@ impl Account {
         let place = match &options.place {
             Place::Device(path) | Place::Socket(path) => path.display().to_string(),
             Place::Address(address) => address.clone(),
+            Place::Listen(address) => address.to_string(),
         };
         Account {
             name: options.name.clone(),

@@ -43,6 +43,11 @@ pub(super) fn of(request: &DeviceRequest, record: &Record, tasks: &dyn Tasks) ->
         (_, _, State::Answered) => Err("the answer is lost"),
         (_, _, State::Expired) => Ok(ended(&mut told, EXPIRED, "expired")),
         (_, _, State::Cancelled) => Ok(ended(&mut told, CANCELLED, "cancelled")),
+        (_, Some((answer, _)), State::Dead) if record.reason.as_deref() == Some("misfit") => {
+            // Twice not what the task asks for: the words that came, as they are.
+            (told.status, told.source) = (FAILED, UPLINK);
+            said(request.ask, &answer.body)
+        }
         (_, _, State::Evicted | State::Dead) => {
             let why = record.last_error.as_ref().map(|error| error.kind.as_str());
             let why = why.or(record.reason.as_deref()).unwrap_or("failed").to_owned();

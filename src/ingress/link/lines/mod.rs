@@ -4,6 +4,9 @@
 
 pub mod line;
 pub mod message;
+mod serve;
 pub mod session;
 #[cfg(test)]
 mod tests;
+
+pub(super) use serve::serve;

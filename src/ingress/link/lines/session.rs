@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use holdfast_wire::Code;
 
 use super::line::{LINE_DEFAULT, Lines};
-use super::message::{self, Asked, Parted, Told, UID_BYTES_MAX, Wrong};
+use super::message::{self, Asked, Parted, Told, Wrong};
 
 /// A result is repeated this often until it is taken.
 pub const OFFER_MS: u64 = 5_000;
@@ -27,15 +27,11 @@ pub struct Options {
     pub needs_crc: bool,
     /// Whether results come by themselves.
     pub push: bool,
-    /// Who speaks until somebody says Hello.
-    pub uid: String,
 }
 
-impl Options {
-    /// The usual port with this one device.
-    pub fn of(uid: &str) -> Options {
-        let uid = uid.chars().filter(char::is_ascii_graphic).take(UID_BYTES_MAX).collect();
-        Options { line_max: LINE_DEFAULT, needs_crc: true, push: true, uid }
+impl Default for Options {
+    fn default() -> Options {
+        Options { line_max: LINE_DEFAULT, needs_crc: true, push: true }
     }
 }
 
@@ -112,18 +108,32 @@ pub struct Session {
     /// When the next result may go out.
     next_ms: u64,
     looking: bool,
+    /// Something changed while a look was under way.
+    look_again: bool,
+    /// Taken, and being noted down: not to be offered again.
+    taking: Vec<u64>,
 }
 
 impl Session {
     /// Nothing said yet.
     pub fn new(options: Options) -> Session {
         let lines = Lines::new(options.line_max, options.needs_crc);
-        let uid = options.uid.clone();
         let (storing, offers) = (Vec::new(), VecDeque::new());
-        Session { options, lines, uid, is_json: false, storing, offers, next_ms: 0, looking: false }
+        Session {
+            options,
+            lines,
+            uid: String::new(),
+            is_json: false,
+            storing,
+            offers,
+            next_ms: 0,
+            looking: false,
+            look_again: false,
+            taking: Vec::new(),
+        }
     }
 
-    /// Who speaks.
+    /// Who speaks; empty until somebody said Hello.
     pub fn uid(&self) -> &str {
         &self.uid
     }
@@ -191,6 +201,7 @@ impl Session {
         offered.has = offered.has.max(part);
         self.next_ms = now_ms;
         if offered.has >= offered.parted.parts() {
+            self.taking.push(offered.offer.request);
             deeds.push(Deed::Taken(offered.offer.request));
             self.look(deeds);
         } else {
@@ -234,6 +245,7 @@ impl Session {
         offered.has = offered.has.max(part.unwrap_or(0));
         if offered.has >= offered.parted.parts() {
             let taken = Deed::Taken(offered.offer.request);
+            self.taking.push(offered.offer.request);
             self.offers.remove(index);
             return vec![taken];
         }
@@ -267,7 +279,12 @@ impl Session {
     }
 
     fn look(&mut self, deeds: &mut Vec<Deed>) {
-        if self.options.push && !self.looking && self.offers.len() < OFFERS_MAX {
+        if !self.options.push || self.offers.len() >= OFFERS_MAX {
+            return;
+        }
+        if self.looking {
+            self.look_again = true;
+        } else {
             self.looking = true;
             deeds.push(Deed::Look);
         }
@@ -278,13 +295,23 @@ impl Session {
         self.looking = false;
         for offer in results {
             let known = self.offers.iter().any(|offered| offered.offer.request == offer.request);
+            let known = known || self.taking.contains(&offer.request);
             if !known && self.offers.len() < OFFERS_MAX {
                 self.offers.push_back(self.offered(offer));
             }
         }
         let mut deeds = Vec::new();
+        if std::mem::take(&mut self.look_again) {
+            self.look(&mut deeds);
+        }
         self.speak(now_ms, &mut deeds);
         deeds
+    }
+
+    /// That a result was taken is noted down, or could not be: then it is offered once more.
+    pub fn taken(&mut self, request: u64) -> Vec<Deed> {
+        self.taking.retain(|taking| *taking != request);
+        self.changed()
     }
 
     /// When [`Session::tick`] is due.

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::{sleep, timeout};
 
+use super::modbus::tcp;
 use super::state::{Count, State};
 use super::{Link, Place};
 use crate::clock;
@@ -86,6 +87,7 @@ pub async fn keep(link: Link) {
             Place::Socket(path) => socket::listen(&link, &path).await,
             Place::Device(path) => again(&link, Some(&path), || device::open(&link, &path)).await,
             Place::Address(address) => again(&link, None, || address::open(&address)).await,
+            Place::Listen(address) => tcp::listen(&link, address, |state| tell(&link, state)).await,
         }
     };
     tokio::select! {

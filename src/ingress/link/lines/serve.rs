@@ -1,0 +1,210 @@
+//! One line and the link's rules, joined: deeds of the session are carried out, what came of them goes back.
+//!
+//! Owns nothing but the translation. A commit is not waited for here: the PLC may ask other things meanwhile.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::sleep;
+
+use super::session::{Deed, Found, OFFERS_MAX, Offer, Options, Session};
+use crate::clock;
+use crate::ingress::link::core::{Answer, Cancelled, Core, How, Op, Outcome, Refusal, Submission};
+use crate::ingress::link::port::Line;
+use crate::ingress::link::state::Count;
+use crate::ingress::link::{Link, digits, fixed_uid};
+use crate::spool::record::DeviceKey;
+use holdfast_wire::Code;
+
+/// Bytes read from the port at once: a line.
+const READ_BYTES: usize = 1024;
+/// With nothing to say the session is looked at this often.
+const IDLE: Duration = Duration::from_secs(3600);
+/// A look for results that failed is made again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What came of a deed.
+enum Done {
+    Stored(String, Result<(u64, bool), Refusal>),
+    Found(String, Option<u32>, Result<Found, Refusal>),
+    Cancelled(String, Result<u8, Refusal>),
+    Greeted(Option<u32>, u8),
+    Taken(u64, Result<(), Refusal>),
+    Looked(Vec<Offer>),
+}
+
+/// Speaks lines until the line is gone.
+pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
+    let options = Options {
+        line_max: link.options.line_max.into(),
+        needs_crc: !link.options.crc_optional,
+        push: link.options.push,
+    };
+    let mut spoken = Spoken { session: Session::new(options), link, doing: FuturesUnordered::new(), dropped: 0 };
+    let mut changes = spoken.link.core.changes();
+    let mut buffer = [0; READ_BYTES];
+    let first = spoken.session.changed();
+    if !spoken.carry_out(first, &mut line).await {
+        return;
+    }
+    loop {
+        let now_ms = spoken.now_ms();
+        let wait = spoken.session.deadline_ms().map_or(IDLE, |at| Duration::from_millis(at.saturating_sub(now_ms) + 1));
+        let deeds = tokio::select! {
+            read = line.read(&mut buffer) => match read {
+                None => return,
+                Some(bytes) => spoken.receive(&buffer[..bytes]),
+            },
+            Some(done) = spoken.doing.next() => spoken.done(done),
+            Ok(()) = changes.changed() => spoken.session.changed(),
+            () = sleep(wait) => {
+                let now_ms = spoken.now_ms();
+                spoken.session.tick(now_ms)
+            }
+        };
+        if !spoken.carry_out(deeds, &mut line).await {
+            return;
+        }
+    }
+}
+
+struct Spoken {
+    session: Session,
+    link: Link,
+    /// Bounded by the session: so many requests being stored, one look, and one answer for each line that came.
+    doing: FuturesUnordered<BoxFuture<'static, Done>>,
+    dropped: u64,
+}
+
+impl Spoken {
+    fn now_ms(&self) -> u64 {
+        self.link.core.gateway().now_ms()
+    }
+
+    /// Who speaks, as the link knows devices: in hexadecimal digits.
+    fn uid(&self) -> String {
+        match self.session.uid() {
+            "" => fixed_uid(&self.link.options),
+            said => digits(said),
+        }
+    }
+
+    fn receive(&mut self, bytes: &[u8]) -> Vec<Deed> {
+        let now_ms = self.now_ms();
+        let deeds = self.session.receive(bytes, now_ms);
+        let account = &self.link.account;
+        account.add(Count::Damaged, self.session.dropped() - self.dropped);
+        self.dropped = self.session.dropped();
+        if !deeds.is_empty() {
+            account.add(Count::FramesIn, 1);
+            account.heard(&self.uid(), clock::unix_ms(), |_| {});
+        }
+        deeds
+    }
+
+    /// False when the line is gone.
+    async fn carry_out(&mut self, deeds: Vec<Deed>, line: &mut Line) -> bool {
+        let uid = self.uid();
+        for deed in deeds {
+            if let Deed::Send(bytes) = deed {
+                if !line.write(&bytes).await {
+                    return false;
+                }
+                self.link.account.add(Count::FramesOut, 1);
+                continue;
+            }
+            self.doing.push(begin(deed, self.link.core.clone(), uid.clone()));
+        }
+        true
+    }
+
+    fn done(&mut self, done: Done) -> Vec<Deed> {
+        let now_ms = self.now_ms();
+        let account = self.link.account.clone();
+        match done {
+            Done::Stored(key, outcome) => {
+                match &outcome {
+                    Ok((_, again)) => account.add(if *again { Count::Repeats } else { Count::Stored }, 1),
+                    Err(_) => account.add(Count::Nacks, 1),
+                }
+                self.session.stored(&key, outcome.map_err(|refusal| said(&refusal)))
+            }
+            Done::Found(key, part, Ok(found)) => self.session.found(&key, part, found),
+            Done::Cancelled(key, Ok(outcome)) => self.session.cancelled(&key, outcome),
+            // The PLC asks again.
+            Done::Found(key, _, Err(refusal)) | Done::Cancelled(key, Err(refusal)) => {
+                account.add(Count::Nacks, 1);
+                self.session.stored(&key, Err(said(&refusal)))
+            }
+            Done::Greeted(nonce, uplink) => {
+                self.session.greet(nonce, self.link.core.boot(), uplink, clock::unix_ms() / 1000)
+            }
+            Done::Taken(request, outcome) => {
+                account.add(Count::Results, u64::from(outcome.is_ok()));
+                self.session.taken(request)
+            }
+            Done::Looked(offers) => self.session.offer(offers, now_ms),
+        }
+    }
+}
+
+fn begin(deed: Deed, core: Core, uid: String) -> BoxFuture<'static, Done> {
+    Box::pin(async move {
+        match deed {
+            Deed::Store { key, prio, ttl_s, task, args } => {
+                let op = Op::Task { id: task, args, pictures: Vec::new() };
+                let named = DeviceKey::Text(key.clone());
+                let submission = Submission { uid, key: named, prio, ttl_s, flags: 0, max_reply: 0, op };
+                let stored = core.submit(submission).await;
+                Done::Stored(key, stored.map(|stored| (stored.request, stored.how != How::New)))
+            }
+            Deed::Find(key, part) => {
+                let answer = core.query(&uid, DeviceKey::Text(key.clone())).await;
+                Done::Found(key, part, answer.map(found))
+            }
+            Deed::Cancel(key) => {
+                let cancelled = core.cancel(&uid, DeviceKey::Text(key.clone())).await;
+                let number = |cancelled| match cancelled {
+                    Cancelled::Yes => 0,
+                    Cancelled::TooLate => 1,
+                    Cancelled::Unknown => 2,
+                };
+                Done::Cancelled(key, cancelled.map(number))
+            }
+            Deed::Taken(request) => Done::Taken(request, core.acked(request).await),
+            Deed::Greet(nonce) => Done::Greeted(nonce, core.uplink().await),
+            Deed::Look => loop {
+                match core.results(&uid, OFFERS_MAX as u32).await {
+                    Ok(results) => return Done::Looked(results.into_iter().filter_map(offer).collect()),
+                    Err(_) => sleep(LOOK_AGAIN).await,
+                }
+            },
+            // Sent by whoever has the line.
+            Deed::Send(_) => Done::Looked(Vec::new()),
+        }
+    })
+}
+
+fn said(refusal: &Refusal) -> (Code, u32) {
+    (refusal.code, refusal.retry_ms.div_ceil(1000))
+}
+
+fn found(answer: Answer) -> Found {
+    match answer {
+        Answer::Unknown => Found::Unknown,
+        Answer::Progress(progress) => Found::Waits(progress.state, progress.position, progress.eta_s),
+        Answer::Result(outcome) => offer(outcome).map_or(Found::Unknown, Found::Result),
+    }
+}
+
+/// Only what was asked for in lines has a key that a line can say.
+fn offer(outcome: Outcome) -> Option<Offer> {
+    let DeviceKey::Text(key) = outcome.key else { return None };
+    Some(Offer {
+        request: outcome.request,
+        key,
+        about: (outcome.status, outcome.source, outcome.code),
+        text: String::from_utf8_lossy(&outcome.text).into_owned(),
+    })
+}
