@@ -4,7 +4,9 @@
 
 use std::path::Path;
 
-use super::SpoolError;
+use rustix::fs::StatVfsMountFlags;
+
+use super::{SpoolError, files};
 
 /// What the storage can do at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,8 +47,12 @@ impl Condition {
     }
 }
 
+/// A mount that says so itself, or a file system that gave up writing after errors and does not: newer kernels leave the
+/// mount as it was.
 fn is_read_only(data_dir: &Path) -> bool {
-    rustix::fs::statvfs(data_dir).is_ok_and(|fs| fs.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    let says_so = rustix::fs::statvfs(data_dir).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::RDONLY));
+    let lock = || files::private().create(true).truncate(false).open(files::lock(data_dir));
+    says_so || lock().is_err_and(|error| error.kind() == std::io::ErrorKind::ReadOnlyFilesystem)
 }
 
 #[cfg(test)]

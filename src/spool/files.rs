@@ -27,8 +27,8 @@ const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
     let above = to_sync(data_dir);
     DirBuilder::new().recursive(true).mode(0o700).create(bodies(data_dir))?;
-    let lock = private().create(true).truncate(false).open(data_dir.join("holdfast.lock"))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+    let file = private().create(true).truncate(false).open(lock(data_dir))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(SpoolError::Busy),
         Err(e) => return Err(std::io::Error::from(e).into()),
@@ -38,7 +38,7 @@ pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
     for dir in above {
         sync_name(dir)?;
     }
-    Ok(lock)
+    Ok(file)
 }
 
 /// An empty database, where there is none.
@@ -74,6 +74,11 @@ fn sync_name(dir: &Path) -> Result<(), SpoolError> {
         Err(SpoolError::Permission(_)) => Ok(()),
         synced => synced,
     }
+}
+
+/// The lock's path.
+pub(super) fn lock(data_dir: &Path) -> PathBuf {
+    data_dir.join("holdfast.lock")
 }
 
 /// The database's path.

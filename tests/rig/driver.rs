@@ -20,6 +20,12 @@ use crate::chance::{self, Chance};
 /// Requests offered at the same time, so that they share a commit.
 const TOGETHER: u64 = 4;
 
+/// The same where rows are counted by the million: as many as one commit and one lease take, and one sweep prunes, so that
+/// a run is not mostly waiting for syncs.
+const CROWD: u64 = 256;
+/// Turns of such a crowd between two measures.
+const MEASURE_EVERY: u64 = 5;
+
 /// What the spool is opened with, here and when its folder is judged.
 pub fn options(data_dir: &Path) -> Options {
     Options {
@@ -257,19 +263,16 @@ impl Driver {
 
     /// Accept, answer, prune, as fast as it goes; how much it takes is marked again and again.
     async fn bounds(&mut self, rows: u64) {
-        let per_turn = 64;
-        for turn in 0..rows / per_turn {
+        for turn in 0..rows / CROWD {
             let first = self.next;
-            self.next += per_turn;
+            self.next += CROWD;
             let spool = self.spool.clone();
             let told = join_all((first..self.next).map(|n| spool.accept(request(n, 1_500)))).await;
             assert!(told.iter().all(Result::is_ok), "a row was refused below every cap");
-            for _ in 0..2 {
-                let leased = self.spool.lease(per_turn as u32 / 2).await.expect("leases");
-                join_all(leased.iter().map(|one| spool.settle(one.seq, Settlement::Answered(small(one))))).await;
-            }
+            let leased = self.spool.lease(CROWD as u32).await.expect("leases");
+            join_all(leased.iter().map(|one| spool.settle(one.seq, Settlement::Answered(small(one))))).await;
             let _ = self.spool.sweep().await;
-            if turn % 20 == 0 {
+            if turn % MEASURE_EVERY == 0 {
                 let _ = self.spool.list(Filter { limit: 10, ..Filter::default() }).await;
                 self.measure();
             }
@@ -279,12 +282,12 @@ impl Driver {
 
     /// Offers until long after the cap is reached: most are refused, and that must cost nothing.
     async fn cap(&mut self, rows: u64) {
-        for turn in 0..rows / 64 {
+        for turn in 0..rows / CROWD {
             let first = self.next;
-            self.next += 64;
+            self.next += CROWD;
             let spool = self.spool.clone();
             join_all((first..self.next).map(|n| spool.accept(request(n, 4_000)))).await;
-            if turn % 20 == 0 {
+            if turn % MEASURE_EVERY == 0 {
                 self.measure();
             }
         }
@@ -339,7 +342,7 @@ fn failed(kind: &str) -> LastError {
 }
 
 /// A short answer.
-fn small(one: &Leased) -> UplinkAnswer {
+pub fn small(one: &Leased) -> UplinkAnswer {
     UplinkAnswer {
         uplink: "u".into(),
         model: one.model.clone(),

@@ -197,7 +197,13 @@ impl From<SpoolError> for Refusal {
                 Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "salvaging", error.to_string()).retry_after(30)
             }
             SpoolError::Closed => Refusal::stopping(),
-            other => full("disk_full", format!("the request could not be stored and was not accepted: {other}")),
+            other => {
+                let message = format!(
+                    "the request could not be stored and was not accepted: {other}; see whether the disk is full, failing \
+                     or mounted read-only (the system's log says why), then send it again"
+                );
+                full("disk_full", message)
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The list of tests; each has a file of its own.
 
+mod read_only;
+mod starts;
 mod t01_kill;
 mod t02_replay;
 mod t04_machine;

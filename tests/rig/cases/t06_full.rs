@@ -1,4 +1,5 @@
 //! T6: a disk without one free byte: nothing accepted is lost, an outcome is recorded, a start succeeds, and it recovers.
+//! A disk that takes no change at all is `read_only.rs`.
 
 use std::path::Path;
 
@@ -18,8 +19,12 @@ const TRIES: u32 = 10;
 /// Of these answers one at least must find room.
 const ANSWER: usize = 300;
 
-pub const CASE: Case =
-    Case { id: "T6", what: "full disk: tmpfs, ext4, the page cap", faults: &[Planted::In(Fault::NoBallast)], run };
+pub const CASE: Case = Case {
+    id: "T6",
+    what: "full disk: tmpfs, ext4, the page cap; a read-only one",
+    faults: &[Planted::In(Fault::NoBallast)],
+    run,
+};
 
 fn run(effort: &Effort) -> Outcome {
     let folder = shim::memory_folder();
@@ -47,8 +52,11 @@ fn run(effort: &Effort) -> Outcome {
             return Outcome::Broken(format!("page cap: {fault} (seed {})", effort.seed));
         }
     }
+    if let Err(outcome) = super::read_only::check(folder.path()) {
+        return outcome;
+    }
     notes.truncate(2);
-    Outcome::held(rounds * 3, "disks", format!("{accepted} accepted; {}", notes.join(", ")))
+    Outcome::held(rounds * 3 + 1, "disks", format!("{accepted} accepted; {}; read-only and back", notes.join(", ")))
 }
 
 /// One spool on one disk and what it promised.

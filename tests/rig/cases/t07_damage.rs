@@ -1,7 +1,7 @@
 //! T7: damaged spools: whole pages, headers, tails and single bits; every row comes out exact or is reported.
 //!
 //! The salvage's own tests get their counts here; one bit in a stored prompt or key is tried on the real daemon, because
-//! SQLite's own check sees nothing of it.
+//! SQLite's own check sees nothing of it. How soon the real program serves on damaged files is `starts.rs`.
 
 use std::path::Path;
 
@@ -35,6 +35,10 @@ fn run(effort: &Effort) -> Outcome {
         }
     }
     let (files, flips) = (effort.pick(3, 50), effort.pick(12, 200));
+    let (starts, slowest) = match super::starts::check(effort.pick(1, 50), &mut chance) {
+        Ok(done) => done,
+        Err(outcome) => return outcome,
+    };
     // Salvage alone, then a start of the spool on each file, which also has to take new requests at once.
     let parts = [
         ("damage::salvage_holds_over_six_kinds_of_damage", files),
@@ -50,11 +54,13 @@ fn run(effort: &Effort) -> Outcome {
     }
     let note = format!(
         "6 kinds x {files} files and {flips} flips in the log, salvaged; the same files, {} flips in the log and {} in \
-         rows, started on; {rows} flips in rows under the real program",
+         rows, started on; {rows} flips in rows under the real program; it started on {starts} damaged files, and the slowest took its first \
+         request after {:.1} s",
         4 * files,
-        6 * files
+        6 * files,
+        slowest.as_secs_f64()
     );
-    Outcome::held(22 * files + flips + rows, "damages", note)
+    Outcome::held(22 * files + flips + rows + starts, "damages", note)
 }
 
 /// Flips one bit of one stored prompt or idempotency key while the daemon is stopped: it must not leave like this, and the others must.

@@ -1,7 +1,7 @@
 /* Lets the n-th change below RIG_DIR fail, once or from then on, and forgets what a failed sync was to keep.
  *
  * RIG_FAIL_AT=n, RIG_FAIL_ERRNO=5|28|30, RIG_FAIL_EVER=1, RIG_FAIL_SYNCS=1 (count syncs only), RIG_COUNT (a file that gets
- * the number of calls at the end), RIG_CUT=1 (at the end mark: what was not synced is lost, and the process ends there).
+ * the number of calls at the end), RIG_FAIL_WHILE=path (each of them fails while this file is there), RIG_CUT=1 (at the end mark: what was not synced is lost, and the process ends there).
  * After a failed fsync the kernel calls the pages clean and may drop them: here it does so at once. Never touches reads. */
 #include "shim.h"
 
@@ -15,6 +15,12 @@ static long calls;
 
 /* Whether this call is the one; errno is set then. */
 static int fails(int is_sync) {
+    const char *switched = getenv("RIG_FAIL_WHILE");
+    if (switched) {
+        int on = access(switched, F_OK) == 0;
+        errno = on ? (int)number("RIG_FAIL_ERRNO") : errno;
+        return on;
+    }
     if (number("RIG_FAIL_SYNCS") && !is_sync) return 0;
     long at = number("RIG_FAIL_AT"), now = ++calls;
     if (!at || now < at || (now > at && !number("RIG_FAIL_EVER"))) return 0;
