@@ -159,12 +159,18 @@ impl Scan {
         if self.fault.is_some() {
             return;
         }
-        if let Err(offset) = self.characters(piece) {
-            self.at += offset as u64;
+        let begin = self.at;
+        let wrong_at = self.characters(piece).err();
+        // What is wrong before it comes first, however the bytes were cut.
+        let good = wrong_at.map_or(piece.len(), |at| at.saturating_sub(begin) as usize);
+        self.grammar(&piece[..good]);
+        if let Some(at) = wrong_at.filter(|_| self.fault.is_none()) {
+            self.at = at;
             self.fault = Some(self.syntax());
-            return;
         }
-        let mut rest = piece;
+    }
+
+    fn grammar(&mut self, mut rest: &[u8]) {
         while let Some(byte) = rest.first() {
             let taken = if self.step == Step::Text { plain_text(rest) } else { 0 };
             if taken > 0 {
@@ -206,21 +212,23 @@ impl Scan {
         Fault::Syntax { line: self.line, column: self.at.saturating_sub(self.line_start) + 1 }
     }
 
-    /// Checks UTF-8 over the seams of the pieces; an error is the offset in this piece.
-    fn characters(&mut self, piece: &[u8]) -> Result<(), usize> {
+    /// Checks UTF-8 over the seams of the pieces; an error is where the character begins that is none.
+    fn characters(&mut self, piece: &[u8]) -> Result<(), u64> {
         let mut begin = 0;
         while !self.partial.is_empty() && begin < piece.len() {
             self.partial.push(piece[begin]);
             begin += 1;
             match std::str::from_utf8(&self.partial) {
                 Ok(_) => self.partial.clear(),
-                Err(e) if e.error_len().is_some() => return Err(begin - 1),
+                Err(e) if e.error_len().is_some() => {
+                    return Err(self.at + begin as u64 - self.partial.len() as u64);
+                }
                 Err(_) => {}
             }
         }
         match std::str::from_utf8(&piece[begin..]) {
             Ok(_) => Ok(()),
-            Err(e) if e.error_len().is_some() => Err(begin + e.valid_up_to()),
+            Err(e) if e.error_len().is_some() => Err(self.at + (begin + e.valid_up_to()) as u64),
             Err(e) => {
                 self.partial.extend_from_slice(&piece[begin + e.valid_up_to()..]);
                 Ok(())

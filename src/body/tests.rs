@@ -52,6 +52,23 @@ fn the_limit_of_depth_is_exact() {
     assert_eq!(scanned(nested(JSON_DEPTH_MAX).as_bytes(), 5), Err(Fault::Deep));
 }
 
+/// The first fault counts, and stands where it stands, however the bytes come.
+#[test]
+fn a_fault_does_not_depend_on_how_the_bytes_were_cut() {
+    for text in [
+        &b"{\"a\":x,\"b\":\"\xff\"}"[..],
+        b"{\"a\":\"\xc3(\",\"b\":x}",
+        b"{\"a\":\"\xe2\x82(\"}",
+        b"{\"model\":1,\"model\":\"\xff\"}",
+    ] {
+        let whole = scanned(text, text.len());
+        assert!(whole.is_err());
+        for piece in 1..text.len() {
+            assert_eq!(scanned(text, piece), whole, "{:?} in pieces of {piece}", String::from_utf8_lossy(text));
+        }
+    }
+}
+
 fn json() -> impl Strategy<Value = serde_json::Value> {
     let leaf = prop_oneof![
         Just(serde_json::Value::Null),
