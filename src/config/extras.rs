@@ -1,4 +1,4 @@
-//! `[cache]`, `[limits]`, `[budget]`, `[[model]]`, `[[task]]`, `[[link]]`, `[log]`.
+//! `[cache]`, `[limits]`, `[budget]`, `[[model]]`, `[[task]]`, `[log]`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,33 +66,6 @@ pub struct Task {
     pub offline: Policy,
     /// The longest answer in bytes.
     pub max_answer: u32,
-}
-
-/// What a device link speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// Frames with a checksum.
-    Frames,
-    /// Lines of text.
-    Lines,
-    /// Modbus RTU.
-    Modbus,
-}
-words!(Protocol { Frames => "frames", Lines => "lines", Modbus => "modbus" });
-
-/// One `[[link]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Link {
-    /// Unique.
-    pub name: String,
-    /// A serial port.
-    pub device: Option<PathBuf>,
-    /// Or a UNIX socket.
-    pub socket: Option<PathBuf>,
-    /// The serial port's speed.
-    pub baud: u32,
-    /// What is spoken on it.
-    pub protocol: Protocol,
 }
 
 /// How much is logged.
@@ -190,27 +163,7 @@ fn task(t: &mut Table<'_>) -> Task {
     }
 }
 
-pub(super) fn links(root: &mut Table<'_>) -> Vec<Link> {
-    let links = root.tables("link", 0, link);
-    unique(root, "link", "name", links.iter().map(|link| link.name.clone()));
-    links
-}
-
-fn link(t: &mut Table<'_>) -> Link {
-    let link = Link {
-        name: t.required("name", "write the link's name, such as name = \"plc1\""),
-        device: t.path("device", ""),
-        socket: t.path("socket", ""),
-        baud: t.count("baud", 115_200, 50..=4_000_000),
-        protocol: t.word("protocol", Protocol::Frames),
-    };
-    if link.device.is_some() == link.socket.is_some() {
-        t.fault("device", "write exactly one of device (a serial port) and socket (a UNIX socket)");
-    }
-    link
-}
-
-fn unique(root: &mut Table<'_>, section: &'static str, name: &str, values: impl Iterator<Item = String>) {
+pub(super) fn unique(root: &mut Table<'_>, section: &'static str, name: &str, values: impl Iterator<Item = String>) {
     let values: Vec<String> = values.collect();
     for (index, value) in values.iter().enumerate().filter(|(_, value)| !value.is_empty()) {
         if let Some(first) = values.iter().take(index).position(|earlier| earlier == value) {

@@ -178,7 +178,7 @@ per_source_backlog = 5
     assert_eq!(second.api_keys, [KeySource::File("/etc/key".into()), KeySource::Credential("key2".to_owned())]);
     assert_eq!(second.auth, Auth::ApiKey);
     assert_eq!(loaded.settings.tasks[0].id, 3);
-    assert_eq!(loaded.not_in_force(), ["[[model]]", "[[task]]", "[[link]]"]);
+    assert_eq!(loaded.not_in_force(), ["[[model]]", "[[task]]"]);
     assert_eq!(origin(&loaded, "uplink[0].models"), "hf.toml:6");
 }
 

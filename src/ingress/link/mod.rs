@@ -7,6 +7,7 @@ pub mod core;
 pub mod frames;
 pub mod port;
 pub mod state;
+mod tasks;
 mod token;
 pub mod upload;
 
@@ -167,8 +168,12 @@ impl Link {
     pub async fn serve(&self, line: port::Line) {
         match self.options.protocol {
             Protocol::Frames => frames::serve(self.clone(), line).await,
-            // Refused by the configuration until these dialects are here.
-            Protocol::Lines | Protocol::Modbus => {}
+            // The line stays open and nobody answers on it.
+            Protocol::Lines | Protocol::Modbus => {
+                let mut stop = self.stop.clone();
+                let _ = stop.wait_for(|stop| *stop).await;
+                drop(line);
+            }
         }
     }
 }
@@ -188,6 +193,9 @@ impl Links {
         stop: &watch::Receiver<bool>,
     ) -> (Links, Vec<JoinHandle<()>>) {
         let uploads = Uploads::open(&common.data_dir, common.min_disk_free);
+        if !all.is_empty() {
+            tokio::spawn(upload::tidy(uploads.clone()));
+        }
         let mut accounts = Vec::new();
         let mut tasks = Vec::new();
         for options in all {
