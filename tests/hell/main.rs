@@ -12,6 +12,7 @@ mod support;
 
 mod cable;
 mod chance;
+mod clients;
 mod firmware;
 mod neighbours;
 mod picture;
