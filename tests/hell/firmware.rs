@@ -182,8 +182,10 @@ impl Firmware {
                 }
             }
             Some(Event::Answer { part, last }) => {
-                self.number(part.key, part.req);
-                if let Some((key, status, text)) = Self::part(&mut self.text, part, last) {
+                let (key, req) = (part.key, part.req);
+                let whole = Self::part(&mut self.text, part, last);
+                self.number(key, req);
+                if let Some((key, status, text)) = whole {
                     self.ended(key, status, &text);
                 }
             }
