@@ -71,7 +71,7 @@ async fn bench(place: &str) -> Bench {
 
 async fn by_port(command: impl FnOnce(&Path) -> Command) {
     let (gateway, device) = wired();
-    let bench = bench(&format!("device = {gateway:?}")).await;
+    let bench = bench(&format!("device = \"{}\"", gateway.display())).await;
     let text = said(command(&device)).await;
     assert!(text.contains(QUESTION), "{text}");
     assert_eq!(bench.answered(QUESTION), 1);
