@@ -10,6 +10,7 @@ pub mod config;
 pub mod demo;
 pub mod exit;
 pub mod health;
+pub mod link;
 pub mod offline;
 pub mod out;
 pub mod queue;
@@ -101,6 +102,9 @@ pub enum Command {
     Drain,
     /// Follow events as they happen
     Tap,
+    /// List and test device links
+    #[command(subcommand)]
+    Link(link::Command),
     /// Answer a monitoring system
     Health(health::Args),
     /// Print a completion script
@@ -140,6 +144,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Resume => switch::run("resume", &client(global), out).await,
         Command::Drain => switch::run("drain", &client(global), out).await,
         Command::Tap => tap::run(&client(global), out).await,
+        Command::Link(command) => link::run(command, &client(global), out).await,
         Command::Health(args) => health::run(&args, &client(global), out).await,
     }
 }

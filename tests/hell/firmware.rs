@@ -76,6 +76,8 @@ pub struct Firmware {
     wrong: Option<Wrong>,
     /// What was acknowledged as stored.
     pub acked: BTreeSet<u64>,
+    /// The gateway's number of each, by key.
+    pub numbers: BTreeMap<u64, u64>,
     /// Status of each result that was handed over, by key.
     pub results: BTreeMap<u64, Vec<u8>>,
     pub refused: Vec<String>,
@@ -120,6 +122,7 @@ impl Firmware {
             boot_id: 1,
             wrong,
             acked: BTreeSet::new(),
+            numbers: BTreeMap::new(),
             results: BTreeMap::new(),
             refused: Vec::new(),
             torn: Vec::new(),
@@ -173,17 +176,35 @@ impl Firmware {
         match self.device.receive(byte, now_ms) {
             Some(Event::Stored(ack)) => {
                 self.acked.insert(ack.key);
+                self.number(ack.key, ack.req);
                 if !wants_result(ack.key) || self.wrong == Some(Wrong::ForgetsAtTheAck) {
                     self.memory.kept.remove(&ack.key);
                 }
             }
             Some(Event::Answer { part, last }) => {
-                if let Some((key, status, text)) = Self::part(&mut self.text, part, last) {
+                let (key, req) = (part.key, part.req);
+                let whole = Self::part(&mut self.text, part, last);
+                self.number(key, req);
+                if let Some((key, status, text)) = whole {
                     self.ended(key, status, &text);
                 }
             }
             Some(Event::Refused(no)) => self.refused.push(format!("{:x}: {} {}", no.key, no.code, no.detail)),
             _ => {}
+        }
+    }
+
+    /// A key that gets another number was forgotten after its acknowledgement; so was one whose number is another's.
+    fn number(&mut self, key: u64, req: u64) {
+        if req == 0 {
+            return;
+        }
+        let before = self.numbers.insert(key, req);
+        if let Some(before) = before.filter(|before| *before != req) {
+            self.torn.push(format!("{key:x} was acknowledged as request {before} and as request {req}"));
+        }
+        if let Some(other) = self.numbers.iter().find(|(other, number)| **other != key && **number == req) {
+            self.torn.push(format!("{key:x} and {:x} were both acknowledged as request {req}", other.0));
         }
     }
 

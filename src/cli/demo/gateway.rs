@@ -78,6 +78,20 @@ impl Gateway {
         self.dir.join("holdfast.sock")
     }
 
+    /// The name of its serial port.
+    pub(super) fn serial_port(&self) -> PathBuf {
+        self.dir.join("serial")
+    }
+
+    /// The id of the request that a device knows by this number.
+    pub(super) async fn id_of(&self, request: u64) -> anyhow::Result<String> {
+        let list = client::get(&self.socket(), "/holdfast/v1/requests?source=link:line").await?.json();
+        let records = list["data"].as_array().context("no list of requests")?;
+        let record = records.iter().find(|record| record["seq"].as_u64() == Some(request));
+        let id = record.and_then(|record| record["id"].as_str());
+        Ok(id.with_context(|| format!("request {request} is not on record"))?.to_owned())
+    }
+
     /// How many stored requests wait.
     pub(super) async fn backlog(&self) -> anyhow::Result<u64> {
         let status = client::get(&self.socket(), "/holdfast/v1/status").await?.json();
@@ -146,6 +160,10 @@ breaker = {{ failures = 3, open_for = "500ms" }}
 base_url = "{ollama}"
 model = "llama3.2:latest"
 vision_model = "llava:latest"
+
+[[link]]
+name = "line"
+device = "{dir}/serial"
 
 [drain]
 max_in_flight = 1

@@ -2,10 +2,13 @@
 //!
 //! Owns the rows and the judgement whether they balance; asks the gateway and the uplink, never trusts the story.
 
-use crate::cli::simulate::Entry;
+use crate::cli::simulate::{Ended, Entry};
 
 use super::client::Reply;
 use super::gateway::Gateway;
+
+/// `source` of an answer that came from the uplink.
+const UPLINK: u8 = 1;
 
 /// One request of the demo.
 pub(super) struct Row {
@@ -16,6 +19,8 @@ pub(super) struct Row {
     got: String,
     /// The gateway has promised to bring it to an end.
     stored: bool,
+    /// Nothing has come from the uplink yet.
+    waits: bool,
     /// The gateway took it and answered at once, or stored it.
     accepted: bool,
     state: String,
@@ -40,12 +45,19 @@ impl Ledger {
         };
         let accepted = stored || reply.status == 200;
         let (prompt, state) = (prompt.to_owned(), String::new());
-        self.0.push(Row { id, device, prompt, got, stored, accepted, state, sends: 0 });
+        self.0.push(Row { id, device, prompt, got, stored, waits: stored, accepted, state, sends: 0 });
     }
 
-    /// How many of them are stored.
-    pub(super) fn stored(&self) -> u64 {
-        self.0.iter().filter(|row| row.stored).count() as u64
+    /// Notes a request over the serial line: what was acknowledged there is stored.
+    pub(super) fn note_line(&mut self, device: &'static str, prompt: &str, id: String, ended: &Ended, got: String) {
+        let (prompt, state, stored) = (prompt.to_owned(), String::new(), ended.is_good());
+        let waits = stored && ended.source != UPLINK;
+        self.0.push(Row { id, device, prompt, got, stored, waits, accepted: stored, state, sends: 0 });
+    }
+
+    /// How many of them wait for the uplink.
+    pub(super) fn waiting(&self) -> u64 {
+        self.0.iter().filter(|row| row.waits).count() as u64
     }
 
     /// Asks the gateway for each outcome and the uplink for each send.

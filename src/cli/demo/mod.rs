@@ -3,6 +3,7 @@
 //! Owns the story: both simulators in this process, the real daemon as a child, an outage, a crash, the recovery and
 //! the ledger at the end. Never touches a real gateway, its data or its configuration.
 
+mod cable;
 mod client;
 mod gateway;
 mod ledger;
@@ -14,8 +15,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::simulate::{Faults, Mode, OllamaOptions, Simulator, UplinkOptions, serve_ollama, serve_uplink};
+use super::simulate::{
+    Ask, DeviceOptions, Faults, LineAt, Mode, OllamaOptions, Simulator, UplinkOptions, run_device, serve_ollama,
+    serve_uplink,
+};
 use crate::clock;
+use cable::Cable;
 use gateway::Gateway;
 use ledger::Ledger;
 
@@ -45,6 +50,7 @@ struct Stage {
     uplink: Simulator,
     _ollama: Simulator,
     ledger: Ledger,
+    cable: Cable,
 }
 
 async fn story() -> anyhow::Result<bool> {
@@ -69,13 +75,16 @@ impl Stage {
         say(format!("  cloud (simulator)   {}", uplink.base_url()))?;
         say(format!("  Ollama (simulator)  {}", ollama.base_url()))?;
         say(format!("  gateway             {}", gateway.socket().display()))?;
-        Ok(Stage { gateway, uplink, _ollama: ollama, ledger: Ledger::default() })
+        let cable = Cable::lay(&gateway.serial_port())?;
+        say(format!("  serial line         a simulated PLC on {}", cable.device_end().display()))?;
+        Ok(Stage { gateway, uplink, _ollama: ollama, ledger: Ledger::default(), cable })
     }
 
     async fn online(&mut self) -> anyhow::Result<()> {
-        say("\n1. The uplink is available: its answers, nothing is stored.")?;
+        say("\n1. The uplink is available: its answers; only what comes over the serial line is stored first.")?;
         self.ask("sensor-7", "Bearing 7 is at 71 C. Normal?", &[], json!({})).await?;
         self.picture("camera-2", "Is the weld in this picture whole?").await?;
+        self.by_line("plc-3", "Press 3 at 41 kN. In its range?").await?;
         self.ask("panel-1", "Explain alarm 314 to the operator.", &[], json!({"stream": true})).await?;
         self.show_backlog().await
     }
@@ -97,6 +106,7 @@ impl Stage {
             self.show_backlog().await?;
         }
         self.picture("camera-2", "And is this weld whole?").await?;
+        self.by_line("plc-3", "Press 3 at 58 kN. In its range?").await?;
         self.ask("panel-1", "Explain alarm 315 to the operator.", &[], json!({"stream": true})).await?;
         say("   A report can wait for the cloud: it gets a ticket, durable on disk.")?;
         let queue = [("x-holdfast-offline", "queue"), ("x-stainless-read-timeout", "1")];
@@ -113,7 +123,7 @@ impl Stage {
         say("\n3. Worse: somebody pulls the plug. kill -9, then a start from the same disk.")?;
         self.gateway.crash_and_restart().await?;
         self.show_backlog().await?;
-        let (kept, promised) = (self.gateway.backlog().await?, self.ledger.stored());
+        let (kept, promised) = (self.gateway.backlog().await?, self.ledger.waiting());
         say(format!("   {promised} were promised, {kept} are there."))
     }
 
@@ -177,6 +187,21 @@ impl Stage {
         let said = if reply.status == 202 { "accepted".to_owned() } else { reply.said() };
         say(format!("   {device:<10} {} in {:>4} ms from {route}: {said}", reply.status, ms(started)))?;
         self.ledger.note(device, prompt, &reply);
+        tokio::time::sleep(BREATH).await;
+        Ok(())
+    }
+
+    /// One request over the serial line: on the gateway's disk first, then answered.
+    async fn by_line(&mut self, device: &'static str, prompt: &str) -> anyhow::Result<()> {
+        let at = LineAt::Port { path: self.cable.device_end(), baud: 115_200, even_parity: false };
+        let started = clock::now();
+        let ended = run_device(&DeviceOptions::new(at, device, Ask::chat(prompt, None))).await?;
+        let ended = ended.into_iter().next().context("the simulated device has no answer")?;
+        let from = ["nobody", "the uplink", "the local model", "the cache"].get(usize::from(ended.source));
+        let from = format!("{}, by line", from.unwrap_or(&"somebody"));
+        say(format!("   {device:<10} ok  in {:>4} ms from {from}: {}", ms(started), ended.text))?;
+        let id = self.gateway.id_of(ended.req).await?;
+        self.ledger.note_line(device, prompt, id, &ended, from);
         tokio::time::sleep(BREATH).await;
         Ok(())
     }

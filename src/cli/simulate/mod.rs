@@ -21,6 +21,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 
+pub(super) use device::Line;
 pub use device::{Ask, DeviceOptions, Ended, LineAt, Protocol, run_device};
 pub use faults::{Faults, Mode, StatusOn};
 pub use log::Entry;

@@ -33,6 +33,8 @@ pub struct Ended {
     pub req: u64,
     /// As in the message Result; `None` where the gateway refused the request.
     pub status: Option<u8>,
+    /// 1 uplink, 2 local, 3 cache; 0 where nobody answered.
+    pub source: u8,
     /// The task's number for the answer, or why it was refused.
     pub code: i32,
     /// The task's value.

@@ -153,13 +153,13 @@ impl Run<'_> {
                 text.extend_from_slice(part.text);
                 if last {
                     let text = String::from_utf8_lossy(&self.text.remove(&part.key).unwrap_or_default()).into_owned();
-                    let (req, status) = (part.req, Some(part.status));
-                    self.end(Ended { key: part.key, req, status, code: part.code, value: part.value, text });
+                    let (req, status, source) = (part.req, Some(part.status), part.source);
+                    self.end(Ended { key: part.key, req, status, source, code: part.code, value: part.value, text });
                 }
             }
             Event::Refused(no) if no.key != 0 => {
                 let (code, text) = (i32::from(no.code), no.detail.to_owned());
-                self.end(Ended { key: no.key, req: 0, status: None, code, value: 0.0, text });
+                self.end(Ended { key: no.key, req: 0, status: None, source: 0, code, value: 0.0, text });
             }
             _ => {}
         }

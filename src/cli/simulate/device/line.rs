@@ -44,19 +44,19 @@ impl fmt::Display for LineAt {
 
 /// An open line.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(in crate::cli) struct Line {
     fd: AsyncFd<OwnedFd>,
 }
 
 impl Line {
-    pub(super) async fn open(at: &LineAt) -> io::Result<Line> {
+    pub(in crate::cli) async fn open(at: &LineAt) -> io::Result<Line> {
         let at = at.clone();
         let fd = tokio::task::spawn_blocking(move || connect(&at)).await.map_err(io::Error::other)??;
         Ok(Line { fd: register(fd)? })
     }
 
     /// At least one byte.
-    pub(super) async fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+    pub(in crate::cli) async fn read(&self, into: &mut [u8]) -> io::Result<usize> {
         let reading = self.fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *into)?));
         match reading.await? {
             0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the line is gone")),
@@ -64,7 +64,7 @@ impl Line {
         }
     }
 
-    pub(super) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::cli) async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let written = self.fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
             bytes = bytes.get(written..).unwrap_or_default();

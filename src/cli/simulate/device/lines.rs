@@ -97,9 +97,17 @@ impl Plc<'_> {
                 ["NAK", of, code, ..] if *of == key && *code == "8" => stored = 0,
                 ["NAK", of, code, retry, ..] if *of == key && *retry == "0" => {
                     let code = code.parse().unwrap_or(0);
-                    return Ok(Ended { key: number, req: 0, status: None, code, value: 0.0, text: String::new() });
+                    return Ok(Ended {
+                        key: number,
+                        req: 0,
+                        status: None,
+                        source: 0,
+                        code,
+                        value: 0.0,
+                        text: String::new(),
+                    });
                 }
-                ["RES", of, status, _, code, part, text @ ..] => {
+                ["RES", of, status, source, code, part, text @ ..] => {
                     let (part, of_parts) = part.split_once('/').unwrap_or((part, part));
                     let nth: usize = part.parse().unwrap_or(1);
                     self.say(&format!("RAK,{of},{nth}")).await?;
@@ -108,7 +116,16 @@ impl Plc<'_> {
                     }
                     if *of == key && parts.len().to_string() == of_parts {
                         let (status, code) = (status.parse().ok(), code.parse().unwrap_or(0));
-                        return Ok(Ended { key: number, req: stored, status, code, value: 0.0, text: parts.concat() });
+                        let source = source.parse().unwrap_or(0);
+                        return Ok(Ended {
+                            key: number,
+                            req: stored,
+                            status,
+                            source,
+                            code,
+                            value: 0.0,
+                            text: parts.concat(),
+                        });
                     }
                 }
                 _ => {}

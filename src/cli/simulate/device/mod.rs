@@ -21,6 +21,7 @@ use super::text;
 use crate::clock;
 pub use ask::{Ask, Ended};
 use bad_line::BadLine;
+pub(in crate::cli) use line::Line;
 pub use line::LineAt;
 
 /// What a device speaks.

@@ -103,7 +103,15 @@ impl Master<'_> {
             let long = |n: usize| u32::from(at(n)) << 16 | u32::from(at(n + 1));
             if at(1) != 0 && at(0) != seq && !stored {
                 let code = i32::from(at(1));
-                return Ok(Ended { key: seq.into(), req: 0, status: None, code, value: 0.0, text: String::new() });
+                return Ok(Ended {
+                    key: seq.into(),
+                    req: 0,
+                    status: None,
+                    source: 0,
+                    code,
+                    value: 0.0,
+                    text: String::new(),
+                });
             }
             if at(0) == seq && !stored {
                 stored = true;
@@ -113,7 +121,15 @@ impl Master<'_> {
                 let text = self.text(at(13)).await?;
                 self.say("result taken", &write_registers(self.options.slave, RESULT_ACK, &[seq]), 8).await?;
                 let (req, status, code) = (u64::from(long(2)), u8::try_from(at(7)).ok(), long(9).cast_signed());
-                return Ok(Ended { key: seq.into(), req, status, code, value: f32::from_bits(long(11)), text });
+                return Ok(Ended {
+                    key: seq.into(),
+                    req,
+                    status,
+                    source: at(8) as u8,
+                    code,
+                    value: f32::from_bits(long(11)),
+                    text,
+                });
             }
         }
     }
