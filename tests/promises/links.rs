@@ -68,6 +68,10 @@ async fn a_result_is_offered_until_it_is_taken_also_after_a_restart() {
     bench.daemon.restart().await;
     device.talk("the result", 20, |d| !d.results(5).is_empty()).await;
     assert_eq!(device.results(5), [(0, 1, "uplink answer to: later".to_owned())]);
+    until("the result to be taken", 10, || async {
+        (bench.daemon.status().await["links"][0]["counters"]["results"] == 1).then_some(())
+    })
+    .await;
     // Whoever asks again is told that it is over, and gets no second one by itself.
     device.reboot(8, &[5]);
     device
@@ -84,6 +88,10 @@ async fn a_key_with_other_content_is_refused() {
     let mut device = Peer::new(&place(&bench), 7, 0);
     device.submit(5, Request::new("first"));
     device.talk("the first result", 20, |d| !d.results(5).is_empty()).await;
+    until("the result to be taken", 10, || async {
+        (bench.daemon.status().await["links"][0]["counters"]["results"] == 1).then_some(())
+    })
+    .await;
     let mut other = Peer::new(&place(&bench), 8, 0);
     other.submit(5, Request::new("second"));
     other.talk("the refusal", 20, |d| d.told.contains(&Told::Refused { key: 5, code: 11 })).await;
@@ -103,7 +111,7 @@ async fn a_half_upload_goes_on_after_the_cable_and_after_a_restart() {
     device.unplug();
     bench.daemon.restart().await;
     device.talk("the result", 30, |d| !d.results(9).is_empty()).await;
-    assert_eq!(device.results(9)[0].2, "uplink answer to: look at this");
+    assert_eq!(device.results(9)[0].2, "uplink answer to: look at this (1 images)");
     let again = device.sent() - BYTES;
     assert!(again < 4 * 4 * 960, "{again} bytes were sent a second time");
     let left = std::fs::read_dir(bench.daemon.data().join("uploads")).unwrap().count();

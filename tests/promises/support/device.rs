@@ -177,6 +177,10 @@ impl Peer {
                 self.unplug();
             }
         }
+        // What it was told last is acknowledged yet.
+        if !self.turn().await {
+            self.unplug();
+        }
     }
 
     /// One round: says what there is to say, then listens; false when the line is gone.

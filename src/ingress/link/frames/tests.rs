@@ -76,7 +76,7 @@ impl Bench {
     }
 
     fn say_from(&mut self, addr: u8, message: &Message<'_>, repeat: bool) {
-        self.tag += 1;
+        self.tag = self.tag.wrapping_add(1);
         let header = Header { from_gateway: false, repeat, addr, kind: 0, session: self.session, tag: self.tag };
         let (header, payload) = framed(header, message);
         let now = self.now();
