@@ -212,7 +212,7 @@ fn heard(bytes: &[u8], pattern: &[u8]) -> Heard {
         if let (false, Ok(Message::Hello(hello))) =
             (frame.header.from_gateway, Message::read(frame.header.kind, frame.payload))
         {
-            let uid: String = hello.uid.iter().map(|byte| format!("{byte:02x}")).collect();
+            let uid = hello.uid.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
             return Heard::Device(format!("{uid} {} {}", hello.model, hello.fw));
         }
     }

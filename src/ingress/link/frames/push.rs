@@ -103,11 +103,11 @@ impl Pushes {
 
     /// The part that is due; `tag` is what a new one is marked with.
     pub(super) fn part(&mut self, max_frame: usize, tag: u8, now_ms: u64) -> Option<Part<'_>> {
-        if self.waiting.len() > 1 && self.waiting.front().is_some_and(|push| push.sends >= TRIES) {
-            if let Some(mut push) = self.waiting.pop_front() {
-                push.sends = 0;
-                self.waiting.push_back(push);
-            }
+        if self.waiting.len() > 1
+            && let Some(mut push) = self.waiting.pop_front_if(|push| push.sends >= TRIES)
+        {
+            push.sends = 0;
+            self.waiting.push_back(push);
         }
         let push = self.waiting.front_mut().filter(|push| push.due_ms <= now_ms)?;
         let repeat = push.sends > 0;

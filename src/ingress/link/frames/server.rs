@@ -114,7 +114,7 @@ impl Server {
         if self.token.as_ref().is_some_and(|token| !token.is(hello.token)) {
             return self.refuse(header, Code::Forbidden, "this link asks for a token");
         }
-        let uid: String = hello.uid.iter().map(|byte| format!("{byte:02x}")).collect();
+        let uid = hello.uid.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         self.heard.push((uid.clone(), Some((hello.model.to_owned(), hello.fw.to_owned()))));
         let max_frame = if hello.max_frame == 0 { FRAME_DEFAULT } else { hello.max_frame };
         match self.sessions.get_mut(&header.addr) {

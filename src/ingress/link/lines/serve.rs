@@ -20,7 +20,7 @@ use holdfast_wire::Code;
 /// Bytes read from the port at once: a line.
 const READ_BYTES: usize = 1024;
 /// With nothing to say the session is looked at this often.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 /// A look for results that failed is made again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 

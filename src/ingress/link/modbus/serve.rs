@@ -251,7 +251,7 @@ async fn found(core: Core, uid: String, open: Vec<(u8, u64)>) -> Done {
         }
     }
     let waiting = core.results(&uid, RESULTS_MAX).await.unwrap_or_default();
-    Done::Found(states, waiting.into_iter().filter_map(shown).collect())
+    Done::Found(states, waiting.into_iter().filter_map(|outcome| shown(&outcome)).collect())
 }
 
 /// A result's status as a state of Progress.
@@ -265,10 +265,10 @@ fn over(status: u8) -> u8 {
 }
 
 /// Only what was asked for by a mailbox has one to be shown in.
-fn shown(outcome: Outcome) -> Option<(u8, Shown)> {
+fn shown(outcome: &Outcome) -> Option<(u8, Shown)> {
     let DeviceKey::Mailbox { slot, seq } = outcome.key else { return None };
     let text = String::from_utf8_lossy(&outcome.text).into_owned();
-    let Outcome { request, status, source, code, value, .. } = outcome;
+    let Outcome { request, status, source, code, value, .. } = *outcome;
     Some((slot, Shown { seq, request, status, source, code, value, text }))
 }
 

@@ -62,7 +62,9 @@ fn write(unit: &mut Unit, from: u16, values: &[u16]) -> (Vec<u8>, Vec<Deed>) {
     pdu.extend_from_slice(&from.to_be_bytes());
     pdu.extend_from_slice(&(values.len() as u16).to_be_bytes());
     pdu.push(values.len() as u8 * 2);
-    values.iter().for_each(|value| pdu.extend_from_slice(&value.to_be_bytes()));
+    for value in values {
+        pdu.extend_from_slice(&value.to_be_bytes());
+    }
     let mut deeds = Vec::new();
     (unit.ask(&pdu, &mut deeds), deeds)
 }
