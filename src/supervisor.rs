@@ -2,6 +2,7 @@
 //!
 //! The only place that sees both the configuration and the parts. Contains no behaviour of its own.
 
+mod links;
 pub mod offline;
 
 use std::io;
@@ -67,7 +68,8 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     log::start(level(settings.log.level), form(settings.log.format));
     more_descriptors();
     let spool = open_spool(&settings).await?;
-    let tasks = tasks(&settings)?;
+    let tasks = Arc::new(tasks(&settings)?);
+    let link_options = links::options(&settings)?;
     let (listeners, own_socket) = bind(&settings).await?;
     let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
@@ -80,12 +82,13 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         floor,
         local: local_client(&settings)?,
         spool: spool.clone(),
-        tasks: Arc::new(tasks),
+        tasks: tasks.clone(),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });
     let (stop, stopped) = watch::channel(false);
-    let app = App::new(gateway.clone(), http_options(&settings), models, stopped.clone());
+    let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
+    let app = App::new(gateway.clone(), http_options(&settings), models, links, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
     let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
@@ -98,6 +101,9 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let _ = stop.send(true);
     let ended = async {
         let _ = server.await;
+        for line in lines {
+            let _ = line.await;
+        }
         let _ = driver.await;
         pulse.abort();
         spool.close().await;

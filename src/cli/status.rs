@@ -52,6 +52,11 @@ fn render(status: &Value, out: &Out) -> String {
         let line = mood.map_or_else(|| line.clone(), |mood| out.paint(mood, line));
         let _ = writeln!(text, "{label} {line}");
     }
+    for (index, (line, mood)) in links(status).iter().enumerate() {
+        let label = if index == 0 { "links   " } else { "        " };
+        let line = mood.map_or_else(|| line.clone(), |mood| out.paint(mood, line));
+        let _ = writeln!(text, "{label} {line}");
+    }
     let storage = text_at(status, "/storage");
     if !storage.is_empty() {
         let _ = writeln!(text, "storage  {}", out.paint(Mood::Bad, &storage));
@@ -97,6 +102,31 @@ fn uplinks(status: &Value) -> Vec<(String, Option<Mood>)> {
         _ => Some(Mood::Doubtful),
     };
     let moods = std::iter::once(Some(Mood::Faint)).chain(uplinks.iter().map(mood));
+    columns(&rows).into_iter().zip(moods).collect()
+}
+
+/// Heading and one line per device link; none where there is none.
+fn links(status: &Value) -> Vec<(String, Option<Mood>)> {
+    let links = status.pointer("/links").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if links.is_empty() {
+        return Vec::new();
+    }
+    let heading = ["NAME", "PROTOCOL", "STATE", "DEVICES", "STORED", "RESULTS", "DAMAGED", "NOTE"];
+    let row = |link: &Value| {
+        let devices = link.get("devices").and_then(Value::as_array).map_or(0, Vec::len).to_string();
+        let [stored, results, damaged] = ["/counters/stored", "/counters/results", "/counters/damaged"]
+            .map(|field| count_at(link, field).to_string());
+        let words = ["/name", "/protocol", "/state"].map(|field| known(link, field));
+        let [name, protocol, state] = words;
+        vec![name, protocol, state, devices, stored, results, damaged, text_at(link, "/reason")]
+    };
+    let rows: Vec<_> = std::iter::once(heading.map(str::to_owned).to_vec()).chain(links.iter().map(row)).collect();
+    let mood = |link: &Value| match text_at(link, "/state").as_str() {
+        "open" => None,
+        "failed" => Some(Mood::Bad),
+        _ => Some(Mood::Doubtful),
+    };
+    let moods = std::iter::once(Some(Mood::Faint)).chain(links.iter().map(mood));
     columns(&rows).into_iter().zip(moods).collect()
 }
 
@@ -186,6 +216,10 @@ mod tests {
             ],
             "local": { "enabled": true, "api": "ollama", "model": "llama3.2", "reachable": true, "in_flight": 1,
                        "waiting": 0, "reason": null },
+            "links": [
+                { "name": "cell", "protocol": "frames", "state": "waiting", "reason": "not plugged in",
+                  "devices": [{ "uid": "02005e10" }], "counters": { "stored": 3, "results": 2, "damaged": 1 } },
+            ],
             "backlog": { "count": 12, "bytes": 2048, "oldest_age_s": 90, "seconds_to_drain": 30, "queued": 10,
                          "sending": 2, "unknown": 0, "dead": 1, "window": 4 },
             "host": { "temperature_c": 48.25, "memory_rss_bytes": 1_048_576, "disk_free_bytes": null },
@@ -195,6 +229,8 @@ holdfast 0.1.0 on gw1: degraded, paused, up 5m
 uplinks  NAME       HEALTH     BREAKER    LATENCY  IN FLIGHT  FAILURES  NOTE
          holysheep  healthy    closed     212 ms   2          0
          b          unhealthy  half-open  -        0          7         paused: key: check api_keys; next trial in 1 min
+links    NAME  PROTOCOL  STATE    DEVICES  STORED  RESULTS  DAMAGED  NOTE
+         cell  frames    waiting  1        3       2        1        not plugged in
 local    llama3.2 (ollama): reachable; 1 in flight, 0 waiting
 backlog  12 requests, 2.0 KiB, oldest 90s, about 30s to drain; queued 10, sending 2, unknown 0, dead 1; window 4
 host     48.2 °C, 1.0 MiB resident

@@ -1,6 +1,5 @@
-//! `[cache]`, `[limits]`, `[budget]`, `[[model]]`, `[[link]]`, `[log]`.
+//! `[cache]`, `[limits]`, `[budget]`, `[[model]]`, `[log]`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::units::quoted;
@@ -45,33 +44,6 @@ pub struct Model {
     pub usd_per_mtok_in: f64,
     /// USD for a million tokens out.
     pub usd_per_mtok_out: f64,
-}
-
-/// What a device link speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// Frames with a checksum.
-    Frames,
-    /// Lines of text.
-    Lines,
-    /// Modbus RTU.
-    Modbus,
-}
-words!(Protocol { Frames => "frames", Lines => "lines", Modbus => "modbus" });
-
-/// One `[[link]]`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Link {
-    /// Unique.
-    pub name: String,
-    /// A serial port.
-    pub device: Option<PathBuf>,
-    /// Or a UNIX socket.
-    pub socket: Option<PathBuf>,
-    /// The serial port's speed.
-    pub baud: u32,
-    /// What is spoken on it.
-    pub protocol: Protocol,
 }
 
 /// How much is logged.
@@ -145,26 +117,6 @@ pub(super) fn models(root: &mut Table<'_>) -> Vec<Model> {
     });
     unique(root, "model", "name", models.iter().map(|model| model.name.clone()));
     models
-}
-
-pub(super) fn links(root: &mut Table<'_>) -> Vec<Link> {
-    let links = root.tables("link", 0, link);
-    unique(root, "link", "name", links.iter().map(|link| link.name.clone()));
-    links
-}
-
-fn link(t: &mut Table<'_>) -> Link {
-    let link = Link {
-        name: t.required("name", "write the link's name, such as name = \"plc1\""),
-        device: t.path("device", ""),
-        socket: t.path("socket", ""),
-        baud: t.count("baud", 115_200, 50..=4_000_000),
-        protocol: t.word("protocol", Protocol::Frames),
-    };
-    if link.device.is_some() == link.socket.is_some() {
-        t.fault("device", "write exactly one of device (a serial port) and socket (a UNIX socket)");
-    }
-    link
 }
 
 pub(super) fn unique(root: &mut Table<'_>, section: &'static str, name: &str, values: impl Iterator<Item = String>) {

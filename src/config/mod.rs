@@ -7,6 +7,7 @@ mod environ;
 mod extras;
 mod fault;
 mod gateway;
+mod link;
 mod local;
 mod node;
 mod queue;
@@ -20,9 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use environ::environment;
-pub use extras::{Budget, Cache, Format, Level, Limits, Link, Log, Model, Protocol};
+pub use extras::{Budget, Cache, Format, Level, Limits, Log, Model};
 pub use fault::{Fault, Faults, Origin};
 pub use gateway::{Gateway, Http};
+pub use link::{Dtr, Link, Parity, Place, Protocol, WordOrder};
 pub use local::{KeepWarm, Local, LocalApi, LocalTimeouts};
 pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, WhenFull};
 pub use secret::{KeySource, Secret, read_key};
@@ -100,13 +102,12 @@ pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, 
 impl Loaded {
     /// Sections that a file sets and this version reads without acting on them.
     pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 6] = [
+        const SECTIONS: [(&str, &[&str]); 5] = [
             ("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"]),
             ("[cache]", &["cache."]),
             ("[limits] (rate, burst)", &["limits.rate", "limits.burst"]),
             ("[budget]", &["budget."]),
             ("[[model]]", &["model["]),
-            ("[[link]]", &["link["]),
         ];
         let set = |prefixes: &[&str]| {
             let hit = |shown: &&Shown| prefixes.iter().any(|prefix| shown.key.starts_with(prefix));
@@ -153,7 +154,7 @@ fn settings(root: &mut Table<'_>, places: &Places) -> Settings {
         budget: root.table("budget", extras::budget),
         models: extras::models(root),
         tasks: task::tasks(root),
-        links: extras::links(root),
+        links: link::links(root),
         log: root.table("log", extras::log),
     }
 }

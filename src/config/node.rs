@@ -27,6 +27,7 @@ pub(super) enum Value {
     Word(String),
     Integer(i64),
     Float(f64),
+    Boolean(bool),
     /// Something no key takes; the words say what.
     Other(&'static str),
     Array(Vec<Node>),
@@ -40,6 +41,7 @@ impl Value {
             Value::Text(_) | Value::Word(_) => "a string",
             Value::Integer(_) => "an integer",
             Value::Float(_) => "a number with a fraction",
+            Value::Boolean(_) => "true or false",
             Value::Other(words) => words,
             Value::Array(_) => "an array",
             Value::Table(_) => "a table",
@@ -101,7 +103,7 @@ fn node(value: &Spanned<DeValue<'_>>, locate: &dyn Fn(usize) -> Origin) -> Node 
         DeValue::Float(number) => {
             number.as_str().parse().map_or(Value::Other("a number that is too large"), Value::Float)
         }
-        DeValue::Boolean(_) => Value::Other("true or false"),
+        DeValue::Boolean(yes) => Value::Boolean(*yes),
         DeValue::Datetime(_) => Value::Other("a date"),
         DeValue::Array(array) => Value::Array(array.iter().map(|member| node(member, locate)).collect()),
         DeValue::Table(table) => Value::Table(fields(table, locate)),

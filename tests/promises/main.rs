@@ -10,6 +10,7 @@ mod brownout;
 mod clients;
 mod crash;
 mod disk;
+mod links;
 mod memory;
 mod online;
 mod outages;

@@ -256,6 +256,19 @@ impl Table<'_> {
         })
     }
 
+    /// Yes or no.
+    pub(super) fn flag(&mut self, name: &'static str, default: bool) -> bool {
+        self.read(name, (default, json!(default)), |value| {
+            let yes = match value {
+                Value::Boolean(yes) => *yes,
+                Value::Word(word) if word.trim() == "true" => true,
+                Value::Word(word) if word.trim() == "false" => false,
+                other => return Err(format!("expected true or false, got {}", other.kind())),
+            };
+            Ok((yes, json!(yes)))
+        })
+    }
+
     fn report_unknown(&mut self) {
         let unknown: Vec<_> = self.fields.iter().filter(|(name, _)| !self.asked.contains(&name.as_str())).collect();
         for (name, (origin, _)) in unknown {

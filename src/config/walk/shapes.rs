@@ -1,6 +1,7 @@
 //! Getters of what holds other values: lists, maps, sections and arrays of sections.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde_json::json;
 
@@ -44,6 +45,25 @@ impl Table<'_> {
             }
         }
         list
+    }
+
+    /// An array of whole numbers within `range`, each once; empty by default.
+    pub(in crate::config) fn counts(&mut self, name: &'static str, range: &RangeInclusive<u8>) -> Vec<u8> {
+        self.read(name, (Vec::new(), json!([])), |value| {
+            let wrong = || format!("expected numbers from {} to {}, such as [1, 2]", range.start(), range.end());
+            let Value::Array(members) = value else { return Err(wrong()) };
+            let mut counts = Vec::new();
+            for member in members {
+                let Value::Integer(number) = member.value else { return Err(wrong()) };
+                let count = u8::try_from(number).ok().filter(|count| range.contains(count)).ok_or_else(wrong)?;
+                if counts.contains(&count) {
+                    return Err(format!("{count} stands there twice"));
+                }
+                counts.push(count);
+            }
+            let json = json!(counts);
+            Ok((counts, json))
+        })
     }
 
     /// A table from any text to any text; empty by default.

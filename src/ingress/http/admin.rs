@@ -68,7 +68,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "reason": local_models.and_then(Result::err).map(|e| e.to_string()),
         },
         "backlog": backlog(&app, &view),
-        "links": [],
+        "links": super::links::json(&app.links),
         "host": {
             "temperature_c": host.temperature_c,
             "memory_rss_bytes": host.memory_rss_bytes,

@@ -154,7 +154,11 @@ pub enum Finished {
 pub fn finished(record: Record) -> Finished {
     let mut origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state) };
     if let Some((answer, _)) = record.uplink {
-        origin.route = Some(format!("uplink:{}", answer.uplink));
+        // What only the local model was to answer names no uplink.
+        origin.route = Some(match answer.uplink.as_str() {
+            "" => format!("local:{}", answer.model),
+            name => format!("uplink:{name}"),
+        });
         let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::BAD_GATEWAY);
         if record.state == State::Answered {
             return Finished::Answer(answer.body, origin);

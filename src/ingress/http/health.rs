@@ -120,7 +120,8 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         readings.uplinks =
             uplinks.map(|(c, u)| (c.name().to_owned(), u.available, u.breaker != BreakerState::Closed)).collect();
     }
-    let body = app.gateway.metrics().render(&readings);
+    let mut body = app.gateway.metrics().render(&readings);
+    super::links::metrics(&app.links, &mut body);
     text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
 }
 

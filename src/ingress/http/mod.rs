@@ -10,6 +10,7 @@ mod framing;
 mod guarded;
 mod health;
 mod kept;
+mod links;
 mod listen;
 mod models;
 mod offline;
@@ -43,6 +44,7 @@ use tower_http::decompression::RequestDecompressionLayer;
 use crate::clock;
 use crate::control::types::Policy;
 use crate::gateway::Gateway;
+use crate::ingress::link::Links;
 use answer::Origin;
 use attach::Attach;
 use call::{Call, RequestId};
@@ -84,6 +86,7 @@ pub struct App {
     gateway: Gateway,
     options: Options,
     models: Arc<Models>,
+    links: Links,
     attach: Attach,
     slots: Arc<Semaphore>,
     reshaping: Semaphore,
@@ -104,11 +107,27 @@ fn attach_now() -> u64 {
 
 impl App {
     /// Puts the parts together; `stop` turns true when the process ends.
-    pub fn new(gateway: Gateway, options: Options, models: Arc<Models>, stop: watch::Receiver<bool>) -> Arc<App> {
+    pub fn new(
+        gateway: Gateway,
+        options: Options,
+        models: Arc<Models>,
+        links: Links,
+        stop: watch::Receiver<bool>,
+    ) -> Arc<App> {
         let slots = Arc::new(Semaphore::new(options.max_in_flight));
         let reshaping = Semaphore::new(RESHAPING_KIB);
         let started_unix_s = clock::unix_ms() / 1000;
-        Arc::new(App { gateway, options, models, attach: Attach::default(), slots, reshaping, stop, started_unix_s })
+        Arc::new(App {
+            gateway,
+            options,
+            models,
+            links,
+            attach: Attach::default(),
+            slots,
+            reshaping,
+            stop,
+            started_unix_s,
+        })
     }
 
     /// Recognises repeats of requests that were stored before this start.

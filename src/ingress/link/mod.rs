@@ -9,6 +9,7 @@ pub mod lines;
 pub mod modbus;
 pub mod port;
 pub mod state;
+mod tasks;
 mod token;
 pub mod upload;
 
@@ -206,6 +207,9 @@ impl Links {
         stop: &watch::Receiver<bool>,
     ) -> (Links, Vec<JoinHandle<()>>) {
         let uploads = Uploads::open(&common.data_dir, common.min_disk_free);
+        if !all.is_empty() {
+            tokio::spawn(upload::tidy(uploads.clone()));
+        }
         let mut accounts = Vec::new();
         let mut tasks = Vec::new();
         for options in all {

@@ -50,7 +50,7 @@ pub struct Seen {
     pub fw: String,
     /// Unix milliseconds of its latest frame.
     pub last_unix_ms: u64,
-    /// Its unfinished requests, as far as this process saw.
+    /// Its requests whose result it has not taken yet.
     pub open: u64,
 }
 
@@ -179,6 +179,14 @@ impl Account {
         let seen = devices.entry(uid.to_owned()).or_default();
         seen.last_unix_ms = unix_ms;
         change(seen);
+    }
+
+    /// How many requests of a device wait for their result.
+    pub fn open(&self, uid: &str, open: u64) {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = devices.get_mut(uid) {
+            seen.open = open;
+        }
     }
 
     /// The link as it stands.

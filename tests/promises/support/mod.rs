@@ -3,6 +3,7 @@
 //! Owns no promise itself.
 
 mod daemon;
+mod device;
 mod http;
 
 use std::future::Future;
@@ -13,6 +14,7 @@ use holdfast::clock;
 use serde_json::Value;
 
 pub use daemon::Daemon;
+pub use device::{Peer, Request, Told};
 pub use http::{Ask, Reply, chat_body, events, stream_text};
 
 /// The uplink's key that the daemon gets through its environment.

@@ -142,12 +142,22 @@ impl Core {
 
     /// Results that a device is to be told, oldest first.
     pub async fn results(&self, uid: &str, limit: u32) -> Result<Vec<Outcome>, Refusal> {
+        self.results_but(uid, limit, &[]).await
+    }
+
+    /// The same without those that are under way already.
+    pub async fn results_but(&self, uid: &str, limit: u32, known: &[u64]) -> Result<Vec<Outcome>, Refusal> {
         let found = self.inner.gateway.spool().undelivered(&self.inner.source, uid, limit).await.map_err(refusal)?;
         let mut outcomes = Vec::with_capacity(found.len());
-        for request in found {
+        for request in found.into_iter().filter(|request| !known.contains(&request.seq)) {
             outcomes.extend(self.outcome(&request).await?);
         }
         Ok(outcomes)
+    }
+
+    /// How many requests of a device wait for their result to be taken, finished or not.
+    pub async fn open(&self, uid: &str) -> u64 {
+        self.inner.gateway.spool().device_open(&self.inner.source, uid).await.unwrap_or(0)
     }
 
     /// How many results wait for a device.

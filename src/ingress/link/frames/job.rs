@@ -27,8 +27,8 @@ pub(super) enum Job {
     Query { tag: u8, key: u64 },
     /// Not wanted any more.
     Cancel { tag: u8, key: u64 },
-    /// Results to be told.
-    Results,
+    /// Results to be told, without those that are known.
+    Results { known: Vec<u64> },
     /// A result was taken.
     Acked { request: u64 },
 }
@@ -76,7 +76,11 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
         Job::Cancel { tag, key } => {
             Done::Cancel { tag, key, cancelled: core.cancel(uid, DeviceKey::Number(key)).await }
         }
-        Job::Results => Done::Results(core.results(uid, RESULTS).await.unwrap_or_default()),
+        Job::Results { known } => {
+            let results = core.results_but(uid, RESULTS, &known).await.unwrap_or_default();
+            link.account.open(uid, core.open(uid).await);
+            Done::Results(results)
+        }
         Job::Acked { request } => {
             if core.acked(request).await.is_ok() {
                 link.account.add(Count::Results, 1);

@@ -91,6 +91,11 @@ impl Pushes {
         self.waiting.front().map(|push| push.due_ms)
     }
 
+    /// Requests whose results are on their way.
+    pub(super) fn known(&self) -> Vec<u64> {
+        self.waiting.iter().map(|push| push.outcome.request).collect()
+    }
+
     /// How many wait.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()

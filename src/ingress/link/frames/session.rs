@@ -123,7 +123,10 @@ impl Session {
         if self.is_working {
             return None;
         }
-        let job = self.jobs.pop_front().or_else(|| std::mem::take(&mut self.look).then_some(Job::Results))?;
+        let job = self.jobs.pop_front().or_else(|| {
+            let look = std::mem::take(&mut self.look);
+            look.then(|| Job::Results { known: self.pushes.known() })
+        })?;
         self.is_working = true;
         Some(job)
     }

@@ -1,0 +1,99 @@
+//! From `[[link]]` to running links.
+//!
+//! Owns the translation of the configuration's words into the room's, and the reading of tokens.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::SupervisorError;
+use crate::config::{self, Settings};
+use crate::gateway::Gateway;
+use crate::ingress::link::core::tasks::Tasks;
+use crate::ingress::link::{Common, Dtr, Links, Options, Parity, Place, Protocol, Serial, Token, WordOrder};
+
+/// A token has at most so many bytes: a Hello carries it.
+const TOKEN_BYTES_MAX: usize = 64;
+/// The model of a question that names none, as of a task that names none.
+const MODEL: &str = "gpt-4o";
+
+/// What every link is configured with. Reads tokens, so that a wrong one is known before anything starts.
+pub(super) fn options(settings: &Settings) -> Result<Vec<Options>, SupervisorError> {
+    settings.links.iter().map(one).collect()
+}
+
+/// Starts them.
+pub(super) fn start(
+    gateway: &Gateway,
+    all: Vec<Options>,
+    settings: &Settings,
+    tasks: Arc<dyn Tasks>,
+    stop: &watch::Receiver<bool>,
+) -> (Links, Vec<JoinHandle<()>>) {
+    let common = Common {
+        gateway_name: settings.gateway.device_id.clone(),
+        ttl: settings.queue.ttl,
+        model: MODEL.to_owned(),
+        data_dir: settings.gateway.data_dir.clone(),
+        min_disk_free: settings.queue.min_disk_free,
+        tasks,
+    };
+    Links::start(gateway, all, &common, stop)
+}
+
+fn one(link: &config::Link) -> Result<Options, SupervisorError> {
+    let token = link.token_file.as_deref().map(|path| token(&link.name, path)).transpose()?;
+    Ok(Options {
+        name: link.name.clone(),
+        place: match &link.place {
+            config::Place::Device(path) => Place::Device(path.clone()),
+            config::Place::Socket(path) => Place::Socket(path.clone()),
+            config::Place::Address(address) => Place::Address(address.clone()),
+        },
+        protocol: match link.protocol {
+            config::Protocol::Frames => Protocol::Frames,
+            config::Protocol::Lines => Protocol::Lines,
+            config::Protocol::Modbus => Protocol::Modbus,
+        },
+        serial: Serial {
+            baud: link.baud,
+            parity: match link.parity {
+                config::Parity::None => Parity::None,
+                config::Parity::Even => Parity::Even,
+                config::Parity::Odd => Parity::Odd,
+            },
+            stop_bits: link.stop_bits as u8,
+            dtr: match link.dtr {
+                config::Dtr::Keep => Dtr::Keep,
+                config::Dtr::On => Dtr::On,
+                config::Dtr::Off => Dtr::Off,
+            },
+            rs485: link.rs485,
+        },
+        addresses: link.addresses.clone(),
+        token,
+        offline: link.offline,
+        crc_optional: link.crc_optional,
+        push: link.push,
+        line_max: link.line_max as u16,
+        unit: link.unit as u8,
+        word_order: match link.word_order {
+            config::WordOrder::HighFirst => WordOrder::HighFirst,
+            config::WordOrder::LowFirst => WordOrder::LowFirst,
+        },
+        uid: link.uid.clone(),
+    })
+}
+
+fn token(link: &str, path: &Path) -> Result<Token, SupervisorError> {
+    let fault =
+        |why: String| SupervisorError::Configuration(format!("link {link}: token_file {}: {why}", path.display()));
+    let text = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+    let secret = text.trim_ascii();
+    if secret.is_empty() || secret.len() > TOKEN_BYTES_MAX {
+        return Err(fault(format!("must hold 1 to {TOKEN_BYTES_MAX} bytes")));
+    }
+    Ok(Token::new(secret))
+}
