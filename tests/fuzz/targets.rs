@@ -8,6 +8,10 @@ use bytes::Bytes;
 use holdfast::body::Body;
 use holdfast::body::scan::{FIELDS, Fault, Scan};
 use holdfast::ingress::http::fuzz as http;
+use holdfast::ingress::link::WordOrder;
+use holdfast::ingress::link::lines::session::{Deed, Found, Offer, Options, Session};
+use holdfast::ingress::link::modbus::frame::Framer;
+use holdfast::ingress::link::modbus::unit::Unit;
 use holdfast::uplink::sse::Splitter;
 use holdfast::uplink::{body, classify};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -22,6 +26,8 @@ pub const ALL: &[(&str, Target)] = &[
     ("config", config),
     ("framing", framing),
     ("head", head),
+    ("lines", lines),
+    ("modbus", modbus),
     ("ndjson", ndjson),
     ("salvage", salvage),
     ("scan", scan),
@@ -113,6 +119,56 @@ pub fn config(data: &[u8]) {
     match loaded {
         Ok(loaded) => assert!(!loaded.origins.is_empty()),
         Err(faults) => assert!(!faults.to_string().is_empty()),
+    }
+}
+
+/// Whatever a PLC says, what is answered are whole lines of their limit.
+pub fn lines(data: &[u8]) {
+    let (data, size) = pieces(data);
+    let options = Options { line_max: 80 + size, needs_crc: size % 2 == 0, push: size % 3 != 0 };
+    let (limit, mut session) = (options.line_max, Session::new(options));
+    let (mut deeds, mut now_ms) = (Vec::new(), 0);
+    for piece in data.chunks(size) {
+        deeds.extend(session.receive(piece, now_ms));
+        now_ms += 1_000;
+        deeds.extend(session.tick(now_ms));
+        // Each deed has an end: of a request that was stored a text of the device's own comes back.
+        for deed in std::mem::take(&mut deeds) {
+            let offer = |key: String, text: String| Offer { request: now_ms, key, about: (0, 1, -1), text };
+            deeds.extend(match deed {
+                Deed::Send(line) => {
+                    assert!(line.len() <= limit && line.ends_with(b"\r\n") && line.is_ascii(), "{line:?}");
+                    Vec::new()
+                }
+                Deed::Store { key, args, .. } => {
+                    let mut after = session.stored(&key, Ok((now_ms, false)));
+                    after.extend(session.offer(vec![offer(key, args.join("\n"))], now_ms));
+                    after
+                }
+                Deed::Find(key, part) => session.found(&key, part, Found::Unknown),
+                Deed::Cancel(key) => session.cancelled(&key, 2),
+                Deed::Greet(nonce) => session.greet(nonce, 7, 2, 1),
+                Deed::Taken(request) => session.taken(request),
+                Deed::Look => session.offer(Vec::new(), now_ms),
+            });
+        }
+    }
+}
+
+/// Whatever a line brings, frames come to an end and each question has an answer of its own function.
+pub fn modbus(data: &[u8]) {
+    let (data, size) = pieces(data);
+    let (mut framer, mut unit) = (Framer::default(), Unit::new(WordOrder::HighFirst));
+    unit.restore(&[]);
+    let mut frames: Vec<_> = data.chunks(size).flat_map(|piece| framer.receive(piece)).collect();
+    frames.extend(framer.silent());
+    assert!(!framer.waits());
+    // The same bytes without checksums, so that the registers are reached.
+    let questions = frames.into_iter().map(|frame| frame.pdu).chain(data.chunks(size).map(<[u8]>::to_vec));
+    for pdu in questions {
+        let answer = unit.ask(&pdu, &mut Vec::new());
+        let function = pdu.first().copied().unwrap_or(0);
+        assert!(answer.len() <= 253 && answer[0] & 0x7f == function & 0x7f);
     }
 }
 

@@ -14,6 +14,7 @@ mod links;
 mod memory;
 mod online;
 mod outages;
+mod plc;
 mod policies;
 mod repairs;
 mod repeats;
