@@ -240,9 +240,9 @@ mod tests {
 
     #[test]
     fn links_are_a_table() {
-        let links = [json!({"name": "plc1", "protocol": "frames", "state": "waiting", "device": "/dev/ttyS9",
+        let links = [json!({"name": "plc1", "protocol": "frames", "state": "waiting", "where": "/dev/ttyS9",
             "reason": "no such port", "devices": []})];
-        let lines = table(&links, &Out::plain());
-        assert!(lines[1].contains("plc1") && lines[1].contains("/dev/ttyS9") && lines[1].contains("no such port"));
+        let shown = table(&links, &Out::plain());
+        assert!(shown[1].contains("plc1") && shown[1].contains("/dev/ttyS9") && shown[1].contains("no such port"));
     }
 }
