@@ -22,6 +22,7 @@ mod routes;
 mod rude;
 mod simulators;
 mod stopping;
+#[allow(dead_code, reason = "each test program uses its part of what all share")]
 mod support;
 mod tasks;
 mod tls;
