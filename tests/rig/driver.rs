@@ -58,6 +58,7 @@ pub fn request(n: u64, size: usize) -> NewRequest {
         ttl_ms: 1 << 40,
         leased: false,
         maybe_billed: false,
+        device: None,
         task: None,
     }
 }

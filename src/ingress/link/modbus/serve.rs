@@ -29,7 +29,7 @@ const READ_BYTES: usize = 256;
 const AGAIN: Duration = Duration::from_secs(1);
 /// Results looked at together: a mailbox shows one, the rest wait in the spool.
 const RESULTS_MAX: u32 = 64;
-/// A result taken and not noted down is tried again as often; a restart offers it again in any case.
+/// That a result was taken is noted down after so many tries, or stays shown.
 const NOTE_TRIES: u32 = 10;
 
 type Question = (Vec<u8>, oneshot::Sender<Vec<u8>>);
@@ -233,7 +233,7 @@ impl Keeper {
             }
             Done::Taken(request, noted) => {
                 account.add(Count::Results, u64::from(noted));
-                self.unit.noted(request);
+                self.unit.noted(request, noted);
                 self.look();
             }
         }

@@ -118,10 +118,14 @@ fn a_result_is_shown_until_it_is_taken_and_then_the_next() {
     assert_eq!(shown[8..], [0x4E49, 0x4F3A, 0x2050, 0x6F65]);
     assert_eq!(write(&mut unit, 256 + 120, &[5]).1, [], "another number takes nothing");
     assert_eq!(write(&mut unit, 256 + 120, &[6]).1, [Deed::Taken(11)]);
+    assert_eq!(write(&mut unit, 256 + 120, &[6]).1, [], "it is being noted down already");
+    assert_eq!(read(&mut unit, 1262, 1), [6], "until that is durable");
+    unit.noted(11, false);
+    assert_eq!(write(&mut unit, 256 + 120, &[6]).1, [Deed::Taken(11)], "it could not be");
+    unit.noted(11, true);
     assert_eq!(read(&mut unit, 1262, 1), [0]);
-    unit.results(both.clone());
-    assert_eq!(read(&mut unit, 1262, 1), [7], "the first is being noted down");
-    unit.noted(11);
+    unit.results(vec![both[1].clone()]);
+    assert_eq!(read(&mut unit, 1262, 1), [7]);
     let long = Shown { text: "x".repeat(300), ..result(8, 14) };
     unit.results(vec![(2, long)]);
     assert_eq!(read(&mut unit, 1518, 8), [8, 4, 0, 0, 0, 0, 0, 220]);

@@ -118,8 +118,8 @@ struct Mailbox {
     position: u16,
     /// The oldest that is not taken; it may belong to an earlier request than the last one stored.
     result: Option<Shown>,
-    /// Taken, and being noted down.
-    taking: Vec<u64>,
+    /// That the result shown was taken is being noted down: it is shown until that is durable.
+    taking: bool,
 }
 
 impl Default for Mailbox {
@@ -133,7 +133,7 @@ impl Default for Mailbox {
             state: 0,
             position: 0,
             result: None,
-            taking: Vec::new(),
+            taking: false,
         }
     }
 }
@@ -188,7 +188,7 @@ impl Unit {
     pub fn results(&mut self, waiting: Vec<(u8, Shown)>) {
         for (slot, shown) in waiting {
             let Some(mailbox) = self.mailboxes.get_mut(usize::from(slot)) else { continue };
-            if mailbox.result.is_some() || mailbox.taking.contains(&shown.request) {
+            if mailbox.result.is_some() {
                 continue;
             }
             let text = ascii(&shown.text);
@@ -198,9 +198,13 @@ impl Unit {
         }
     }
 
-    /// That a result was taken is noted down, or could not be: then it is shown once more.
-    pub fn noted(&mut self, request: u64) {
-        self.mailboxes.iter_mut().for_each(|mailbox| mailbox.taking.retain(|taking| *taking != request));
+    /// That a result was taken is durably noted down, or could not be: then it stays, and may be taken again.
+    pub fn noted(&mut self, request: u64, is_durable: bool) {
+        let shows = |mailbox: &&mut Mailbox| mailbox.result.as_ref().is_some_and(|shown| shown.request == request);
+        if let Some(mailbox) = self.mailboxes.iter_mut().find(shows) {
+            mailbox.taking = false;
+            mailbox.result.take_if(|_| is_durable);
+        }
     }
 
     /// A mailbox' order is durable as this request, or refused with a code.
@@ -329,9 +333,10 @@ impl Unit {
             }
         }
         let acked = (at..at + values.len()).contains(&RES_ACK).then(|| mailbox.holding[RES_ACK]);
-        if let Some(taken) = mailbox.result.take_if(|result| acked == Some(result.seq)) {
-            mailbox.taking.push(taken.request);
-            deeds.push(Deed::Taken(taken.request));
+        let taken = mailbox.result.as_ref().filter(|result| acked == Some(result.seq) && !mailbox.taking);
+        if let Some(request) = taken.map(|result| result.request) {
+            mailbox.taking = true;
+            deeds.push(Deed::Taken(request));
         }
         Ok(())
     }

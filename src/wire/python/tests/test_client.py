@@ -70,7 +70,9 @@ class Links(unittest.TestCase):
             (again,) = link.unfinished()
             self.assertEqual(again.key, first.key)
             self.assertEqual(again.wait(20).text, "answer one")
-            self.assertGreater(link.chat("two").key, first.key)
+            second = link.chat("two")
+            self.assertGreater(second.key, first.key)
+            self.assertTrue(second.wait_stored(20))
         self.assertEqual(len(gateway.stored), 2, "the same key is the same request")
 
     def test_an_answer_that_nobody_took_is_there_after_a_restart(self):
