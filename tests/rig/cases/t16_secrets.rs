@@ -59,12 +59,15 @@ impl Canaries {
     }
 }
 
+/// One way through the program with secrets in a log format; how many places were searched.
+type Search = fn(&Canaries, &str) -> Result<u64, String>;
+
 fn run(effort: &Effort) -> Outcome {
     let mut chance = Chance(effort.seed | 1);
     let mut places = 0;
     // Where every attempt panics, the other ways are shut.
     let panics_only = std::env::var("HOLDFAST_PLANT").is_ok_and(|name| name == Fault::PanicWordsShown.name());
-    let runs: &[fn(&Canaries, &str) -> Result<u64, String>] = if panics_only { &[panics] } else { &[search, panics] };
+    let runs: &[Search] = if panics_only { &[panics] } else { &[search, panics] };
     for (run, format) in runs.iter().flat_map(|run| ["text", "json"].map(|format| (run, format))) {
         match run(&Canaries::new(&mut chance), format) {
             Ok(count) => places += count,
