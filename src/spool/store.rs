@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 
 use super::ballast::Ballast;
 use super::codes::{self, num, sql, state_code};
@@ -276,8 +276,12 @@ impl Store {
     fn add_ready(&self, priority: i64, source_id: i64, by: i64) -> Result<(), SpoolError> {
         let text = "INSERT INTO lane VALUES (?1, ?2, max(0, ?3), 0)
             ON CONFLICT DO UPDATE SET ready = max(0, ready + ?3)";
-        self.conn.prepare_cached(text)?.execute([priority, source_id, by])?;
-        Ok(())
+        match self.conn.prepare_cached(text)?.execute([priority, source_id, by]) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                Err(SpoolError::Damaged("a request names a source that is not in its table".into()))
+            }
+            done => Ok(done.map(|_| ())?),
+        }
     }
 
     /// Ends a row with a reason; an expired or cancelled one keeps its body for `retry`.

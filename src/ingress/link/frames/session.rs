@@ -164,7 +164,7 @@ impl Session {
             return;
         };
         // A device that sends beyond its credit has it to send again.
-        if end - wanted.there > u32::from(credit) * 2 {
+        if end.saturating_sub(wanted.there) > u32::from(credit) * 2 {
             return;
         }
         wanted.taken = end;
@@ -279,7 +279,8 @@ impl Session {
         let Some(wanted) = self.wanted.iter_mut().find(|wanted| wanted.blob == blob) else { return };
         let next = match next {
             Ok(next) => {
-                wanted.there = next;
+                // A submission that came between them may have told an earlier place.
+                (wanted.there, wanted.taken) = (next, wanted.taken.max(next));
                 next
             }
             Err(UploadError::OutOfOrder(there)) => {

@@ -19,6 +19,8 @@ use holdfast_wire::Code;
 
 /// Bytes read from the port at once: a line.
 const READ_BYTES: usize = 1024;
+/// Work under way before another piece of the line is read, so that nobody fills the memory with questions.
+const DOING_MAX: usize = 32;
 /// With nothing to say the session is looked at this often.
 const IDLE: Duration = Duration::from_hours(1);
 /// A look for results that failed is made again after this.
@@ -52,7 +54,7 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
         let now_ms = spoken.now_ms();
         let wait = spoken.session.deadline_ms().map_or(IDLE, |at| Duration::from_millis(at.saturating_sub(now_ms) + 1));
         let deeds = tokio::select! {
-            read = line.read(&mut buffer) => match read {
+            read = line.read(&mut buffer), if spoken.doing.len() < DOING_MAX => match read {
                 None => return,
                 Some(bytes) => spoken.receive(&buffer[..bytes]),
             },

@@ -9,6 +9,8 @@ use holdfast_wire::Code;
 use super::line::{LINE_DEFAULT, Lines};
 use super::message::{self, Asked, Parted, Told, Wrong};
 
+/// Answers in JSON need so many bytes of a line at least: a result's words around its text are some 115.
+const JSON_LINE_MIN: usize = 128;
 /// A result is repeated this often until it is taken.
 pub const OFFER_MS: u64 = 5_000;
 /// Requests on their way to the disk at once; the next is told to come again.
@@ -148,7 +150,8 @@ impl Session {
         let mut deeds = Vec::new();
         for byte in bytes {
             if let Some(content) = self.lines.push(*byte) {
-                self.is_json = matches!(content, super::line::Content::Json(_));
+                self.is_json =
+                    matches!(content, super::line::Content::Json(_)) && self.options.line_max >= JSON_LINE_MIN;
                 match message::read(&content) {
                     Ok(asked) => self.asked(asked, now_ms, &mut deeds),
                     Err(Wrong { key, code }) => deeds.push(self.told(&Told::Nak(key, code, 0))),
