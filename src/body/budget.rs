@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bodies in memory, all together, stored answers among them. With the program itself (about 20 MiB in a debug build),
+/// Bodies in memory, all together, stored answers among them. With the program itself (about 26 MiB in a debug build),
 /// its connections, what is held back of live answers and what is on its way between socket and disk this stays below
 /// the 64 MiB that a board of 96 MiB can spare.
-pub const MEMORY_BYTES_MAX: u64 = 12 * 1024 * 1024;
+pub const MEMORY_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// The shared counter.
 #[derive(Debug, Clone, Default)]

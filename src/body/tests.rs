@@ -134,10 +134,10 @@ fn files(dir: &Path) -> usize {
 async fn memory_first_then_files_and_both_read_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
-    let bytes = request(5 << 20);
+    let bytes = request(3 << 20);
     let taken = [take(&bodies, &bytes).await, take(&bodies, &bytes).await, take(&bodies, &bytes).await];
     assert!(taken[0].file().is_none() && taken[1].file().is_none());
-    assert!(taken[2].file().is_some(), "three times 5 MiB do not fit into the memory for bodies");
+    assert!(taken[2].file().is_some(), "three times 3 MiB do not fit into the memory for bodies");
     assert_eq!(files(dir.path()), 1);
     assert_eq!(taken[0].hash(), taken[2].hash());
     assert_eq!(taken[0].layout(), taken[2].layout());
@@ -153,7 +153,7 @@ async fn memory_first_then_files_and_both_read_the_same() {
 async fn a_stored_file_is_the_one_that_came_in() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().to_owned(), 7, 0);
-    let _memory = take(&bodies, &request((12 << 20) - 200_000)).await;
+    let _memory = take(&bodies, &request(MEMORY_BYTES_MAX as usize - 200_000)).await;
     let body = take(&bodies, &request(1 << 20)).await;
     let first = bodies.durable(&body).await.unwrap();
     assert!(Arc::ptr_eq(&first, body.file().unwrap()), "it was copied");

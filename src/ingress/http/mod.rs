@@ -99,7 +99,7 @@ pub struct App {
 
 /// Memory in KiB for answers that must be reshaped as a whole: shown inside a record, or made into events. What does
 /// not fit waits its turn.
-const RESHAPING_KIB: usize = 12 * 1024;
+const RESHAPING_KIB: usize = 8 * 1024;
 /// An answer being reshaped is there about this often: its bytes, their tree, the new text.
 const RESHAPING_COPIES: u64 = 4;
 
