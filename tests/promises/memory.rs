@@ -1,5 +1,5 @@
 //! Memory: 64 clients at the same time, each with a picture of 10 MiB or an answer of 2 MiB, and the daemon stays below
-//! 64 MiB.
+//! 64 MiB (a debug build below 72 MiB).
 //!
 //! The peak is the kernel's own (`VmHWM`). Nothing is decoded on the way: the uplink gets the client's bytes.
 
@@ -11,7 +11,8 @@ use crate::support::{Ask, Bench, Settings, until};
 const CLIENTS: usize = 64;
 const PICTURE_BYTES: usize = 10 * 1024 * 1024;
 const ANSWER_BYTES: usize = 2 * 1024 * 1024;
-const PEAK_KIB_MAX: u64 = 64 * 1024;
+/// Of a debug build more of its own code is in memory: 25 MiB before the first request, against 12 MiB of a release build.
+const PEAK_KIB_MAX: u64 = if cfg!(debug_assertions) { 72 * 1024 } else { 64 * 1024 };
 
 /// Room in the queue for all of them, and a drain that sends several at once.
 fn settings() -> Settings {
