@@ -11,6 +11,8 @@
 mod support;
 
 mod cable;
+#[path = "../../src/wire/tests/device/chance.rs"]
+#[allow(dead_code, reason = "each test program uses its part of what all share")]
 mod chance;
 mod clients;
 mod firmware;
