@@ -2,6 +2,8 @@
 //!
 //! Owns what fits. Models wrap JSON in fences whatever they are told; that is tolerated, anything else is not.
 
+use std::io::{self, BufReader};
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -126,11 +128,7 @@ fn shortened(mut text: String, bytes: usize) -> (String, bool) {
     if text.len() <= bytes {
         return (text, false);
     }
-    let mut end = bytes;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
+    text.truncate(text.floor_char_boundary(bytes));
     (text, true)
 }
 
@@ -141,7 +139,9 @@ struct Completion {
 
 #[derive(Deserialize)]
 struct Choice {
-    message: Message,
+    message: Option<Message>,
+    /// Where the older completions have their words.
+    text: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -163,10 +163,11 @@ struct Part {
     text: String,
 }
 
-/// The words of a chat's answer; `None` where it has none.
-pub fn said(body: &[u8]) -> Option<String> {
-    let completion: Completion = serde_json::from_slice(body).ok()?;
-    let message = completion.choices.into_iter().next()?.message;
+/// The words of a chat's or a completion's answer; `None` where it has none. Blocks where `body` is a file.
+pub fn said(body: impl io::Read) -> Option<String> {
+    let completion: Completion = serde_json::from_reader(BufReader::new(body)).ok()?;
+    let first = completion.choices.into_iter().next()?;
+    let Some(message) = first.message else { return first.text };
     match message.content {
         Some(Content::Text(text)) => Some(text),
         Some(Content::Parts(parts)) => Some(parts.into_iter().map(|part| part.text).collect()),
