@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod drain;
 pub mod event;
 pub mod health;
+pub mod limit;
 mod live;
 pub mod pause;
 pub mod resend;

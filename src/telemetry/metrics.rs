@@ -65,6 +65,7 @@ pub struct Metrics {
     breaker_open: Family<OfUplink, Gauge>,
     states: Family<OfState, Gauge>,
     settled: Family<OfState, Counter>,
+    limited: Counter,
     backlog_bytes: Gauge,
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
@@ -111,6 +112,7 @@ impl Default for Metrics {
             breaker_open: Family::default(),
             states: Family::default(),
             settled: Family::default(),
+            limited: Counter::default(),
             backlog_bytes: Gauge::default(),
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
@@ -135,6 +137,7 @@ impl Metrics {
         r.register("holdfast_breaker_open", "1 while the circuit breaker is not closed", self.breaker_open.clone());
         r.register("holdfast_spool_requests", "Stored requests, by state", self.states.clone());
         r.register("holdfast_settled", "Stored requests that reached a final state", self.settled.clone());
+        r.register("holdfast_limited_requests", "Requests refused by [limits] rate", self.limited.clone());
         r.register("holdfast_backlog_bytes", "Body bytes that wait for an uplink", self.backlog_bytes.clone());
         r.register("holdfast_backlog_oldest_seconds", "Age of the oldest waiting request", self.oldest_age.clone());
         r.register(
@@ -168,6 +171,11 @@ impl Metrics {
     /// A stored request reached a final state.
     pub fn settled(&self, state: &'static str) {
         self.settled.get_or_create(&OfState { state }).inc();
+    }
+
+    /// A request was refused because its source sends too many.
+    pub fn limited(&self) {
+        self.limited.inc();
     }
 
     /// Everything as Prometheus text.

@@ -31,6 +31,8 @@ pub struct Settings {
     pub patient: bool,
     /// `[retry] on_unknown`.
     pub on_unknown: &'static str,
+    /// `[limits] rate` and `burst`; a rate of 0 is no limit.
+    pub rate: (u32, u32),
     /// Further lines of `[http]`.
     pub http: String,
     /// Where the data goes instead of the daemon's own folder.
@@ -48,6 +50,7 @@ impl Default for Settings {
             drain_in_flight: 1,
             patient: false,
             on_unknown: "resend",
+            rate: (0, 1),
             http: String::new(),
             data_dir: None,
             extra: String::new(),
@@ -184,7 +187,8 @@ on_unknown = "{on_unknown}"
 ttl = "0s"
 
 [limits]
-rate = 0
+rate = {rate}
+burst = {burst}
 per_source_backlog = 100000
 
 {extra}
@@ -193,6 +197,8 @@ per_source_backlog = 100000
         data_dir = settings.data_dir.as_deref().unwrap_or("@DIR@/data"),
         http = settings.http,
         on_unknown = settings.on_unknown,
+        rate = settings.rate.0,
+        burst = settings.rate.1,
         extra = settings.extra,
     )
 }
