@@ -10,6 +10,7 @@ mod brownout;
 mod clients;
 mod crash;
 mod disk;
+mod failover;
 mod limits;
 mod links;
 mod memory;

@@ -9,7 +9,9 @@ mod http;
 use std::future::Future;
 use std::time::Duration;
 
-use holdfast::cli::simulate::{Faults, Mode, OllamaOptions, Simulator, UplinkOptions, serve_ollama, serve_uplink};
+use holdfast::cli::simulate::{
+    Faults, Mode, OllamaOptions, Simulator, StatusOn, UplinkOptions, serve_ollama, serve_uplink,
+};
 use holdfast::clock;
 use serde_json::Value;
 
@@ -201,6 +203,11 @@ per_source_backlog = 100000
         burst = settings.rate.1,
         extra = settings.extra,
     )
+}
+
+/// Only requests are refused; the probe stays green.
+pub fn refusing(status: u16) -> Faults {
+    Faults { status_on: StatusOn::Post, ..Faults::status(status) }
 }
 
 /// Asks again every 10 ms until there is something; fails the test after `seconds`.
