@@ -77,7 +77,7 @@ fn fields(options: &Options, schema: &Schema, text: &str) -> Result<Read, String
 }
 
 /// The answer as JSON, out of its fence if it has one.
-fn parse(text: &str) -> Option<Value> {
+pub(super) fn parse(text: &str) -> Option<Value> {
     let text = text.trim().trim_start_matches('\u{feff}');
     if let Ok(json) = serde_json::from_str(text) {
         return Some(json);
@@ -88,7 +88,7 @@ fn parse(text: &str) -> Option<Value> {
     serde_json::from_str(fenced.trim()).ok()
 }
 
-fn find<'j>(json: &'j Value, given: &str, default: &str) -> Option<&'j Value> {
+pub(super) fn find<'j>(json: &'j Value, given: &str, default: &str) -> Option<&'j Value> {
     let key = if given.is_empty() { default } else { given };
     if key.starts_with('/') { json.pointer(key) } else { json.get(key) }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn options(prompt: &str) -> Options {
+pub(super) fn options(prompt: &str) -> Options {
     Options {
         id: 12,
         name: "weld".to_owned(),

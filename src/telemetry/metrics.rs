@@ -43,6 +43,13 @@ struct OfRoute {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Agreed {
+    task: u32,
+    model: String,
+    agreement: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfQuantile {
     quantile: &'static str,
 }
@@ -66,6 +73,7 @@ pub struct Metrics {
     states: Family<OfState, Gauge>,
     settled: Family<OfState, Counter>,
     limited: Counter,
+    agreements: Family<Agreed, Counter>,
     backlog_bytes: Gauge,
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
@@ -113,6 +121,7 @@ impl Default for Metrics {
             states: Family::default(),
             settled: Family::default(),
             limited: Counter::default(),
+            agreements: Family::default(),
             backlog_bytes: Gauge::default(),
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
@@ -138,6 +147,11 @@ impl Metrics {
         r.register("holdfast_spool_requests", "Stored requests, by state", self.states.clone());
         r.register("holdfast_settled", "Stored requests that reached a final state", self.settled.clone());
         r.register("holdfast_limited_requests", "Requests refused by [limits] rate", self.limited.clone());
+        r.register(
+            "holdfast_agreement",
+            "Requests answered locally and later by an uplink, by whether both say the same",
+            self.agreements.clone(),
+        );
         r.register("holdfast_backlog_bytes", "Body bytes that wait for an uplink", self.backlog_bytes.clone());
         r.register("holdfast_backlog_oldest_seconds", "Age of the oldest waiting request", self.oldest_age.clone());
         r.register(
@@ -176,6 +190,13 @@ impl Metrics {
     /// A request was refused because its source sends too many.
     pub fn limited(&self) {
         self.limited.inc();
+    }
+
+    /// A request that the local model had answered was answered by an uplink, too. Tasks and local models come from the
+    /// configuration; no task is 0.
+    pub fn agreed(&self, task: Option<u16>, model: &str, agreement: &'static str) {
+        let label = Agreed { task: task.unwrap_or_default().into(), model: model.to_owned(), agreement };
+        self.agreements.get_or_create(&label).inc();
     }
 
     /// Everything as Prometheus text.

@@ -15,6 +15,7 @@ mod limits;
 mod links;
 mod memory;
 mod online;
+mod opinions;
 mod outages;
 mod plc;
 mod policies;
