@@ -151,8 +151,27 @@ async fn a_stored_task_is_tried_twice_and_keeps_its_words() {
         assert_eq!((&record["state"], &record["reason"]), (&json!("dead"), &json!("misfit")), "{record}");
         assert_eq!(record["uplink"]["response"]["choices"][0]["message"]["content"], "no idea");
         assert_eq!(record["maybe_billed"], true, "the second try was announced");
+        assert_eq!((&record["task"], &record["result"]["status"]), (&json!(12), &json!("failed")), "{record}");
+        assert_eq!(record["result"]["text"], "no idea");
     }
     assert_eq!(paid(bench), 14);
+}
+
+#[tokio::test]
+async fn the_record_of_a_task_shows_what_its_answer_came_to() {
+    let tasks = tasks(true).await;
+    let bench = &tasks.bench;
+    bench.outage(Faults::failing(holdfast::cli::simulate::Mode::Refuse)).await;
+    let reply = bench.daemon.send(weld().header("prefer", "wait=20")).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let id = reply.header("x-holdfast-id").to_owned();
+    let offline = bench.daemon.record(&id).await;
+    assert_eq!((&offline["state"], &offline["task"]), (&json!("queued"), &json!(12)), "{offline}");
+    assert_eq!(offline["result"]["source"], "local:llama3.2:latest", "{offline}");
+    bench.recover().await;
+    let result = bench.daemon.record(&id).await["result"].clone();
+    let expected = json!({"status": "ok", "code": 1, "value": 1.5, "text": "ok", "source": "uplink:sim"});
+    assert_eq!(result, expected);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use crate::body::Body;
 use crate::control::types::State;
 use crate::gateway::agreement;
 use crate::spool::record::Record;
-use crate::task::{Book, Rule};
+use crate::task::{Book, Rule, WHOLE_BYTES_MAX, said};
 
 /// Most of an answer that is no JSON that is shown.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
@@ -42,11 +42,41 @@ pub fn record_json(record: &Record, tasks: &Book) -> Value {
         // What failed before the answer came is history, and would read like a failure.
         "last_error": record.last_error.as_ref().filter(|_| record.state != State::Answered).map(|e| json!({"kind": e.kind, "message": e.message})),
     });
+    if let Some(task) = record.task {
+        value["task"] = json!(task);
+        value["result"] = result(record, tasks);
+    }
     if let Some((agreement, rule)) = agreement(record, tasks) {
         value["agreement"] = json!(agreement.as_str());
         value["agreement_rule"] = json!(rule.map(Rule::as_str));
     }
     value
+}
+
+/// What a task's answer came to, the uplink's before the local model's; null while there is none, or no such task any
+/// more.
+fn result(record: &Record, tasks: &Book) -> Value {
+    let read = |source: String, words: Option<String>| {
+        let reading = record.task.and_then(|task| tasks.get(task))?.read(&words?);
+        Some(json!({
+            "status": if reading.fits { "ok" } else { "failed" },
+            "code": reading.code,
+            "value": reading.value,
+            "text": reading.text,
+            "source": source,
+        }))
+    };
+    let uplink = record.uplink.as_ref().filter(|_| brought_the_end(record.state)).and_then(|(answer, _)| {
+        let is_short = answer.body.len() <= WHOLE_BYTES_MAX;
+        // What only the local model may answer stands where an uplink's would, without an uplink's name.
+        let place = if answer.uplink.is_empty() { ("local", &answer.model) } else { ("uplink", &answer.uplink) };
+        read(format!("{}:{}", place.0, place.1), is_short.then(|| said(answer.body.reader())).flatten())
+    });
+    let local = || {
+        let (answer, _) = record.local.as_ref()?;
+        read(format!("local:{}", answer.model), said(&*answer.body))
+    };
+    json!(uplink.or_else(local))
 }
 
 fn local(record: &Record) -> Value {
