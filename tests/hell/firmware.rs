@@ -189,6 +189,7 @@ impl Firmware {
                     self.ended(key, status, &text);
                 }
             }
+            Some(Event::Gone { key }) => self.torn.push(format!("{key:x} ended without its result")),
             Some(Event::Refused(no)) => self.refused.push(format!("{:x}: {} {}", no.key, no.code, no.detail)),
             _ => {}
         }
