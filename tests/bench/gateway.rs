@@ -9,6 +9,7 @@
 
 mod append;
 mod daemon;
+mod links;
 mod load;
 mod mock;
 mod online;
@@ -42,16 +43,15 @@ fn main() {
     let plan = if has("--quick") { QUICK } else { FULL };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     println!("{} rounds of {:?}; medians over the rounds, ratios as min / median / max.", plan.rounds, plan.cell);
-    for section in [("online", 0), ("stored", 1), ("startup", 2)] {
-        // A section may be named to run alone; other words are cargo's.
-        let named = ["online", "stored", "startup"].iter().any(|name| has(name));
-        if named && !has(section.0) {
-            continue;
-        }
-        match section.1 {
-            0 => runtime.block_on(online::measure(&plan)),
-            1 => runtime.block_on(stored::measure(&plan)),
-            _ => runtime.block_on(startup::measure(&plan)),
+    let sections = ["online", "stored", "startup", "links"];
+    // A section may be named to run alone; other words are cargo's.
+    let named = sections.into_iter().any(has);
+    for section in sections.into_iter().filter(|section| !named || has(section)) {
+        match section {
+            "online" => runtime.block_on(online::measure(&plan)),
+            "stored" => runtime.block_on(stored::measure(&plan)),
+            "startup" => runtime.block_on(startup::measure(&plan)),
+            _ => runtime.block_on(links::measure(&plan)),
         }
     }
 }

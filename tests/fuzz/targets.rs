@@ -14,6 +14,10 @@ use holdfast::ingress::link::modbus::frame::Framer;
 use holdfast::ingress::link::modbus::unit::Unit;
 use holdfast::uplink::sse::Splitter;
 use holdfast::uplink::{body, classify};
+use holdfast_wire::device::{Device, Identity, Keeper};
+use holdfast_wire::frame::{CRC32, wire_bytes};
+use holdfast_wire::message::{BlobRef, List, Op, Submit};
+use holdfast_wire::{Deframer, Header, Message, encode};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 /// Takes any bytes; panics where something does not hold.
@@ -24,6 +28,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("answer", answer),
     ("body", request),
     ("config", config),
+    ("frames", frames),
     ("framing", framing),
     ("head", head),
     ("lines", lines),
@@ -119,6 +124,76 @@ pub fn config(data: &[u8]) {
     match loaded {
         Ok(loaded) => assert!(!loaded.origins.is_empty()),
         Err(faults) => assert!(!faults.to_string().is_empty()),
+    }
+}
+
+/// Whatever a gateway says, a device says whole frames only, and comes to the end of what it has to say.
+///
+/// Pieces that are a message's payload are put into a sound frame, so that the rules are reached; all others come as they are.
+pub fn frames(data: &[u8]) {
+    const FRAME: usize = 256;
+    let (data, size) = pieces(data);
+    let (mut incoming, mut piece) = ([0; wire_bytes(FRAME)], [0; 100]);
+    let mut device = Device::<2>::new(identity(size % 8 == 7), &mut incoming, &mut piece, 0);
+    let (mut now_ms, mut out, mut framed) = (0, [0; wire_bytes(FRAME)], [0; 2 * FRAME]);
+    for said in data.chunks(size) {
+        device.submit(1, true, now_ms).unwrap();
+        device.submit(2, size % 2 == 0, now_ms).unwrap();
+        let (kind, payload) = said.split_first().map_or((0, said), |(kind, payload)| (*kind, payload));
+        let header = Header { from_gateway: true, repeat: false, addr: 0, kind: 0, session: 1, tag: kind };
+        let message = Message::read(kind, payload).ok();
+        let length = message.and_then(|message| encode(header, &message, &mut framed).ok());
+        for byte in length.map_or(said, |length| &framed[..length]) {
+            let _ = device.receive(*byte, now_ms);
+        }
+        let (mut left, mut known) = (1_000, [0; wire_bytes(FRAME)]);
+        loop {
+            let length = device.poll(&Firmware, now_ms, &mut out);
+            if length == 0 {
+                break;
+            }
+            left -= 1;
+            assert!(left > 0, "it does not stop speaking");
+            let mut deframer = Deframer::new(&mut known);
+            let frame = out[..length].iter().find_map(|byte| deframer.push(*byte)?.ok().map(|frame| frame.header));
+            assert!(frame.is_some_and(|header| !header.from_gateway), "no frame of a device");
+        }
+        now_ms += u64::from(kind) * 100;
+        assert!(device.unfinished() <= 2);
+    }
+}
+
+fn identity(polled: bool) -> Identity<'static> {
+    Identity {
+        uid: b"fuzz-dev",
+        boot_id: 1,
+        model: "fuzz",
+        fw: "1",
+        caps: 0,
+        token: None,
+        addr: 0,
+        max_frame: 256,
+        rx_credit: 512,
+        frame_ms: 20,
+        polled,
+    }
+}
+
+/// What the fuzzed device asks: with a picture, whatever the key.
+struct Firmware;
+
+impl Keeper for Firmware {
+    fn request(&self, key: u64) -> Option<Submit<'_>> {
+        let mut blobs = List::new();
+        let picture = [7; 700];
+        blobs.push(BlobRef { blob: key as u32, len: 700, crc32: CRC32.checksum(&picture), mime: 1 }).ok()?;
+        Some(Submit { key, op: Op::Task { id: 1, args: List::new(), blobs }, ..Submit::default() })
+    }
+
+    fn picture(&self, _: u64, _: u32, off: u32, into: &mut [u8]) -> usize {
+        let length = into.len().min(700_usize.saturating_sub(off as usize));
+        into[..length].fill(7);
+        length
     }
 }
 

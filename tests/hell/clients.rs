@@ -3,50 +3,15 @@
 //! Over a pair of pseudo-terminals where the client wants a serial port, over the link's UNIX socket else. Fails where
 //! cc or python3 are missing: a client that was not tried is not a client that works.
 
-use std::fs::File;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
 
-use rustix::pty::OpenptFlags;
-
-use super::support::{Bench, Settings, until};
+use super::support::{Bench, Settings, until, wired};
 
 const QUESTION: &str = "Bearing 7 is at 71 C. Normal?";
 
 fn wire() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/wire")
-}
-
-/// A terminal's inner side and the name of its port.
-fn terminal() -> (File, PathBuf) {
-    let inner = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    rustix::pty::grantpt(&inner).unwrap();
-    rustix::pty::unlockpt(&inner).unwrap();
-    let name = rustix::pty::ptsname(&inner, Vec::new()).unwrap();
-    (File::from(inner), PathBuf::from(name.to_str().unwrap()))
-}
-
-/// Carries bytes one way as long as the test lives; an end that nobody has opened is tried again.
-fn carry(mut from: File, mut to: File) {
-    std::thread::spawn(move || {
-        let mut bytes = [0; 512];
-        loop {
-            match from.read(&mut bytes) {
-                Ok(length) => drop(to.write_all(&bytes[..length])),
-                Err(_) => std::thread::park_timeout(Duration::from_millis(20)),
-            }
-        }
-    });
-}
-
-/// Two serial ports that are wired to each other.
-fn wired() -> (PathBuf, PathBuf) {
-    let ((one, left), (other, right)) = (terminal(), terminal());
-    carry(one.try_clone().unwrap(), other.try_clone().unwrap());
-    carry(other, one);
-    (left, right)
 }
 
 async fn said(mut command: Command) -> String {

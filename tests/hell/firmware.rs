@@ -107,10 +107,18 @@ fn device(uid: &'static [u8], boot_id: u32, frame_ms: u32, now_ms: u64) -> Devic
 }
 
 impl Firmware {
-    /// Holds these requests: a prompt and a picture, which may be empty.
-    pub fn new(uid: &'static [u8], frame_ms: u32, wrong: Option<Wrong>, requests: Vec<(String, Vec<u8>)>) -> Firmware {
+    /// Holds these requests: a prompt and a picture, which may be empty. `quiet` ones all only have to arrive.
+    pub fn new(
+        uid: &'static [u8],
+        frame_ms: u32,
+        wrong: Option<Wrong>,
+        quiet: bool,
+        requests: Vec<(String, Vec<u8>)>,
+    ) -> Firmware {
         let (mut memory, mut prompts) = (Memory::default(), BTreeMap::new());
-        for (key, (prompt, picture)) in (7_u64 << 32 | 1..).zip(requests) {
+        let step = if quiet { NO_RESULT_EVERY } else { 1 };
+        for (number, (prompt, picture)) in (1..).zip(requests) {
+            let key = 7_u64 << 32 | (number * step);
             prompts.insert(key, prompt.clone());
             memory.kept.insert(key, Kept { prompt, picture });
         }
@@ -159,7 +167,10 @@ impl Firmware {
             }
             self.take(*byte, now_ms);
         }
-        let keys: Vec<u64> = self.memory.kept.keys().copied().take(OPEN).collect();
+        // After each start from another place on: firmware knows no order, and the gateway may rely on none.
+        let first = 7_u64 << 32 | (u64::from(self.boot_id - 1) * 7 % (self.prompts.len() as u64 + 1));
+        let kept = &self.memory.kept;
+        let keys: Vec<u64> = kept.range(first..).chain(kept.range(..first)).map(|(key, _)| *key).take(OPEN).collect();
         for key in keys {
             let _ = self.device.submit(key, wants_result(key), now_ms);
         }
@@ -189,6 +200,7 @@ impl Firmware {
                     self.ended(key, status, &text);
                 }
             }
+            Some(Event::Gone { key }) => self.torn.push(format!("{key:x} ended without its result")),
             Some(Event::Refused(no)) => self.refused.push(format!("{:x}: {} {}", no.key, no.code, no.detail)),
             _ => {}
         }

@@ -23,10 +23,10 @@ const LOST_PER_CUT: u64 = 2 * 8_192;
 async fn a_large_picture_survives_a_pulled_cable() {
     let size = rounds("HOLDFAST_HELL_PICTURE_BYTES", 400_000);
     let picture = jpeg(size, &mut Chance::new(5));
-    let mut bench = bench(None).await;
+    let mut bench = bench(Vec::new()).await;
     let mut cable = Cable::new(&bench.daemon.folder().join("tty"), 1, 0, RATE);
     let prompt = "Is the weld in this picture whole?".to_owned();
-    let mut device = Firmware::new(b"camera-1", 11, None, vec![(prompt, picture.clone())]);
+    let mut device = Firmware::new(b"camera-1", 11, None, false, vec![(prompt, picture.clone())]);
     let (started, mut cuts, mut plug_at) = (clock::now(), 0, None);
     while !device.is_done() {
         let now_ms = started.elapsed().as_millis() as u64;

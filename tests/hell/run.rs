@@ -4,6 +4,9 @@
 //! the one that a kill in flight allows.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use holdfast::cli::simulate::{Faults, Simulator};
@@ -17,7 +20,11 @@ use super::support::{Bench, Settings, until};
 /// A request that left as its process was killed is noted by the uplink a moment later.
 const SLACK_MS: u64 = 200;
 
+/// How long a commit waits in a run with power cuts: many times what an acknowledgement takes to the device.
+const SLOW_MS: u64 = 100;
+
 /// What one run does.
+#[derive(Default)]
 pub struct Plan {
     pub requests: usize,
     /// How many of them have a picture.
@@ -28,6 +35,10 @@ pub struct Plan {
     pub bad: u64,
     pub seed: u64,
     pub give_up_s: u64,
+    /// Each commit is slow, and a kill right after an acknowledgement takes the device along.
+    pub power_cuts: bool,
+    /// Every request only has to arrive.
+    pub quiet: bool,
 }
 
 /// The five mistakes of which each made the simulation of the rules fail.
@@ -50,9 +61,18 @@ impl Mistake {
     pub const PLAIN: [Mistake; 3] =
         [Mistake::NoUniqueKey, Mistake::ResultNotDeduplicated, Mistake::DeviceForgetsAtTheAck];
 
-    /// Seen only when a kill meets the few milliseconds between acknowledgement and commit.
+    /// Seen only when the power goes between acknowledgement and commit.
     #[allow(dead_code, reason = "planted only with the feature")]
     pub const NARROW: [Mistake; 2] = [Mistake::AckBeforeCommit, Mistake::AckBeforeCommitWithoutResult];
+
+    /// The line on which it has to be seen.
+    #[allow(dead_code, reason = "planted only with the feature")]
+    pub fn plan(self, seed: u64) -> Plan {
+        let power_cuts = Mistake::NARROW.contains(&self);
+        let quiet = self == Mistake::AckBeforeCommitWithoutResult;
+        let (requests, kills) = if power_cuts { (12, 3) } else { (40, 6) };
+        Plan { requests, pictures: 2, kills, bad: 25, seed, give_up_s: 60, power_cuts, quiet }
+    }
 
     /// What the daemon is started with.
     fn plant(self) -> Option<&'static str> {
@@ -99,6 +119,12 @@ impl Seen {
             self.bytes,
             self.took_s
         )
+    }
+
+    /// Whether it came to its end in time.
+    #[allow(dead_code, reason = "asked only of planted mistakes")]
+    pub fn is_finished(&self) -> bool {
+        !self.gave_up
     }
 
     /// The promise, or what broke it.
@@ -159,23 +185,44 @@ fn sends(uplink: &Simulator, since_ms: u64) -> BTreeMap<String, Vec<u64>> {
     sends
 }
 
+/// The library that makes each commit slow; built once, since a daemon may be using it.
+fn slow_commits() -> Vec<(&'static str, String)> {
+    static BUILT: OnceLock<String> = OnceLock::new();
+    let library = BUILT.get_or_init(build_slow).clone();
+    vec![("LD_PRELOAD", library), ("RIG_SLOW_MS", SLOW_MS.to_string())]
+}
+
+fn build_slow() -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rig/shims/slow.c");
+    let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("slow-{}.so", std::process::id()));
+    let mut compile = Command::new("cc");
+    compile.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(&library).arg(source).arg("-ldl");
+    let output = compile.output().expect("cc (Debian: apt-get install gcc libc6-dev)");
+    assert!(output.status.success(), "slow.c: {}", String::from_utf8_lossy(&output.stderr));
+    library.to_str().unwrap().to_owned()
+}
+
 /// A daemon with one link on a terminal of this name in its folder.
-pub async fn bench(plant: Option<&'static str>) -> Bench {
+pub async fn bench(environment: Vec<(&'static str, String)>) -> Bench {
     let extra = "[[link]]\nname = \"line\"\ndevice = \"@DIR@/tty\"\nbaud = 921600\nprotocol = \"frames\"\n";
-    let settings = Settings { extra: extra.to_owned(), plant, drain_in_flight: 4, ..Settings::default() };
+    let settings = Settings { extra: extra.to_owned(), environment, drain_in_flight: 4, ..Settings::default() };
     Bench::with(settings).await
 }
 
 /// Runs it to the end, or until it has to be given up.
 pub async fn run(plan: &Plan, mistake: Option<Mistake>) -> Seen {
     let mut chance = Chance::new(plan.seed);
-    let mut bench = bench(mistake.and_then(Mistake::plant)).await;
+    let mut environment = if plan.power_cuts { slow_commits() } else { Vec::new() };
+    environment.extend(mistake.and_then(Mistake::plant).map(|name| ("HOLDFAST_PLANT", name.to_owned())));
+    let mut bench = bench(environment).await;
     bench.uplink.set_faults(Faults { delay_ms: 20, ..Faults::default() }).await;
     let mut cable = Cable::new(&bench.daemon.folder().join("tty"), plan.seed, plan.bad, 0);
     let requests = requests(plan, &mut chance);
-    let mut device = Firmware::new(b"hell-dev", 5, mistake.and_then(Mistake::wrong), requests);
+    let mut device = Firmware::new(b"hell-dev", 5, mistake.and_then(Mistake::wrong), plan.quiet, requests);
     let (started, offset_ms) = (clock::now(), bench.uplink.age_ms());
-    let (mut kills, mut next_kill, mut next_reboot) = (Vec::new(), 1_500, 2_500);
+    let (mut kills, mut next_reboot) = (Vec::new(), 2_500);
+    // A power cut is to meet the first acknowledgement already.
+    let mut next_kill = if plan.power_cuts { 0 } else { 1_500 };
     let (mut gave_up, mut acked_before) = (false, 0);
     loop {
         let now_ms = started.elapsed().as_millis() as u64;
@@ -190,11 +237,15 @@ pub async fn run(plan: &Plan, mistake: Option<Mistake>) -> Seen {
         device.step(&bytes, now_ms, |frame| cable.send(frame, now_ms));
         // Right after an acknowledgement: what was promised by then must be there.
         let (acked, before) = (device.acked.len(), std::mem::replace(&mut acked_before, device.acked.len()));
-        let aimed = acked > before || now_ms >= next_kill + 1_000;
+        let aimed = acked > before || (!plan.power_cuts && now_ms >= next_kill + 1_000);
         if kills.len() < plan.kills && now_ms >= next_kill && aimed {
             bench.daemon.kill().await;
             kills.push(started.elapsed().as_millis() as u64);
             bench.daemon.restart_unready();
+            if plan.power_cuts {
+                device.reboot(now_ms);
+                cable.lose();
+            }
             next_kill = now_ms + 500 + chance.below(2_000);
         }
         if kills.len() < plan.kills && now_ms >= next_reboot {

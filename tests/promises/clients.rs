@@ -10,7 +10,7 @@ use holdfast::cli::simulate::{Faults, Mode};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::support::{Ask, Bench, Settings, within};
+use crate::support::{Ask, Bench, Settings, wired, within};
 
 const HINT: &str = "this test needs python3 with venv and pip, and a package index that pip can reach \
                     (Debian: apt-get install python3-venv python3-pip)";
@@ -133,6 +133,39 @@ async fn a_real_model_server_behind_an_outage() {
     }
     bench.recover().await;
     assert_eq!(bench.uplink.requests_total(), 2);
+}
+
+/// A Modbus master that knows nothing of holdfast, from the doorbell to the result over a restart of the gateway.
+async fn pymodbus(link: &str, arguments: &[&str]) {
+    let python = python("pymodbus", &["pymodbus[serial]>=3.10"]).await;
+    let extra = format!(
+        "[[task]]\nid = 13\nprompt = \"Speed {{rpm}}\"\n\n[[link]]\nname = \"press\"\n{link}\nprotocol = \"modbus\"\n\
+         offline = \"queue\"\n"
+    );
+    let mut bench = Bench::offline(Settings { extra, ..Settings::without_local() }).await;
+    let mut command = Command::new(python);
+    command.arg(script("modbus_client.py")).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    let mut master = command.spawn().unwrap_or_else(|error| panic!("{error}; {HINT}"));
+    let mut lines = BufReader::new(master.stdout.take().unwrap()).lines();
+    let stored = within("the request to be stored", 60, lines.next_line()).await.unwrap();
+    let number = stored.as_deref().and_then(|line| line.strip_prefix("stored ")).expect("what the master said");
+    assert_ne!(number, "0");
+    assert_eq!(bench.daemon.backlog().await, 1, "written twice, stored once");
+    bench.daemon.kill().await;
+    bench.daemon.restart().await;
+    bench.uplink.set_faults(Faults::default()).await;
+    let result = within("the result", 60, lines.next_line()).await.unwrap();
+    assert_eq!(result.as_deref(), Some("result uplink answer to: Speed 1500"));
+    assert!(within("the end", 60, master.wait()).await.unwrap().success());
+    assert_eq!(bench.answered("Speed 1500"), 1);
+}
+
+#[tokio::test]
+async fn pymodbus_rtu() {
+    let (gateway, master) = wired();
+    let link = format!("device = \"{}\"\nparity = \"none\"", gateway.display());
+    pymodbus(&link, &["rtu", master.to_str().unwrap()]).await;
 }
 
 /// The device link's own client for cameras and PCs: it installs as any package does, and its own tests pass.

@@ -154,6 +154,23 @@ async fn what_waits_can_be_cancelled_and_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_device_that_comes_back_after_its_result_was_kept_is_told_so() {
+    let bench = Bench::with(links("[queue]\nkeep_results = \"1s\"\n")).await;
+    bench.uplink.set_faults(Faults { delay_ms: 300, ..Faults::default() }).await;
+    let mut device = Peer::new(&place(&bench), 7, 0);
+    device.submit(5, Request::new("too late"));
+    device.talk("the acknowledgement", 20, |d| d.is_stored(5)).await;
+    device.unplug();
+    let kept = async || bench.daemon.get("/holdfast/v1/requests").await.json();
+    until("the answer", 20, || async { (bench.answered("too late") == 1).then_some(()) }).await;
+    until("the result to be given up", 20, || async { kept().await["data"].as_array()?.is_empty().then_some(()) })
+        .await;
+    device.talk("the end", 20, |d| d.told.contains(&Told::Gone { key: 5 })).await;
+    assert!(device.told.contains(&Told::Stored { key: 5, outcome: 3, request: 0 }), "{:?}", device.told);
+    assert_eq!((device.results(5), bench.answered("too late")), (Vec::new(), 1));
+}
+
+#[tokio::test]
 async fn stored_and_unanswered_survives_a_kill_at_any_time() {
     let mut bench = Bench::offline(links("")).await;
     bench.uplink.set_faults(Faults::failing(Mode::Refuse)).await;

@@ -77,8 +77,9 @@ static bool told(const hf_event *e)
     if (e->kind == HF_EVENT_ONLINE) fprintf(stderr, "gateway: %s\n", e->uplink == 2 ? "online" : "no uplink now");
     if (e->kind == HF_EVENT_STORED) fprintf(stderr, "on the gateway's disk as request %lu\n", (unsigned long)e->req);
     if (e->kind == HF_EVENT_REFUSED) fprintf(stderr, "refused, code %u: %.*s\n", (unsigned)e->code, (int)e->text_len, (const char *)e->text);
+    if (e->kind == HF_EVENT_GONE) fprintf(stderr, "finished, the result is not kept any more\n");
     if (e->kind == HF_EVENT_ANSWER) printf("%.*s%s", (int)e->text_len, (const char *)e->text, e->last ? "\n" : "");
-    return e->kind == HF_EVENT_REFUSED || (e->kind == HF_EVENT_ANSWER && e->last);
+    return e->kind == HF_EVENT_REFUSED || e->kind == HF_EVENT_GONE || (e->kind == HF_EVENT_ANSWER && e->last);
 }
 
 int main(int argc, char **argv)

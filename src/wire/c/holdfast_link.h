@@ -94,7 +94,8 @@ typedef struct {
 /* What happened. */
 typedef enum {
     HF_EVENT_NONE, HF_EVENT_ONLINE, HF_EVENT_STORED, HF_EVENT_REFUSED, HF_EVENT_ANSWER, HF_EVENT_PROGRESS,
-    HF_EVENT_CANCELLED, HF_EVENT_TIME
+    HF_EVENT_CANCELLED, HF_EVENT_TIME,
+    HF_EVENT_GONE /* the gateway finished it, and its result is not kept any more: the request may be forgotten */
 } hf_event_kind;
 
 /* `text` points into the receive buffer: copy it before the next call of hf_receive. */
@@ -167,6 +168,8 @@ uint32_t hf_crc32(uint32_t crc, const uint8_t *bytes, size_t len);
 #define HF_ANSWER_MS 300u
 #define HF_STORE_MS 2000u
 #define HF_BUSY_MS 2000u
+#define HF_QUERIES_MAX 3
+#define HF_STATE_DONE 4
 
 enum { HF_FREE, HF_SUBMITTING, HF_UPLOADING, HF_STORED, HF_ASKING };
 
@@ -431,6 +434,7 @@ static void hf_wanted(hf_device *d, hf_open *o, uint32_t blob, uint32_t off, uin
 static void hf_on_submit_ack(hf_device *d, hf_in *i, hf_event *e, uint64_t now_ms)
 {
     uint32_t blob = 0, off = 0;
+    uint8_t stage;
     bool need;
     hf_open *o;
     e->key = hf_get_varint(i);
@@ -446,8 +450,8 @@ static void hf_on_submit_ack(hf_device *d, hf_in *i, hf_event *e, uint64_t now_m
         return;
     }
     if (e->outcome > 3) return;
-    if (o->stage != HF_STORED || e->outcome == 3) e->kind = HF_EVENT_STORED;
-    hf_enter(o, e->outcome == 3 ? HF_ASKING : HF_STORED, now_ms);
+    stage = e->outcome == 3 ? HF_ASKING : HF_STORED;
+    if (o->stage != stage) { e->kind = HF_EVENT_STORED; hf_enter(o, stage, now_ms); }
     if (!o->wants_result) hf_finish(d, e->key, now_ms);
 }
 
@@ -463,17 +467,21 @@ static void hf_on_nack(hf_device *d, hf_in *i, hf_event *e, uint64_t now_ms)
     if (e->code == HF_NO_SESSION) { hf_lose_session(d, now_ms); return; }
     if (e->code == HF_VERSION || (e->code == HF_FORBIDDEN && !d->session)) {
         d->hello.due_ms = now_ms + (e->retry_ms > HF_BUSY_MS ? e->retry_ms : HF_BUSY_MS);
+        d->hello.wait_ms = 0;
         e->kind = HF_EVENT_REFUSED;
         return;
     }
     o = hf_find(d, e->key);
     if (!o) return;
-    if (e->code == HF_UNKNOWN_KEY && o->stage == HF_STORED) { hf_enter(o, HF_SUBMITTING, now_ms); return; }
+    if (e->code == HF_UNKNOWN_KEY) { /* what is being submitted was asked for before: an answer that comes late */
+        if (o->stage == HF_STORED || o->stage == HF_ASKING) hf_enter(o, HF_SUBMITTING, now_ms);
+        return;
+    }
     switch (e->code) {
     case HF_BUSY: case HF_STORAGE_FULL: case HF_RATE_LIMITED: case HF_INTERNAL: case HF_BLOB_CHECKSUM:
         hf_enter(o, HF_SUBMITTING, now_ms);
         o->repeat.due_ms = now_ms + (e->retry_ms ? e->retry_ms : HF_BUSY_MS);
-        if (d->upload.active && d->upload.key == e->key) d->upload.active = false;
+        if (d->upload.active && d->upload.key == e->key) hf_end_upload(d, now_ms);
         return;
     default:
         hf_finish(d, e->key, now_ms);
@@ -531,13 +539,25 @@ static void hf_on_result(hf_device *d, hf_in *i, hf_event *e, uint8_t tag, uint6
     if (e->last) hf_finish(d, e->key, now_ms);
 }
 
+/* Finished, and asked for often enough without a result: there is none any more. */
+static void hf_on_progress(hf_device *d, hf_event *e, uint64_t now_ms)
+{
+    hf_open *o = hf_find(d, e->key);
+    e->kind = HF_EVENT_PROGRESS;
+    if (e->state < HF_STATE_DONE || !o || o->stage != HF_ASKING || o->repeat.sends < HF_QUERIES_MAX) return;
+    hf_finish(d, e->key, now_ms);
+    e->kind = HF_EVENT_GONE;
+}
+
 static void hf_on_frame(hf_device *d, const uint8_t *frame, size_t len, hf_event *e, uint64_t now_ms)
 {
     hf_in i = { frame + 5, len - 5, false };
     uint8_t tag = frame[4];
     bool mine = frame[1] == d->id.addr || frame[1] == HF_BROADCAST;
+    /* A gateway that polls may not have heard of this device yet, or of its last start. */
+    bool current = frame[3] == (uint8_t)d->id.boot_id || frame[2] == HF_POLL;
     /* Its own echo, somebody else's, or an answer to what it was before its last start. */
-    if (!(frame[0] & 8) || !mine || frame[3] != (uint8_t)d->id.boot_id) return;
+    if (!(frame[0] & 8) || !mine || !current) return;
     d->ping = hf_now(now_ms + HF_PING_EVERY_MS);
     switch (frame[2]) {
     case HF_HELLO_ACK:
@@ -566,7 +586,7 @@ static void hf_on_frame(hf_device *d, const uint8_t *frame, size_t len, hf_event
         e->state = hf_get(&i);
         e->queue_pos = (uint16_t)hf_get_varint(&i);
         e->eta_s = (uint16_t)hf_get_varint(&i);
-        if (!i.bad) e->kind = HF_EVENT_PROGRESS;
+        if (!i.bad) hf_on_progress(d, e, now_ms);
         return;
     case HF_CANCEL_ACK:
         e->key = hf_get_varint(&i);

@@ -24,6 +24,11 @@ pub enum Event<'a> {
         /// Nothing follows.
         last: bool,
     },
+    /// The gateway finished this request, and its result is not kept any more: it may be forgotten.
+    Gone {
+        /// The device's key of it.
+        key: u64,
+    },
     /// Where a request stands.
     Progress(Progress),
     /// What became of a cancellation.

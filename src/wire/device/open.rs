@@ -11,7 +11,8 @@ pub(super) enum Stage {
     Uploading,
     /// The result; the gateway pushes it.
     Stored,
-    /// The gateway says that it is finished, the device has no result: asked for until it comes.
+    /// The gateway says that it is finished, the device has no result: asked for until it comes, or until the gateway
+    /// has said often enough that there is none.
     Asking,
 }
 

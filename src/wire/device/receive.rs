@@ -5,10 +5,15 @@ use super::repeat::Repeat;
 use super::{Device, Event, Session, State, Upload};
 use crate::Code;
 use crate::frame::{BROADCAST, Frame};
-use crate::message::{Answer, HelloAck, Message, Nack, SubmitAck};
+use crate::message::{Answer, HelloAck, Message, Nack, Progress, SubmitAck};
 
 /// A refusal that gives no time of its own: ask again after this.
 const BUSY_MS: u32 = 2_000;
+/// Queries for the result of a finished request after which "finished" is all that is to be had. More than one, since a
+/// result that is there may meet the same bad line.
+const QUERIES_MAX: u8 = 3;
+/// The first of the states that are an end ([`Progress::state`]): done.
+const STATE_DONE: u8 = 4;
 
 impl<const OPEN: usize> Device<'_, OPEN> {
     /// Takes one byte from the port.
@@ -48,7 +53,7 @@ impl<const OPEN: usize> State<'_, OPEN> {
                 None
             }
             Message::Result(answer) => self.answered(answer, header.tag, now_ms),
-            Message::Progress(progress) => Some(Event::Progress(progress)),
+            Message::Progress(progress) => Some(self.stands(progress, now_ms)),
             Message::CancelAck(ack) => {
                 self.cancel = self.cancel.filter(|(key, _)| *key != ack.key);
                 Some(Event::Cancelled(ack))
@@ -105,12 +110,13 @@ impl<const OPEN: usize> State<'_, OPEN> {
                 return (!was_stored).then_some(Event::Stored(ack));
             }
             (3, _) => {
-                if open.wants_result {
-                    open.enter(Stage::Asking, now_ms);
-                } else {
+                let was_asking = open.stage == Stage::Asking;
+                if !open.wants_result {
                     self.finish(ack.key, now_ms);
+                } else if !was_asking {
+                    open.enter(Stage::Asking, now_ms);
                 }
-                return Some(Event::Stored(ack));
+                return (!was_asking).then_some(Event::Stored(ack));
             }
             _ => {}
         }
@@ -128,6 +134,17 @@ impl<const OPEN: usize> State<'_, OPEN> {
         }
     }
 
+    /// Finished, and asked for often enough without a result: there is none any more.
+    fn stands<'a>(&mut self, progress: Progress, now_ms: u64) -> Event<'a> {
+        let key = progress.key;
+        let is_over = |open: &mut super::Open| open.stage == Stage::Asking && open.repeat.sends() >= QUERIES_MAX;
+        if progress.state >= STATE_DONE && self.find(key).is_some_and(is_over) {
+            self.finish(key, now_ms);
+            return Event::Gone { key };
+        }
+        Event::Progress(progress)
+    }
+
     fn refused<'a>(&mut self, nack: Nack<'a>, now_ms: u64) -> Option<Event<'a>> {
         let is = |code: Code| nack.code == code.number();
         if is(Code::NoSession) {
@@ -139,8 +156,11 @@ impl<const OPEN: usize> State<'_, OPEN> {
             return Some(Event::Refused(nack));
         }
         let open = self.find(nack.key)?;
-        if is(Code::UnknownKey) && open.stage == Stage::Stored {
-            open.enter(Stage::Submitting, now_ms);
+        if is(Code::UnknownKey) {
+            // What is being submitted already was asked for before: an answer that comes late.
+            if matches!(open.stage, Stage::Stored | Stage::Asking) {
+                open.enter(Stage::Submitting, now_ms);
+            }
             return None;
         }
         let for_now = [Code::Busy, Code::StorageFull, Code::RateLimited, Code::Internal, Code::BlobChecksum];
@@ -149,7 +169,7 @@ impl<const OPEN: usize> State<'_, OPEN> {
             open.enter(Stage::Submitting, now_ms);
             open.repeat = open.repeat.after(now_ms, wait_ms);
             if self.upload.is_some_and(|upload| upload.key == nack.key) {
-                self.upload = None;
+                self.end_upload(now_ms);
             }
             return None;
         }

@@ -58,6 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             match device.receive(*byte, now_ms) {
                 Some(Event::Stored(ack)) => eprintln!("on the gateway's disk as request {}", ack.req),
                 Some(Event::Refused(no)) => return Err(format!("refused, code {}: {}", no.code, no.detail).into()),
+                Some(Event::Gone { .. }) => return Err("finished, the result is not kept any more".into()),
                 Some(Event::Answer { part, last }) => {
                     print!("{}", String::from_utf8_lossy(part.text));
                     done = last;

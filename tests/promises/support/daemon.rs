@@ -14,35 +14,35 @@ use super::{KEY, until, within};
 pub struct Daemon {
     dir: tempfile::TempDir,
     child: Child,
-    plant: Option<&'static str>,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Daemon {
     /// Starts it with this configuration, `@DIR@` being its folder; returns once it answers.
     pub async fn start(config: &str) -> Daemon {
-        Daemon::start_with(config, None).await
+        Daemon::start_with(config, Vec::new()).await
     }
 
-    /// The same with a planted mistake.
-    pub async fn start_with(config: &str, plant: Option<&'static str>) -> Daemon {
+    /// The same with more in its environment.
+    pub async fn start_with(config: &str, environment: Vec<(&'static str, String)>) -> Daemon {
         let dir = tempfile::Builder::new().prefix("hf").tempdir().unwrap();
         let text = config.replace("@DIR@", dir.path().to_str().unwrap());
         std::fs::write(dir.path().join("holdfast.toml"), text).unwrap();
-        let child = spawn(dir.path(), plant);
-        let mut daemon = Daemon { dir, child, plant };
+        let child = spawn(dir.path(), &environment);
+        let mut daemon = Daemon { dir, child, environment };
         daemon.wait_ready().await;
         daemon
     }
 
     /// Starts it again in the same folder; returns once it answers.
     pub async fn restart(&mut self) {
-        self.child = spawn(self.dir.path(), self.plant);
+        self.child = spawn(self.dir.path(), &self.environment);
         self.wait_ready().await;
     }
 
     /// Starts it again and does not wait.
     pub fn restart_unready(&mut self) {
-        self.child = spawn(self.dir.path(), self.plant);
+        self.child = spawn(self.dir.path(), &self.environment);
     }
 
     async fn wait_ready(&mut self) {
@@ -196,12 +196,12 @@ impl Daemon {
     }
 }
 
-fn spawn(dir: &Path, plant: Option<&'static str>) -> Child {
+fn spawn(dir: &Path, environment: &[(&'static str, String)]) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("daemon.log")).unwrap();
     let mut command = binary(dir);
     command.args(["run", "--config"]).arg(dir.join("holdfast.toml"));
     command.stdout(log.try_clone().unwrap()).stderr(log);
-    command.envs(plant.map(|name| ("HOLDFAST_PLANT", name)));
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.spawn().unwrap()
 }
 

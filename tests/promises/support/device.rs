@@ -44,6 +44,7 @@ pub enum Told {
     Refused { key: u64, code: u16 },
     Result { key: u64, status: u8, source: u8, text: String },
     Cancelled { key: u64, outcome: u8 },
+    Gone { key: u64 },
 }
 
 #[derive(Default)]
@@ -214,6 +215,7 @@ impl Peer {
                 Event::Online { .. } => Told::Online,
                 Event::Stored(ack) => Told::Stored { key: ack.key, outcome: ack.outcome, request: ack.req },
                 Event::Refused(nack) => Told::Refused { key: nack.key, code: nack.code },
+                Event::Gone { key } => Told::Gone { key },
                 Event::Cancelled(ack) => Told::Cancelled { key: ack.key, outcome: ack.outcome },
                 Event::Answer { part, last } => {
                     let text = self.parts.entry(part.key).or_default();

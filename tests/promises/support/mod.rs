@@ -5,6 +5,7 @@
 mod daemon;
 mod device;
 mod http;
+mod terminal;
 
 use std::future::Future;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use serde_json::Value;
 pub use daemon::Daemon;
 pub use device::{Peer, Request, Told};
 pub use http::{Ask, Reply, chat_body, events, stream_text};
+pub use terminal::wired;
 
 /// The uplink's key that the daemon gets through its environment.
 pub const KEY: &str = "sk-bench-key";
@@ -41,8 +43,8 @@ pub struct Settings {
     pub data_dir: Option<String>,
     /// Further configuration.
     pub extra: String,
-    /// A mistake to switch on, where the binary was built with the feature `planted`.
-    pub plant: Option<&'static str>,
+    /// What else the daemon has in its environment.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Default for Settings {
@@ -56,7 +58,7 @@ impl Default for Settings {
             http: String::new(),
             data_dir: None,
             extra: String::new(),
-            plant: None,
+            environment: Vec::new(),
         }
     }
 }
@@ -94,7 +96,7 @@ impl Bench {
         let uplink = serve_uplink(UplinkOptions { key, ..UplinkOptions::default() }).await.unwrap();
         let ollama = serve_ollama(OllamaOptions::default()).await.unwrap();
         let config = config(&settings, &uplink.base_url(), &ollama.base_url());
-        let daemon = Daemon::start_with(&config, settings.plant).await;
+        let daemon = Daemon::start_with(&config, settings.environment).await;
         Bench { daemon, uplink, ollama }
     }
 

@@ -31,7 +31,7 @@ pub struct Ended {
     pub key: u64,
     /// The gateway's number.
     pub req: u64,
-    /// As in the message Result; `None` where the gateway refused the request.
+    /// As in the message Result; `None` where the gateway refused the request or keeps no result.
     pub status: Option<u8>,
     /// 1 uplink, 2 local, 3 cache; 0 where nobody answered.
     pub source: u8,

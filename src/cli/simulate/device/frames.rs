@@ -161,6 +161,10 @@ impl Run<'_> {
                 let (code, text) = (i32::from(no.code), no.detail.to_owned());
                 self.end(Ended { key: no.key, req: 0, status: None, source: 0, code, value: 0.0, text });
             }
+            Event::Gone { key } => {
+                let text = "finished, the result is not kept any more".to_owned();
+                self.end(Ended { key, req: 0, status: None, source: 0, code: 0, value: 0.0, text });
+            }
             _ => {}
         }
     }
@@ -168,7 +172,7 @@ impl Run<'_> {
     fn end(&mut self, ended: Ended) {
         self.open.remove(&ended.key);
         if self.options.print {
-            let how = ended.status.map_or("refused".to_owned(), |status| format!("status {status}"));
+            let how = ended.status.map_or("no result".to_owned(), |status| format!("status {status}"));
             told::line(format_args!("   {:x} ended: {how}, code {}: {}", ended.key, ended.code, ended.text));
         }
         self.ended.push(ended);

@@ -9,7 +9,7 @@ What `task`, `chat` and `raw` return is on this machine's disk; it is repeated o
 on its own, and its answer is handed over once.
 """
 
-from .client import Client, Refused, Request
+from .client import Client, Refused, Request, ResultGone
 from .memory import Answer
 
-__all__ = ["Answer", "Client", "Refused", "Request"]
+__all__ = ["Answer", "Client", "Refused", "Request", "ResultGone"]

@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import sys
 
-from .client import Client, Refused
+from .client import Client, Refused, ResultGone
 
 parser = argparse.ArgumentParser(prog="holdfast_link", description="Ask a holdfast gateway over a device link.")
 parser.add_argument("address", help="/dev/ttyUSB0, unix:/run/holdfast/link.sock, listen:IP:PORT or tcp:HOST:PORT")
@@ -31,7 +31,7 @@ def main() -> int:
             parser.error("--chat or --task")
         try:
             answer = request.wait(args.wait)
-        except (TimeoutError, Refused) as error:
+        except (TimeoutError, Refused, ResultGone) as error:
             print(error, file=sys.stderr)
             return 1
         print(answer.text)

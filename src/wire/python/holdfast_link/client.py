@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Type, Union
 
 from . import messages as m
-from .device import Device, Event, Identity, Online, Part, Refusal, Stored
+from .device import Device, Event, Gone, Identity, Online, Part, Refusal, Stored
 from .frames import Header, encode
 from .memory import Answer, Memory, answer_of
 from .port import Port, open_port
@@ -36,6 +36,13 @@ class Refused(Exception):
         self.code, self.detail = code, detail
 
 
+class ResultGone(Exception):
+    """The gateway finished this request and does not keep its result any more: it was asked too late."""
+
+    def __init__(self) -> None:
+        super().__init__("finished, the result is not kept any more")
+
+
 class Request:
     """A request that is on this machine's disk."""
 
@@ -43,17 +50,20 @@ class Request:
         self.key = submit.key
         self.submit = submit
         self._client, self._answer = client, answer
-        self._refused: Optional[Refused] = None
+        self._no: Optional[Exception] = None
         self._stored, self._ended = threading.Event(), threading.Event()
         if answer is not None:
             self._end()
 
     def wait(self, timeout_s: Optional[float] = None) -> Answer:
-        """The answer, handed over once: from here on it is the caller's. `Refused` or `TimeoutError` otherwise."""
+        """The answer, handed over once: from here on it is the caller's.
+
+        `Refused`, `ResultGone` or `TimeoutError` otherwise.
+        """
         if not self._ended.wait(timeout_s):
             raise TimeoutError("no answer yet; the request stays open")
         if self._answer is None:
-            raise self._refused or TimeoutError("nobody wants a result of this request")
+            raise self._no or TimeoutError("nobody wants a result of this request")
         self._client._handed_over(self.key)
         return self._answer
 
@@ -69,8 +79,8 @@ class Request:
         """Asks the gateway not to answer; it may be too late."""
         self._client._cancel(self.key)
 
-    def _end(self, answer: Optional[Answer] = None, refused: Optional[Refused] = None) -> None:
-        self._answer, self._refused = answer or self._answer, refused
+    def _end(self, answer: Optional[Answer] = None, no: Optional[Exception] = None) -> None:
+        self._answer, self._no = answer or self._answer, no
         self._stored.set()
         self._ended.set()
 
@@ -274,7 +284,13 @@ class Client:
             request = self._requests.get(event.nack.key)
             if request is not None:
                 self._forget(request)
-                request._end(refused=Refused(event.nack.code, event.nack.detail))
+                request._end(no=Refused(event.nack.code, event.nack.detail))
+        elif isinstance(event, Gone):
+            request = self._requests.get(event.key)
+            self._text.pop(event.key, None)
+            if request is not None:
+                self._forget(request)
+                request._end(no=ResultGone())
         elif isinstance(event, Part):
             self._answered(event)
         elif isinstance(event, Online):

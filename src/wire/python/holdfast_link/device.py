@@ -21,6 +21,9 @@ ROUNDS_MAX = 4
 ANSWER_MS = 300
 STORE_MS = 2_000
 BUSY_MS = 2_000
+QUERIES_MAX = 3
+"""Queries for the result of a finished request after which "finished" is all that is to be had."""
+STATE_DONE = 4
 ACKS_MAX = 4
 
 VERSION_CODE, NO_SESSION, UNKNOWN_KEY, FORBIDDEN = 2, 4, 8, 14
@@ -84,7 +87,14 @@ class Part:
     last: bool
 
 
-Event = Union[Online, Stored, Refusal, Part, m.Progress, m.CancelAck]
+@dataclass(frozen=True)
+class Gone:
+    """The gateway finished this request, and its result is not kept any more: it may be forgotten."""
+
+    key: int
+
+
+Event = Union[Online, Stored, Refusal, Part, Gone, m.Progress, m.CancelAck]
 
 
 class Chance:
@@ -274,7 +284,7 @@ class Device:
         elif isinstance(message, m.Result):
             return self._answered(message, header.tag, now_ms)
         elif isinstance(message, m.Progress):
-            return message
+            return self._stands(message, now_ms)
         elif isinstance(message, m.CancelAck):
             if self._cancel is not None and self._cancel[0] == message.key:
                 self._cancel = None
@@ -302,11 +312,22 @@ class Device:
             if ack.need is not None:
                 self._wanted(request, ack.need[0], ack.need[1], now_ms)
             return None
-        was_stored = request.stage == STORED
-        request.enter(ASKING if ack.outcome == 3 else STORED, now_ms)
+        stage = ASKING if ack.outcome == 3 else STORED
+        is_news = request.stage != stage
+        if is_news:
+            request.enter(stage, now_ms)
         if not request.wants_result:
             self._finish(ack.key, now_ms)
-        return None if was_stored and ack.outcome != 3 else Stored(ack)
+        return Stored(ack) if is_news else None
+
+    def _stands(self, progress: m.Progress, now_ms: int) -> Event:
+        """Finished, and asked for often enough without a result: there is none any more."""
+        request = self.open.get(progress.key)
+        asked = request.repeat.sends if request is not None and request.stage == ASKING else 0
+        if progress.state < STATE_DONE or asked < QUERIES_MAX:
+            return progress
+        self._finish(progress.key, now_ms)
+        return Gone(progress.key)
 
     def _wanted(self, request: Open, blob: int, off: int, now_ms: int) -> None:
         """The gateway wants a picture from some byte on; one upload at a time."""
@@ -326,14 +347,16 @@ class Device:
         request = self.open.get(nack.key)
         if request is None:
             return None
-        if nack.code == UNKNOWN_KEY and request.stage == STORED:
-            request.enter(SUBMITTING, now_ms)
+        if nack.code == UNKNOWN_KEY:
+            # What is being submitted already was asked for before: an answer that comes late.
+            if request.stage in (STORED, ASKING):
+                request.enter(SUBMITTING, now_ms)
             return None
         if nack.code in COME_BACK:
             request.enter(SUBMITTING, now_ms)
             request.repeat.due_ms = now_ms + (nack.retry_ms or BUSY_MS)
             if self.upload is not None and self.upload.key == nack.key:
-                self.upload = None
+                self._end_upload(now_ms)
             return None
         self._finish(nack.key, now_ms)
         return Refusal(nack)

@@ -13,6 +13,7 @@ class Gateway:
     def __init__(self, refuse=0):
         self.stored, self.blobs, self.bytes_of_pieces, self.acked = {}, {}, 0, set()
         self.boot, self.refuse, self.cut_after, self.holds_back = 1, refuse, None, False
+        self.has_pruned = False
         self.changed = threading.Condition()
 
     def line(self):
@@ -68,6 +69,8 @@ class Gateway:
             if len(blob) == message.off:
                 blob += message.data
             return [m.ChunkAck(message.blob, len(blob), 400)]
+        if isinstance(message, m.Query):
+            return [m.Progress(message.key, 4, 0, 0)]
         if isinstance(message, m.ResultAck):
             self.acked.add(message.key)
         return []
@@ -75,6 +78,8 @@ class Gateway:
     def _submit(self, submit):
         if self.refuse:
             return [m.Nack(submit.KIND, submit.key, self.refuse, 0, "no such task")]
+        if self.has_pruned:
+            return [m.SubmitAck(submit.key, 3, 0, 0)]
         known = submit.key in self.stored
         for ref in () if known else submit.blobs():
             blob = self.blobs.setdefault(ref.blob, bytearray())

@@ -7,7 +7,7 @@ import zlib
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from holdfast_link import messages as m  # noqa: E402
-from holdfast_link.device import Device, Identity, Part, Refusal, Stored  # noqa: E402
+from holdfast_link.device import Device, Gone, Identity, Part, Refusal, Stored  # noqa: E402
 
 
 class Memory:
@@ -35,6 +35,8 @@ def turn(device, memory, now, data):
             print("stored", event.ack.key)
         elif isinstance(event, Refusal):
             print("refused", event.nack.key)
+        elif isinstance(event, Gone):
+            print("gone", event.key)
         elif isinstance(event, Part):
             print("answer", event.part.key, int(event.last), "-" + event.part.text.hex())
     for _ in range(8):

@@ -6,7 +6,7 @@ import tempfile
 import threading
 import unittest
 
-from holdfast_link import Client, Refused
+from holdfast_link import Client, Refused, ResultGone
 from holdfast_link import messages as m
 from tests.gateway import Gateway
 
@@ -91,6 +91,15 @@ class Links(unittest.TestCase):
             with self.assertRaises(Refused) as refused:
                 link.task(99).wait(20)
             self.assertEqual((refused.exception.code, refused.exception.detail), (9, "no such task"))
+            self.assertEqual(link.unfinished(), [])
+
+    def test_a_result_that_is_not_kept_is_an_exception_and_the_request_is_gone(self):
+        gateway = Gateway()
+        gateway.has_pruned = True
+        with self.client(gateway) as link:
+            request = link.chat("one")
+            with self.assertRaises(ResultGone):
+                request.wait(20)
             self.assertEqual(link.unfinished(), [])
 
     def test_many_more_than_one_device_may_have_open(self):

@@ -4,6 +4,7 @@
  *   keep KEY WANTS PICTURE   the memory holds this request, its picture in hexadecimal or "-"
  *   forget KEY               the memory gives it up
  *   start BOOT NOW           power on
+ *   bus BOOT NOW             power on as number 17 of a bus, where it speaks only when polled
  *   submit KEY WANTS NOW
  *   turn NOW BYTES           bytes from the line, then whatever there is to send; answered by lines and a final "."
  */
@@ -92,7 +93,7 @@ static void forget(uint64_t key)
     if (k) *k = memory[--count];
 }
 
-static void start(uint32_t boot, uint64_t now)
+static void start(uint32_t boot, uint8_t addr, uint64_t now)
 {
     hf_identity id;
     memset(&id, 0, sizeof id);
@@ -104,12 +105,15 @@ static void start(uint32_t boot, uint64_t now)
     id.max_frame = 256;
     id.rx_credit = 512;
     id.frame_ms = 20;
+    id.addr = addr;
+    id.polled = addr != 0;
     hf_init(&device, id, in, sizeof in, piece, sizeof piece, now);
 }
 
 static void told(const hf_event *e)
 {
     if (e->kind == HF_EVENT_STORED) printf("stored %" PRIu64 "\n", e->key);
+    if (e->kind == HF_EVENT_GONE) printf("gone %" PRIu64 "\n", e->key);
     if (e->kind == HF_EVENT_REFUSED) printf("refused %" PRIu64 "\n", e->key);
     if (e->kind == HF_EVENT_ANSWER) {
         printf("answer %" PRIu64 " %d ", e->key, e->last);
@@ -141,7 +145,8 @@ int main(void)
     while (fgets(line, sizeof line, stdin)) {
         if (sscanf(line, "keep %" SCNu64 " %" SCNu64 " %s", &a, &b, bytes) == 3 && count < KEPT_MAX) keep(a, b != 0, bytes);
         else if (sscanf(line, "forget %" SCNu64, &a) == 1) forget(a);
-        else if (sscanf(line, "start %" SCNu64 " %" SCNu64, &a, &now) == 2) start((uint32_t)a, now);
+        else if (sscanf(line, "start %" SCNu64 " %" SCNu64, &a, &now) == 2) start((uint32_t)a, 0, now);
+        else if (sscanf(line, "bus %" SCNu64 " %" SCNu64, &a, &now) == 2) start((uint32_t)a, 17, now);
         else if (sscanf(line, "submit %" SCNu64 " %" SCNu64 " %" SCNu64, &a, &b, &now) == 3) hf_submit(&device, a, b != 0, now);
         else if (sscanf(line, "turn %" SCNu64 " %s", &now, bytes) == 2) turn(now, bytes);
         else return 2;

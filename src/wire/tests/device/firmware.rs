@@ -20,6 +20,8 @@ pub struct Firmware<M> {
     text: BTreeMap<u64, Vec<u8>>,
     /// An answer was put together wrongly.
     torn: bool,
+    /// Finished, as the gateway says, and without a result.
+    lost: BTreeSet<u64>,
 }
 
 impl<M: Machine> Firmware<M> {
@@ -38,6 +40,7 @@ impl<M: Machine> Firmware<M> {
             results: BTreeMap::new(),
             text: BTreeMap::new(),
             torn: false,
+            lost: BTreeSet::new(),
         }
     }
 
@@ -83,6 +86,11 @@ impl<M: Machine> Firmware<M> {
                     self.machine.forget(key);
                 }
             }
+            Told::Gone(key) => {
+                self.lost.insert(key);
+                self.unfinished.remove(&key);
+                self.machine.forget(key);
+            }
             Told::Refused(_) => {}
         }
     }
@@ -101,6 +109,9 @@ impl<M: Machine> Firmware<M> {
         }
         if self.torn {
             return Err("the parts of an answer do not make it".to_owned());
+        }
+        if !self.lost.is_empty() {
+            return Err(format!("results that were never handed over: {:?}", self.lost));
         }
         match self.results.iter().find(|(_, count)| **count != 1) {
             Some((key, count)) => Err(format!("result of {key} handed over {count} times")),

@@ -17,6 +17,7 @@ pub enum Told {
     Stored(u64),
     Refused(u64),
     Answer { key: u64, last: bool, text: Vec<u8> },
+    Gone(u64),
 }
 
 /// What one turn brought.
@@ -35,6 +36,8 @@ pub trait Machine {
     fn forget(&mut self, key: u64);
     /// Power on, the memory as it is.
     fn start(&mut self, boot_id: u32, now_ms: u64);
+    /// Power on as number 17 of a bus, where it speaks only when polled.
+    fn start_on_bus(&mut self, boot_id: u32, now_ms: u64);
     fn submit(&mut self, key: u64, wants_result: bool, now_ms: u64);
     /// Takes the bytes, and says what there is to say.
     fn turn(&mut self, bytes: &[u8], now_ms: u64) -> Turn;
@@ -71,11 +74,11 @@ pub struct Rust {
 
 impl Rust {
     pub fn new() -> Self {
-        Self { memory: Memory::default(), device: device(1, 0) }
+        Self { memory: Memory::default(), device: device(1, 0, 0) }
     }
 }
 
-fn device(boot_id: u32, now_ms: u64) -> Device<'static, 4> {
+fn device(boot_id: u32, addr: u8, now_ms: u64) -> Device<'static, 4> {
     let identity = Identity {
         uid: b"device-1",
         boot_id,
@@ -83,11 +86,11 @@ fn device(boot_id: u32, now_ms: u64) -> Device<'static, 4> {
         fw: "1",
         caps: 0,
         token: None,
-        addr: 0,
+        addr,
         max_frame: 256,
         rx_credit: 512,
         frame_ms: 20,
-        polled: false,
+        polled: addr != 0,
     };
     // A test's device lives as long as the test; its buffers may stay.
     Device::new(identity, vec![0; 1100].leak(), vec![0; 960].leak(), now_ms)
@@ -103,7 +106,11 @@ impl Machine for Rust {
     }
 
     fn start(&mut self, boot_id: u32, now_ms: u64) {
-        self.device = device(boot_id, now_ms);
+        self.device = device(boot_id, 0, now_ms);
+    }
+
+    fn start_on_bus(&mut self, boot_id: u32, now_ms: u64) {
+        self.device = device(boot_id, 17, now_ms);
     }
 
     fn submit(&mut self, key: u64, wants_result: bool, now_ms: u64) {
@@ -119,6 +126,7 @@ impl Machine for Rust {
                 Some(Event::Answer { part, last }) => {
                     turn.told.push(Told::Answer { key: part.key, last, text: part.text.to_vec() });
                 }
+                Some(Event::Gone { key }) => turn.told.push(Told::Gone(key)),
                 _ => {}
             }
         }
@@ -150,6 +158,11 @@ impl<A: Machine, B: Machine> Machine for Twins<A, B> {
     fn start(&mut self, boot_id: u32, now_ms: u64) {
         self.0.start(boot_id, now_ms);
         self.1.start(boot_id, now_ms);
+    }
+
+    fn start_on_bus(&mut self, boot_id: u32, now_ms: u64) {
+        self.0.start_on_bus(boot_id, now_ms);
+        self.1.start_on_bus(boot_id, now_ms);
     }
 
     fn submit(&mut self, key: u64, wants_result: bool, now_ms: u64) {

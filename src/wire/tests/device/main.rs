@@ -17,6 +17,7 @@ mod line;
 mod machine;
 mod others;
 mod piped;
+mod words;
 
 use chance::Chance;
 use firmware::Firmware;
@@ -78,6 +79,12 @@ fn every_acked_request_ends_in_one_result_on_any_line() {
             panic!("{what}: replay with HOLDFAST_SEED={seed}");
         }
     }
+}
+
+#[test]
+fn each_word_of_the_gateway_has_its_end() {
+    words::all(Rust::new);
+    words::a_bus(Rust::new());
 }
 
 #[test]

@@ -4,23 +4,16 @@ use std::path::Path;
 use std::process::Command;
 
 use holdfast_wire::message::{ChunkAck, HelloAck, Message, SubmitAck};
-use holdfast_wire::{Header, encode};
 
 use super::machine::{Machine, Rust, Twins};
 use super::piped::{Piped, compile};
-use super::run;
+use super::words::from_gateway;
+use super::{run, words};
 
 /// Bad lines for each language; the Rust state machine meets more of them.
 const SEEDS_C: u64 = 20;
 /// A slower one, of which each line takes some seconds.
 const SEEDS_PYTHON: u64 = 2;
-
-fn from_gateway(message: &Message<'_>) -> Vec<u8> {
-    let mut out = [0; 200];
-    let header = Header { from_gateway: true, repeat: false, addr: 0, kind: 0, session: 1, tag: 1 };
-    let length = encode(header, message, &mut out).unwrap();
-    out[..length].to_vec()
-}
 
 /// Pieces of every length around the runs of 254 bytes that byte stuffing counts, with and without zeros.
 fn stuffing(mut machine: impl Machine) {
@@ -52,6 +45,7 @@ fn stuffing(mut machine: impl Machine) {
 /// As good as the Rust one: whatever that one is held to, this one is.
 fn holds(seeds: u64, start: impl Fn() -> Piped) {
     stuffing(Twins(Rust::new(), start()));
+    words::all(|| Twins(Rust::new(), start()));
     for seed in 1..=seeds {
         let badness = [25, 40, 0, 10][(seed % 4) as usize];
         if let Err(what) = run(Twins(Rust::new(), start()), seed, None, badness) {
@@ -68,6 +62,7 @@ fn the_c_header_says_the_same_bytes() {
     let bytes: usize = greeting.strip_prefix("state ").unwrap().parse().unwrap();
     println!("holdfast_link.h: {bytes} bytes of state for 4 open requests on this machine, beside the buffers");
     assert!(bytes < 2_048);
+    words::a_bus(Twins(Rust::new(), start()));
     holds(SEEDS_C, start);
 }
 

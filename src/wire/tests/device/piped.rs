@@ -78,6 +78,10 @@ impl Machine for Piped {
         self.start_device(boot_id, now_ms);
     }
 
+    fn start_on_bus(&mut self, boot_id: u32, now_ms: u64) {
+        self.say(&format!("bus {boot_id} {now_ms}\n"));
+    }
+
     fn submit(&mut self, key: u64, wants_result: bool, now_ms: u64) {
         self.say(&format!("submit {key} {} {now_ms}\n", u8::from(wants_result)));
     }
@@ -93,6 +97,7 @@ impl Machine for Piped {
                 ["send", bytes] => turn.sent.push(unhex(bytes)),
                 ["stored", key] => turn.told.push(Told::Stored(key.parse().unwrap())),
                 ["refused", key] => turn.told.push(Told::Refused(key.parse().unwrap())),
+                ["gone", key] => turn.told.push(Told::Gone(key.parse().unwrap())),
                 ["answer", key, last, text] => {
                     turn.told.push(Told::Answer { key: key.parse().unwrap(), last: last == "1", text: unhex(text) });
                 }
