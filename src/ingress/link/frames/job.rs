@@ -6,13 +6,13 @@ use holdfast_wire::Code;
 use holdfast_wire::message::{self, BlobRef};
 
 use crate::ingress::link::Link;
-use crate::ingress::link::core::{Answer, Cancelled, How, Op, Outcome, Refusal, Stored, Submission, Upload};
+use crate::ingress::link::core::{Answer, Cancelled, How, Op, Refusal, Results, Stored, Submission, Upload};
 use crate::ingress::link::state::Count;
 use crate::ingress::link::upload::{Have, Name, UploadError};
 use crate::spool::record::DeviceKey;
 
 /// Results looked at together; a device takes one after the other.
-const RESULTS: u32 = 8;
+const RESULTS: usize = 8;
 
 /// One thing to be done.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub(super) enum Job {
     Hello { tag: u8, boot: u32 },
     /// A request, its uploads named.
     Submit { tag: u8, key: u64, submission: Box<Submission>, blobs: Vec<BlobRef>, boot: u32 },
-    /// The next bytes of an upload.
-    Append { tag: u8, blob: BlobRef, boot: u32, off: u32, data: Vec<u8> },
+    /// The next bytes of an upload, and the device's numbers for all uploads of its request.
+    Append { tag: u8, blob: BlobRef, with: Vec<u32>, boot: u32, off: u32, data: Vec<u8> },
     /// Where does it stand?
     Query { tag: u8, key: u64 },
     /// Not wanted any more.
@@ -36,21 +36,50 @@ pub(super) enum Job {
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Done {
-    Hello { tag: u8, pending: u16 },
-    Submit { tag: u8, key: u64, said: Said },
-    Append { tag: u8, blob: BlobRef, next: Result<u32, UploadError> },
-    Query { tag: u8, key: u64, answer: Result<Answer, Refusal> },
-    Cancel { tag: u8, key: u64, cancelled: Result<Cancelled, Refusal> },
-    Results(Vec<Outcome>),
-    Acked,
+    Hello {
+        tag: u8,
+        pending: u16,
+    },
+    Submit {
+        tag: u8,
+        key: u64,
+        said: Said,
+    },
+    Append {
+        tag: u8,
+        blob: BlobRef,
+        next: Result<u32, UploadError>,
+    },
+    Query {
+        tag: u8,
+        key: u64,
+        answer: Result<Answer, Refusal>,
+    },
+    Cancel {
+        tag: u8,
+        key: u64,
+        cancelled: Result<Cancelled, Refusal>,
+    },
+    Results(Results),
+    /// Whether it is noted down that the result was taken.
+    Acked {
+        request: u64,
+        noted: bool,
+    },
+    /// The gateway itself broke off; whoever asked asks again.
+    Broke,
 }
 
 /// What is said to a request.
 #[derive(Debug)]
 pub(super) enum Said {
     Stored(Stored),
-    /// These bytes are missing, from here on.
-    Need(BlobRef, u32),
+    /// These bytes are missing, from here on; `with` them belong all uploads of the request.
+    Need {
+        blob: BlobRef,
+        there: u32,
+        with: Vec<u32>,
+    },
     Refused(Refusal),
 }
 
@@ -67,9 +96,10 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             let said = submit(link, *submission, &blobs, boot).await.unwrap_or_else(Said::Refused);
             Done::Submit { tag, key, said }
         }
-        Job::Append { tag, blob, boot, off, data } => {
+        Job::Append { tag, blob, with, boot, off, data } => {
             let (uploads, name) = (link.uploads.clone(), Name { uid: uid.to_owned(), boot, blob: blob.blob });
-            let appended = tokio::task::spawn_blocking(move || uploads.append(&name, off, &data, blob.len)).await;
+            let append = move || uploads.append(&name, &with, off, &data, blob.len);
+            let appended = tokio::task::spawn_blocking(append).await;
             Done::Append { tag, blob, next: appended.unwrap_or(Err(UploadError::Disk)) }
         }
         Job::Query { tag, key } => Done::Query { tag, key, answer: core.query(uid, DeviceKey::Number(key)).await },
@@ -77,16 +107,14 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             Done::Cancel { tag, key, cancelled: core.cancel(uid, DeviceKey::Number(key)).await }
         }
         Job::Results { known } => {
-            let results = core.results_but(uid, RESULTS, &known).await.unwrap_or_default();
+            let results = core.results(uid, RESULTS, &known).await;
             link.account.open(uid, core.open(uid).await);
             Done::Results(results)
         }
         Job::Acked { request } => {
-            if core.acked(request).await.is_ok() {
-                link.account.add(Count::Results, 1);
-            }
-            // Where it was not written down it is offered again, and acknowledged again.
-            Done::Acked
+            let noted = core.acked(request).await.is_ok();
+            link.account.add(Count::Results, u64::from(noted));
+            Done::Acked { request, noted }
         }
     }
 }
@@ -105,8 +133,8 @@ async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot
                     upload.file = Some(path);
                 }
             }
-            Ok(Ok(Have::Part(there))) => return Ok(Said::Need(*blob, there)),
-            Ok(Ok(Have::Wrong)) => return Ok(Said::Need(*blob, 0)),
+            Ok(Ok(Have::Part(there))) => return Ok(need(*blob, there, blobs)),
+            Ok(Ok(Have::Wrong)) => return Ok(need(*blob, 0, blobs)),
             Ok(Err(_)) | Err(_) => {
                 return Err(Refusal::for_now(Code::StorageFull, 30_000, "the uploads cannot be read"));
             }
@@ -125,6 +153,10 @@ async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot
         link.account.add(Count::Stored, 1);
     }
     Ok(Said::Stored(stored))
+}
+
+fn need(blob: BlobRef, there: u32, blobs: &[BlobRef]) -> Said {
+    Said::Need { blob, there, with: blobs.iter().map(|blob| blob.blob).collect() }
 }
 
 fn uploads_of(op: &mut Op) -> &mut [Upload] {
