@@ -336,6 +336,16 @@ pub(super) fn undelivered(
     list(store, &text, params![source_id, uid, limit.min(LIST_MAX)])
 }
 
+/// Requests that a device waits for and that are not over, oldest first.
+pub(super) fn unfinished(store: &Store, source: &str, uid: &str, limit: u32) -> Result<Vec<DeviceRequest>, SpoolError> {
+    let Some(source_id) = source_id(store, source)? else { return Ok(Vec::new()) };
+    let text = format!(
+        "{REQUEST} INDEXED BY request_owed WHERE r.source_id = ?1 AND r.label = ?2 AND r.handover = 1 AND r.state < 3
+        ORDER BY r.seq LIMIT ?3"
+    );
+    list(store, &text, params![source_id, uid, limit.min(LIST_MAX)])
+}
+
 /// How many requests of a device wait for their result to be handed over, finished or not.
 pub(super) fn open(store: &Store, source: &str, uid: &str) -> Result<u64, SpoolError> {
     let Some(source_id) = source_id(store, source)? else { return Ok(0) };

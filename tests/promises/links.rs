@@ -127,6 +127,17 @@ async fn a_body_that_cannot_be_read_ends_its_request_and_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_device_is_told_that_its_request_is_on_its_way() {
+    let bench = Bench::with(links("")).await;
+    let slow = Faults { delay_ms: 1_500, ..Faults::default() };
+    bench.uplink.set_faults(slow).await;
+    let mut device = Peer::new(&place(&bench), 7, 0);
+    device.submit(5, Request { flags: UPLINK_ONLY, ..Request::new("slowly") });
+    device.talk("the result", 20, |d| !d.results(5).is_empty()).await;
+    assert_eq!(device.states, [(5, 3)], "once, and without having asked");
+}
+
+#[tokio::test]
 async fn what_nobody_would_ever_do_is_refused() {
     let bench = Bench::with(links("offline = \"local\"\n")).await;
     let mut device = Peer::new(&place(&bench), 7, 0);

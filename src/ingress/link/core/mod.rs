@@ -163,6 +163,15 @@ impl Core {
         results
     }
 
+    /// Where the requests stand that a device waits for: their keys, and their states as Progress says them. Empty where
+    /// that cannot be read now: it is only a courtesy.
+    pub async fn states(&self, uid: &str) -> Vec<(DeviceKey, u8)> {
+        let open = self.inner.gateway.spool().unfinished(&self.inner.source, uid, OWED_MAX).await.unwrap_or_default();
+        // One with its local answer is over as far as its device is concerned.
+        let open = open.into_iter().filter(|request| !request.has_local);
+        open.filter_map(|request| Some((request.key?, state_of(request.state)))).collect()
+    }
+
     /// How many requests of a device wait for their result to be taken, finished or not.
     pub async fn open(&self, uid: &str) -> u64 {
         self.inner.gateway.spool().device_open(&self.inner.source, uid).await.unwrap_or(0)
@@ -333,14 +342,7 @@ impl Core {
     }
 
     async fn progress(&self, found: &DeviceRequest) -> Progress {
-        let state = match found.state {
-            State::Queued => 2,
-            State::Sending | State::Unknown => 3,
-            State::Answered => 4,
-            State::Dead | State::Evicted => 5,
-            State::Expired => 6,
-            State::Cancelled => 7,
-        };
+        let state = state_of(found.state);
         if state != 2 {
             return Progress { state, position: 0, eta_s: 0 };
         }
@@ -365,6 +367,18 @@ impl Core {
             Err(broken) if broken.is_panic() => Ok(outcome::lost(found, "the answer cannot be told")),
             Err(_) => Err(Refusal::for_now(Code::Internal, FAULT_RETRY_MS, "stopping")),
         }
+    }
+}
+
+/// The numbers of Progress.
+fn state_of(state: State) -> u8 {
+    match state {
+        State::Queued => 2,
+        State::Sending | State::Unknown => 3,
+        State::Answered => 4,
+        State::Dead | State::Evicted => 5,
+        State::Expired => 6,
+        State::Cancelled => 7,
     }
 }
 

@@ -6,7 +6,7 @@ use holdfast_wire::Code;
 use holdfast_wire::message::{self, BlobRef};
 
 use crate::ingress::link::Link;
-use crate::ingress::link::core::{Answer, Cancelled, How, Op, Refusal, Results, Stored, Submission, Upload};
+use crate::ingress::link::core::{Answer, Cancelled, How, Op, Progress, Refusal, Results, Stored, Submission, Upload};
 use crate::ingress::link::state::Count;
 use crate::ingress::link::upload::{Have, Name, UploadError};
 use crate::spool::record::DeviceKey;
@@ -29,6 +29,8 @@ pub(super) enum Job {
     Cancel { tag: u8, key: u64 },
     /// Results to be told, without those that are known.
     Results { known: Vec<u64> },
+    /// Its state has changed: how exactly?
+    Progress { key: u64 },
     /// A result was taken.
     Acked { request: u64 },
 }
@@ -60,7 +62,13 @@ pub(super) enum Done {
         key: u64,
         cancelled: Result<Cancelled, Refusal>,
     },
-    Results(Results),
+    /// With the states of what is not over.
+    Results(Results, Vec<(u64, u8)>),
+    /// None where it is over already: its result follows.
+    Progress {
+        key: u64,
+        progress: Option<Progress>,
+    },
     /// Whether it is noted down that the result was taken.
     Acked {
         request: u64,
@@ -109,7 +117,12 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
         Job::Results { known } => {
             let results = core.results(uid, RESULTS, &known).await;
             link.account.open(uid, core.open(uid).await);
-            Done::Results(results)
+            Done::Results(results, states(core.states(uid).await))
+        }
+        Job::Progress { key } => {
+            let answer = core.query(uid, DeviceKey::Number(key)).await;
+            let progress = if let Ok(Answer::Progress(progress)) = answer { Some(progress) } else { None };
+            Done::Progress { key, progress }
         }
         Job::Acked { request } => {
             let noted = core.acked(request).await.is_ok();
@@ -117,6 +130,11 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             Done::Acked { request, noted }
         }
     }
+}
+
+fn states(all: Vec<(DeviceKey, u8)>) -> Vec<(u64, u8)> {
+    let numbered = |(key, state)| if let DeviceKey::Number(key) = key { Some((key, state)) } else { None };
+    all.into_iter().filter_map(numbered).collect()
 }
 
 async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot: u32) -> Result<Said, Refusal> {

@@ -177,7 +177,11 @@ impl<'l> Talk<'l> {
             let (link, to_done) = (self.link.clone(), self.to_done.clone());
             tokio::spawn(async move {
                 // The panic itself is in the journal; a session that waits for its job for ever would be worse.
-                let done = AssertUnwindSafe(job::run(&link, &uid, job)).catch_unwind().await.unwrap_or(Done::Broke);
+                let done = AssertUnwindSafe(job::run(&link, &uid, job)).catch_unwind().await;
+                let done = done.unwrap_or_else(|_| {
+                    link.account.add(Count::Restarts, 1);
+                    Done::Broke
+                });
                 // A line that is gone wants to know nothing more.
                 let _ = to_done.send((whose, done)).await;
             });

@@ -3,7 +3,7 @@
 //! A pure value with explicit time. Owns the session's rules (Hello, repeats, uploads, results); the core has those of
 //! requests. Jobs of one device are done one after the other, so its messages keep their order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_wire::Code;
 use holdfast_wire::frame::{FRAME_MAX, FRAME_MIN};
@@ -13,7 +13,7 @@ use holdfast_wire::message::{
 
 use super::job::{self, Done, Job, Said};
 use super::push::Pushes;
-use crate::ingress::link::core::{Answer, Cancelled, How, Refusal};
+use crate::ingress::link::core::{self, Answer, Cancelled, How, Refusal};
 use crate::ingress::link::upload::UploadError;
 
 /// Jobs that wait for one device: one for each open request and its results. What does not fit is dropped, and repeated.
@@ -28,6 +28,8 @@ const CHUNK_FIELDS_LEAST: u16 = 22;
 const ROOMY: u16 = 256;
 /// What could not be looked up or noted down is tried again after this: a disk in trouble needs some time.
 const LOOK_AGAIN_MS: u64 = 2_000;
+/// As Progress says it.
+const QUEUED: u8 = 2;
 /// A Nack's detail.
 const DETAIL_BYTES: usize = 64;
 
@@ -71,6 +73,8 @@ pub(super) struct Session {
     pub(super) pushes: Pushes,
     /// Keys that are being stored.
     storing: Vec<u64>,
+    /// Where its open requests stood when they were last looked at; what was just stored is queued.
+    states: BTreeMap<u64, u8>,
 }
 
 /// Where messages to the device go: tag, whether it is a repeat, the message.
@@ -91,6 +95,7 @@ impl Session {
             wanted: Vec::new(),
             pushes: Pushes::default(),
             storing: Vec::new(),
+            states: BTreeMap::new(),
         };
         session.jobs.push_back(Job::Hello { tag, boot });
         session
@@ -241,9 +246,16 @@ impl Session {
                 }
                 Err(refusal) => nack(tag, 0x40, key, &refusal, say),
             },
-            Done::Results(results) => {
+            Done::Results(results, states) => {
                 self.pushes.add(results.outcomes, now_ms);
                 self.look_again(results.again, now_ms);
+                self.changed(&states);
+            }
+            Done::Progress { key, progress } => {
+                if let Some(progress) = progress {
+                    self.tag = self.tag.wrapping_add(1);
+                    say(self.tag, false, &message_of(key, &progress));
+                }
             }
             Done::Acked { request, noted } => self.acked(request, noted, now_ms),
             Done::Broke => {
@@ -253,6 +265,17 @@ impl Session {
                 self.look_again(true, now_ms);
             }
         }
+    }
+
+    /// Tells of each change once; what is lost on the way is not repeated, since a device that wants to know asks.
+    fn changed(&mut self, states: &[(u64, u8)]) {
+        for (key, state) in states {
+            let is_told = self.states.get(key).copied().unwrap_or(QUEUED) == *state;
+            if !is_told && !self.queue(Job::Progress { key: *key }) {
+                return;
+            }
+        }
+        self.states = states.iter().copied().collect();
     }
 
     fn acked(&mut self, request: u64, noted: bool, now_ms: u64) {
@@ -340,11 +363,7 @@ impl Session {
                 let refusal = Refusal::new(Code::UnknownKey, "no such key: submit it again");
                 nack(tag, 0x33, key, &refusal, say);
             }
-            Ok(Answer::Progress(p)) => {
-                let small = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
-                let (queue_pos, eta_s) = (small(p.position), small(p.eta_s));
-                say(tag, false, &Message::Progress(Progress { key, state: p.state, queue_pos, eta_s }));
-            }
+            Ok(Answer::Progress(p)) => say(tag, false, &message_of(key, &p)),
             Ok(Answer::Result(outcome)) => self.pushes.asked(outcome, now_ms),
             Err(refusal) => nack(tag, 0x33, key, &refusal, say),
         }
@@ -363,6 +382,12 @@ impl Session {
         }
         say(part.tag, part.repeat, &Message::Result(part.answer));
     }
+}
+
+fn message_of(key: u64, progress: &core::Progress) -> Message<'static> {
+    let small = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    let (queue_pos, eta_s) = (small(progress.position), small(progress.eta_s));
+    Message::Progress(Progress { key, state: progress.state, queue_pos, eta_s })
 }
 
 /// Says no.

@@ -9,7 +9,7 @@ use holdfast_wire::{Code, Deframer, Header, encode};
 use super::job::{Done, Job, Said};
 use super::server::{Now, Server};
 use super::session::Facts;
-use crate::ingress::link::core::{Answer, How, Outcome, Results, Stored};
+use crate::ingress::link::core::{self, Answer, How, Outcome, Results, Stored};
 use crate::ingress::link::token::Token;
 use crate::ingress::link::upload::UploadError;
 use crate::spool::record::DeviceKey;
@@ -127,12 +127,13 @@ fn plainly(job: Job) -> Done {
             Done::Cancel { tag, key, cancelled: Ok(crate::ingress::link::core::Cancelled::Yes) }
         }
         Job::Results { .. } => told(Vec::new()),
+        Job::Progress { key } => Done::Progress { key, progress: None },
         Job::Acked { request } => Done::Acked { request, noted: true },
     }
 }
 
 fn told(outcomes: Vec<Outcome>) -> Done {
-    Done::Results(Results { outcomes, again: false })
+    Done::Results(Results { outcomes, again: false }, Vec::new())
 }
 
 fn stored(how: How) -> Stored {
@@ -410,6 +411,31 @@ fn w13_on_a_bus_no_frame_is_longer_than_a_turn() {
     let Message::HelloAck(ack) = heard[0].message() else { panic!() };
     assert_eq!((ack.max_frame, ack.chunk), (1024, 960));
     assert!(usize::from(super::bus::CREDIT) >= holdfast_wire::frame::wire_bytes(1024));
+}
+
+#[test]
+fn each_change_of_a_state_is_told_once() {
+    let mut bench = Bench::online();
+    let mut look = |state: u8| {
+        bench.server.look_for_results();
+        bench.work(|job| match job {
+            Job::Results { .. } => Some(Done::Results(Results::default(), vec![(5, state), (6, 2)])),
+            Job::Progress { key } => {
+                let progress = Some(core::Progress { state, position: 70_000, eta_s: 90 });
+                Some(Done::Progress { key: *key, progress })
+            }
+            _ => None,
+        });
+        let told = |heard: &Heard| match heard.message() {
+            Message::Progress(told) => (told.key, told.state, told.queue_pos, told.eta_s),
+            other => panic!("{other:?}"),
+        };
+        bench.heard().iter().map(told).collect::<Vec<_>>()
+    };
+    assert_eq!(look(2), [], "what was just stored is known to wait");
+    assert_eq!(look(3), [(5, 3, 65_535, 90)]);
+    assert_eq!(look(3), []);
+    assert_eq!(look(2), [(5, 2, 65_535, 90)], "back in the queue");
 }
 
 #[test]
