@@ -375,6 +375,7 @@ fn http_options(settings: &Settings) -> http::Options {
         device_id: settings.gateway.device_id.clone(),
         max_body: settings.http.max_body,
         max_in_flight: settings.http.max_in_flight as usize,
+        rate: (settings.limits.rate > 0).then_some((settings.limits.rate, settings.limits.burst)),
         offline: settings.routing.offline,
         ttl: settings.queue.ttl,
         hold_unknown: settings.retry.on_unknown == OnUnknown::Hold,

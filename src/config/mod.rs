@@ -102,10 +102,9 @@ pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, 
 impl Loaded {
     /// Sections that a file sets and this version reads without acting on them.
     pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 5] = [
+        const SECTIONS: [(&str, &[&str]); 4] = [
             ("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"]),
             ("[cache]", &["cache."]),
-            ("[limits] (rate, burst)", &["limits.rate", "limits.burst"]),
             ("[budget]", &["budget."]),
             ("[[model]]", &["model["]),
         ];

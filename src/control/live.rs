@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::breaker::BreakerState;
 use super::event::{AskId, Block, Effect, Outcome, Reason, Route, UplinkIndex};
 use super::health::Health;
+use super::pause::Gate;
 use super::retry::backoff_ms;
 use super::{Control, Owner, Uplink};
 
@@ -19,7 +20,10 @@ pub(super) struct Ask {
     done_with: Vec<UplinkIndex>,
     /// The uplink to which it was sent without an answer.
     unsure_of: Option<UplinkIndex>,
-    rate_limited: bool,
+    /// An uplink refused it for a reason that is not its own; that is its answer where every other refuses, too.
+    refused: bool,
+    /// An uplink failed it: what the others refused is not all there is to say.
+    failed: bool,
     /// It tells nothing of keys, quotas and money.
     aside: bool,
     /// Not before this.
@@ -33,7 +37,8 @@ impl Control {
             tries: BTreeMap::new(),
             done_with: Vec::new(),
             unsure_of: None,
-            rate_limited: false,
+            refused: false,
+            failed: false,
             aside,
             retry_at_ms: None,
         };
@@ -54,6 +59,7 @@ impl Control {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         let tries = *ask.tries.get(&uplink).unwrap_or(&0);
         let mut again = !elsewhere && tries < attempts;
+        ask.failed |= matches!(outcome, Outcome::Unreachable(_) | Outcome::Transient(_));
         match outcome {
             Outcome::Unknown(_) => ask.unsure_of = Some(uplink),
             Outcome::Unreachable(_) => again = again && self.budget.spend(),
@@ -64,8 +70,8 @@ impl Control {
                     ask.retry_at_ms = Some(now_ms + wait);
                 }
             }
-            Outcome::RateLimited { .. } => {
-                ask.rate_limited = true;
+            Outcome::RateLimited { .. } | Outcome::Blocked(_) => {
+                ask.refused = true;
                 again = false;
             }
             _ => again = false,
@@ -112,7 +118,10 @@ impl Control {
             return None;
         }
         let done_with = ask.done_with.clone();
-        if let Some(uplink) = self.choose(|i, _| !done_with.contains(&i)) {
+        // One whose key or money is refused is tried when no other is left: its refusal is an answer, too.
+        let shut: Vec<bool> = (0..self.uplinks.len()).map(|i| self.pauses.gate(i, "", now_ms) != Gate::Open).collect();
+        let chosen = self.choose(|i, _| !done_with.contains(&i) && !shut[i]);
+        if let Some(uplink) = chosen.or_else(|| self.choose(|i, _| !done_with.contains(&i))) {
             return Some(self.send_live(id, uplink));
         }
         let open = |i: usize, u: &Uplink| !done_with.contains(&i) && u.breaker.is_closed() && !u.walled;
@@ -120,7 +129,7 @@ impl Control {
         if self.uplinks.iter().enumerate().any(|(i, u)| open(i, u) && worth_waiting(u)) {
             return None;
         }
-        if self.asks.get(&id)?.rate_limited {
+        if self.asks.get(&id).is_some_and(|ask| ask.refused && !ask.failed) {
             return Some(Route::LastAnswer);
         }
         Some(Route::Offline { reason: self.offline_reason(), maybe_billed: false })

@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod drain;
 pub mod event;
 pub mod health;
+pub mod limit;
 mod live;
 pub mod pause;
 pub mod resend;
@@ -422,9 +423,8 @@ impl Control {
                 self.grant_resends(Grant::Earned);
             }
         }
-        match attempt.owner {
-            Owner::Live(_) if outcome == Outcome::Delivered => self.route_works(index, "", now_ms, effects),
-            _ => {}
+        if let Owner::Live(_) = attempt.owner {
+            self.learn_live(index, outcome, now_ms, effects);
         }
         match attempt.owner {
             Owner::Live(ask) | Owner::Aside(ask) if next => self.live_failed(ask, index, outcome, now_ms),

@@ -160,6 +160,15 @@ impl Control {
         self.pauses.trial_undecided(i, &item.model);
     }
 
+    /// A live request's end, as far as its uplink is concerned. Models are not judged by it: a caller may ask for any.
+    pub(super) fn learn_live(&mut self, i: UplinkIndex, outcome: Outcome, now_ms: u64, effects: &mut Vec<Effect>) {
+        match outcome {
+            Outcome::Delivered => self.route_works(i, "", now_ms, effects),
+            Outcome::Blocked(block @ (Block::Key | Block::Quota)) => self.shut(i, "", block, now_ms, effects),
+            _ => {}
+        }
+    }
+
     /// A request was answered: nothing of its route is shut, and who was refused there is at fault.
     pub(super) fn route_works(&mut self, i: UplinkIndex, model: &str, now_ms: u64, effects: &mut Vec<Effect>) {
         let judged = self.strikes.success(i, model);

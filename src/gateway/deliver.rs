@@ -125,8 +125,7 @@ fn judge(cloud: &Cloud, asked: &Leased, tasks: &Book, came: &Came, latency_ms: u
 /// Whether the answer is what the request's task asks for. Without a task, or where it is gone, any answer is.
 fn fits(asked: &Leased, tasks: &Book, body: &Body) -> bool {
     let Some(task) = asked.task.and_then(|task| tasks.get(task)) else { return true };
-    let bytes = (body.len() <= WHOLE_BYTES_MAX).then(|| body.start(WHOLE_BYTES_MAX as usize).ok()).flatten();
-    let words = bytes.and_then(|bytes| said(&bytes));
+    let words = (body.len() <= WHOLE_BYTES_MAX).then(|| said(body.reader())).flatten();
     words.is_some_and(|words| task.read(&words).fits)
 }
 

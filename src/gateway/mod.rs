@@ -6,6 +6,7 @@
 mod deliver;
 mod driver;
 mod live;
+mod opinion;
 mod otherwise;
 mod routes;
 mod waiters;
@@ -29,6 +30,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
 use crate::uplink::local::Local;
 pub use live::{Live, LiveAttempt, Target};
+pub use opinion::agreement;
 use waiters::Waiters;
 
 /// Takes an uplink's name and its list of models.

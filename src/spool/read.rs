@@ -50,7 +50,7 @@ impl Found {
 const RECORD: &str =
     "SELECT seq, id, state, reason, coalesce(name, 'lost:' || source_id), label, endpoint, model, priority, policy,
     created_unix_ms, expires_at, attempts, maybe_billed, body_bytes, body_hash, error_kind, error_message,
-    source_id FROM request LEFT JOIN source USING (source_id)";
+    source_id, task FROM request LEFT JOIN source USING (source_id)";
 
 /// One request with everything that is kept of it.
 pub(super) fn get(store: &Store, id: &str) -> Result<Option<Found>, SpoolError> {
@@ -189,6 +189,8 @@ fn record(r: &Row<'_>, now: u64) -> Result<Record, SpoolError> {
         maybe_billed: r.get(13)?,
         body_bytes: num(r.get(14)?),
         body_hash: r.get::<_, Vec<u8>>(15)?.try_into().unwrap_or_default(),
+        // What no task has for a number is a device's own kind of request.
+        task: r.get::<_, Option<i64>>(19)?.and_then(|task| u16::try_from(task).ok()),
         position: 0,
         last_error: match error {
             Some(kind) => Some(LastError { kind, message: r.get::<_, Option<String>>(17)?.unwrap_or_default() }),

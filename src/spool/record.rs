@@ -62,6 +62,7 @@ impl NewRequest {
             maybe_billed: self.maybe_billed,
             body_bytes: self.body.len(),
             body_hash: self.body_hash,
+            task: self.task,
             position,
             last_error: None,
             local: None,
@@ -321,6 +322,8 @@ pub struct Record {
     pub body_bytes: u64,
     /// SHA-256 of the body.
     pub body_hash: [u8; 32],
+    /// The task it was made from.
+    pub task: Option<u16>,
     /// Requests that stand before it; only from `get`, 0 when not queued; counted up to 10,000.
     pub position: u64,
     /// The latest failure.

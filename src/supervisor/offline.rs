@@ -10,6 +10,7 @@ use super::{SupervisorError, spool_options};
 use crate::config::Settings;
 use crate::ingress::http::record_json;
 use crate::spool::{self, Fault, Offline, Shown};
+use crate::task::Book;
 
 /// Something in the spool that is not in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,14 +50,16 @@ pub fn export(
     bodies: bool,
     tell: &mut dyn FnMut(Value) -> bool,
 ) -> Result<Vec<Finding>, SupervisorError> {
+    // A schema file that is broken now is no reason to keep what is stored.
+    let tasks = super::tasks(settings).unwrap_or_default();
     let offline = Offline::take(&settings.gateway.data_dir).map_err(SupervisorError::of_spool)?;
-    let lost = offline.export(&mut |shown| tell(line(&shown, bodies))).map_err(SupervisorError::of_spool)?;
+    let lost = offline.export(&mut |shown| tell(line(&shown, &tasks, bodies))).map_err(SupervisorError::of_spool)?;
     Ok(lost.into_iter().map(Finding::from).collect())
 }
 
 /// What `GET /holdfast/v1/requests/{id}` shows. Where it would stand in line is known to a running daemon only.
-fn line(shown: &Shown, bodies: bool) -> Value {
-    let mut value = record_json(&shown.record);
+fn line(shown: &Shown, tasks: &Book, bodies: bool) -> Value {
+    let mut value = record_json(&shown.record, tasks);
     value["position"] = Value::Null;
     if bodies {
         value["body_base64"] = shown.body.as_ref().map(|body| STANDARD.encode(body)).into();

@@ -2,6 +2,8 @@
 //!
 //! Owns what fits. Models wrap JSON in fences whatever they are told; that is tolerated, anything else is not.
 
+use std::io::{self, BufReader};
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -75,7 +77,7 @@ fn fields(options: &Options, schema: &Schema, text: &str) -> Result<Read, String
 }
 
 /// The answer as JSON, out of its fence if it has one.
-fn parse(text: &str) -> Option<Value> {
+pub(super) fn parse(text: &str) -> Option<Value> {
     let text = text.trim().trim_start_matches('\u{feff}');
     if let Ok(json) = serde_json::from_str(text) {
         return Some(json);
@@ -86,7 +88,7 @@ fn parse(text: &str) -> Option<Value> {
     serde_json::from_str(fenced.trim()).ok()
 }
 
-fn find<'j>(json: &'j Value, given: &str, default: &str) -> Option<&'j Value> {
+pub(super) fn find<'j>(json: &'j Value, given: &str, default: &str) -> Option<&'j Value> {
     let key = if given.is_empty() { default } else { given };
     if key.starts_with('/') { json.pointer(key) } else { json.get(key) }
 }
@@ -126,11 +128,7 @@ fn shortened(mut text: String, bytes: usize) -> (String, bool) {
     if text.len() <= bytes {
         return (text, false);
     }
-    let mut end = bytes;
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
+    text.truncate(text.floor_char_boundary(bytes));
     (text, true)
 }
 
@@ -141,7 +139,9 @@ struct Completion {
 
 #[derive(Deserialize)]
 struct Choice {
-    message: Message,
+    message: Option<Message>,
+    /// Where the older completions have their words.
+    text: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -163,10 +163,11 @@ struct Part {
     text: String,
 }
 
-/// The words of a chat's answer; `None` where it has none.
-pub fn said(body: &[u8]) -> Option<String> {
-    let completion: Completion = serde_json::from_slice(body).ok()?;
-    let message = completion.choices.into_iter().next()?.message;
+/// The words of a chat's or a completion's answer; `None` where it has none. Blocks where `body` is a file.
+pub fn said(body: impl io::Read) -> Option<String> {
+    let completion: Completion = serde_json::from_reader(BufReader::new(body)).ok()?;
+    let first = completion.choices.into_iter().next()?;
+    let Some(message) = first.message else { return first.text };
     match message.content {
         Some(Content::Text(text)) => Some(text),
         Some(Content::Parts(parts)) => Some(parts.into_iter().map(|part| part.text).collect()),

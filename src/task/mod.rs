@@ -4,6 +4,7 @@
 //! Owns templates, arguments and what an answer must look like. Pure but for reading schema files when it is built;
 //! never sends, stores or logs anything, and no message of it repeats an argument or an answer.
 
+mod agreement;
 mod answer;
 mod argument;
 mod chat;
@@ -13,9 +14,11 @@ mod template;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 
 use crate::control::types::Policy;
+pub use agreement::{Agreement, Rule};
 pub use answer::{Reading, said};
 pub use argument::{Argument, Kind};
 pub use chat::{Filled, Piece};
@@ -218,6 +221,14 @@ impl Book {
     /// The task with this number.
     pub fn get(&self, id: u16) -> Option<&Task> {
         self.tasks.iter().find(|task| task.id() == id)
+    }
+
+    /// Whether two answers to a request (made from this task) say the same, and what that was told by. Blocks where
+    /// one is a file.
+    pub fn compare(&self, task: Option<u16>, local: impl io::Read, uplink: impl io::Read) -> (Agreement, Option<Rule>) {
+        let (Some(local), Some(uplink)) = (said(local), said(uplink)) else { return (Agreement::Unknown, None) };
+        let (agreement, rule) = agreement::compare(&local, &uplink, task.and_then(|task| self.get(task)));
+        (agreement, Some(rule))
     }
 
     /// The task with this number or name.

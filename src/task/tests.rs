@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn options(prompt: &str) -> Options {
+pub(super) fn options(prompt: &str) -> Options {
     Options {
         id: 12,
         name: "weld".to_owned(),
@@ -234,7 +234,8 @@ fn the_words_of_an_answer_are_found() {
     assert_eq!(text(json!({"content": "hi"})).as_deref(), Some("hi"));
     assert_eq!(text(json!({"content": [{"type": "text", "text": "a"}, {"text": "b"}]})).as_deref(), Some("ab"));
     assert_eq!(text(json!({"content": null, "refusal": "no"})).as_deref(), Some("no"));
-    assert_eq!(said(b"{\"choices\":[]}"), None);
+    assert_eq!(said(&b"{\"choices\":[]}"[..]), None);
+    assert_eq!(said(&b"{\"choices\":[{\"text\":\"old\"}]}"[..]).as_deref(), Some("old"));
 }
 
 proptest! {

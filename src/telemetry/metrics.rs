@@ -43,6 +43,13 @@ struct OfRoute {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Agreed {
+    task: u32,
+    model: String,
+    agreement: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfQuantile {
     quantile: &'static str,
 }
@@ -65,6 +72,8 @@ pub struct Metrics {
     breaker_open: Family<OfUplink, Gauge>,
     states: Family<OfState, Gauge>,
     settled: Family<OfState, Counter>,
+    limited: Counter,
+    agreements: Family<Agreed, Counter>,
     backlog_bytes: Gauge,
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
@@ -111,6 +120,8 @@ impl Default for Metrics {
             breaker_open: Family::default(),
             states: Family::default(),
             settled: Family::default(),
+            limited: Counter::default(),
+            agreements: Family::default(),
             backlog_bytes: Gauge::default(),
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
@@ -135,6 +146,12 @@ impl Metrics {
         r.register("holdfast_breaker_open", "1 while the circuit breaker is not closed", self.breaker_open.clone());
         r.register("holdfast_spool_requests", "Stored requests, by state", self.states.clone());
         r.register("holdfast_settled", "Stored requests that reached a final state", self.settled.clone());
+        r.register("holdfast_limited_requests", "Requests refused by [limits] rate", self.limited.clone());
+        r.register(
+            "holdfast_agreement",
+            "Requests answered locally and later by an uplink, by whether both say the same",
+            self.agreements.clone(),
+        );
         r.register("holdfast_backlog_bytes", "Body bytes that wait for an uplink", self.backlog_bytes.clone());
         r.register("holdfast_backlog_oldest_seconds", "Age of the oldest waiting request", self.oldest_age.clone());
         r.register(
@@ -168,6 +185,18 @@ impl Metrics {
     /// A stored request reached a final state.
     pub fn settled(&self, state: &'static str) {
         self.settled.get_or_create(&OfState { state }).inc();
+    }
+
+    /// A request was refused because its source sends too many.
+    pub fn limited(&self) {
+        self.limited.inc();
+    }
+
+    /// A request that the local model had answered was answered by an uplink, too. Tasks and local models come from the
+    /// configuration; no task is 0.
+    pub fn agreed(&self, task: Option<u16>, model: &str, agreement: &'static str) {
+        let label = Agreed { task: task.unwrap_or_default().into(), model: model.to_owned(), agreement };
+        self.agreements.get_or_create(&label).inc();
     }
 
     /// Everything as Prometheus text.

@@ -1,14 +1,9 @@
 //! A route that is refused pauses, loses nothing, and goes on as soon as somebody says that it is mended.
 
-use holdfast::cli::simulate::{Faults, StatusOn};
+use holdfast::cli::simulate::Faults;
 use hyper::Method;
 
-use crate::support::{Ask, Bench, Settings, chat_body, until};
-
-/// Only requests are refused; the probe stays green.
-fn refusing(status: u16) -> Faults {
-    Faults { status: Some(status), status_on: StatusOn::Post, ..Faults::default() }
-}
+use crate::support::{Ask, Bench, Settings, chat_body, refusing, until};
 
 async fn store(bench: &Bench, model: &str, user: &str) -> String {
     let mut body = chat_body(user);

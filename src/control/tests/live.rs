@@ -1,7 +1,7 @@
 //! Live requests: which uplink, how long a caller waits, what a failed attempt turns into.
 
 use super::super::breaker::BreakerState;
-use super::super::event::{Notice, Reason};
+use super::super::event::{Block, Notice, Reason};
 use super::*;
 
 const RESET: Outcome = Outcome::Unknown(Fault::Reset);
@@ -251,4 +251,43 @@ fn stopping_answers_everybody_and_starts_nothing() {
     let effects = bench.advance(3_600_000);
     assert!(effects.is_empty(), "{effects:?}");
     assert!(bench.turns - turns < 10, "{} turns while stopping", bench.turns - turns);
+}
+
+#[test]
+fn a_refused_key_is_replaced_by_another_uplink_and_remembered() {
+    for block in [Block::Key, Block::Quota] {
+        let mut bench = Bench::up(settings(2));
+        let first = bench.ask_for(1, 0);
+        let effects = bench.end(first, Outcome::Blocked(block), true);
+        assert!(matches!(answer(&effects, 1), Some(Route::Uplink { uplink: 1, .. })), "{block:?}");
+        assert_eq!(count(&effects, |e| matches!(e, Effect::Notice(Notice::RoutePaused { uplink: 0, .. }))), 1);
+        let next = bench.ask_for(2, 1);
+        bench.end(next, Outcome::Delivered, false);
+        let both = bench.ask_for(3, 1);
+        let effects = bench.end(both, Outcome::Blocked(block), true);
+        let Some(Route::Uplink { attempt, uplink: 0 }) = answer(&effects, 3) else { panic!("{block:?}: {effects:?}") };
+        assert_eq!(answer(&bench.end(attempt, Outcome::Blocked(block), true), 3), Some(Route::LastAnswer));
+    }
+}
+
+#[test]
+fn a_model_that_one_uplink_does_not_have_is_asked_of_the_next_and_shuts_nothing() {
+    let mut bench = Bench::up(settings(2));
+    let first = bench.ask_for(1, 0);
+    let effects = bench.end(first, Outcome::Blocked(Block::Configuration), true);
+    assert!(matches!(answer(&effects, 1), Some(Route::Uplink { uplink: 1, .. })));
+    bench.ask_for(2, 0);
+}
+
+#[test]
+fn with_one_uplink_its_refusal_is_each_callers_answer() {
+    let mut bench = Bench::up(settings(1));
+    for ask in 1..5 {
+        let attempt = bench.ask_for(ask, 0);
+        let effects = bench.end(attempt, Outcome::Blocked(Block::Key), true);
+        assert_eq!(answer(&effects, ask), Some(Route::LastAnswer));
+    }
+    let mended = bench.ask_for(9, 0);
+    let effects = bench.end(mended, Outcome::Delivered, false);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Notice(Notice::RouteResumed { uplink: 0 }))), 1);
 }

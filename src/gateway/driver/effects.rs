@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::super::deliver::{Delivery, deliver};
+use super::super::opinion;
 use super::super::otherwise::Otherwise;
 use super::super::{Input, LiveAttempt, Shared, Target, routes};
 use super::{Driver, SETTLE_RETRY};
@@ -161,7 +162,12 @@ impl Driver {
             }
             drop(trouble);
             match end {
-                Some((state, reason, route)) => shared.finished(&leased.id, Some(&leased.source), state, reason, route),
+                Some((state, reason, route)) => {
+                    shared.finished(&leased.id, Some(&leased.source), state, reason, route);
+                    if state == State::Answered {
+                        opinion::tell(&shared, &leased.id).await;
+                    }
+                }
                 None => {
                     shared.report_request(
                         &leased.id,

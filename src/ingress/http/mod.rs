@@ -31,7 +31,7 @@ mod tasks;
 mod tokens;
 mod wants;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -39,12 +39,13 @@ use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get, post};
-use hyper::StatusCode;
 use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
+use hyper::{Method, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::clock;
+use crate::control::limit::Limiter;
 use crate::control::types::Policy;
 use crate::gateway::Gateway;
 use crate::ingress::link::Links;
@@ -66,6 +67,8 @@ pub struct Options {
     pub max_body: u64,
     /// Requests served at once.
     pub max_in_flight: usize,
+    /// Requests of one source per second, and how many may come at once; `None` for any number.
+    pub rate: Option<(u32, u32)>,
     /// The policy of requests that name none.
     pub offline: Policy,
     /// Time to live of requests that name none.
@@ -92,6 +95,7 @@ pub struct App {
     links: Links,
     attach: Attach,
     slots: Arc<Semaphore>,
+    limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
     stop: watch::Receiver<bool>,
     started_unix_s: u64,
@@ -118,6 +122,7 @@ impl App {
         stop: watch::Receiver<bool>,
     ) -> Arc<App> {
         let slots = Arc::new(Semaphore::new(options.max_in_flight));
+        let limiter = options.rate.map(|(rate, burst)| Mutex::new(Limiter::new(rate, burst)));
         let reshaping = Semaphore::new(RESHAPING_KIB);
         let started_unix_s = clock::unix_ms() / 1000;
         Arc::new(App {
@@ -127,6 +132,7 @@ impl App {
             links,
             attach: Attach::default(),
             slots,
+            limiter,
             reshaping,
             stop,
             started_unix_s,
@@ -146,6 +152,16 @@ impl App {
         let mut stop = self.stop.clone();
         // The sender lives as long as the process; if it is gone, so is everything else.
         let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// Counts a request that makes work; refuses what its source has too many of.
+    fn limit(&self, request: &Request) -> Result<(), Refusal> {
+        let (Some(limiter), &Method::POST) = (&self.limiter, request.method()) else { return Ok(()) };
+        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.take(&call::source(request), clock::since_boot().as_millis() as u64).map_err(|wait_ms| {
+            self.gateway.metrics().limited();
+            Refusal::rate_limited(self.options.rate.unwrap_or_default(), wait_ms)
+        })
     }
 
     /// Room to reshape an answer of so many bytes, as long as it is held.
@@ -242,11 +258,15 @@ async fn name_request(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Bounds the requests served at once; refuses while the process ends.
+/// Bounds the requests of one source in a time and those served at once; refuses while the process ends.
 async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     if !app.gateway.is_accepting() {
         call::discard(request.into_body());
         return Refusal::stopping().into_response();
+    }
+    if let Err(refusal) = app.limit(&request) {
+        call::discard(request.into_body());
+        return refusal.into_response();
     }
     let Ok(permit) = app.slots.clone().try_acquire_owned() else {
         call::discard(request.into_body());

@@ -30,10 +30,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 let origin = Origin::uplink(attempt.cloud().name());
                 match try_uplink(&call, &mut attempt).await {
                     (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
-                    (
-                        outcome @ (Outcome::Delivered | Outcome::Permanent(_) | Outcome::Blocked(_)),
-                        Some(Came::Whole(whole)),
-                    ) => {
+                    (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole))) => {
                         attempt.end(outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);
@@ -42,7 +39,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                         attempt.end(Outcome::NoAnswer);
                         return call.app.refused(&call, Refusal::no_answer());
                     }
-                    (outcome @ Outcome::RateLimited { .. }, Some(Came::Whole(whole))) => {
+                    (outcome @ (Outcome::RateLimited { .. } | Outcome::Blocked(_)), Some(Came::Whole(whole))) => {
                         last = Some((whole, origin));
                         live.next(attempt, outcome).await
                     }

@@ -6,13 +6,15 @@ use serde_json::{Value, json};
 
 use crate::body::Body;
 use crate::control::types::State;
+use crate::gateway::agreement;
 use crate::spool::record::Record;
+use crate::task::{Book, Rule};
 
 /// Most of an answer that is no JSON that is shown.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// The whole object; answers are there where the record brought their bytes. Blocks where one is a file.
-pub fn record_json(record: &Record) -> Value {
+pub fn record_json(record: &Record, tasks: &Book) -> Value {
     let created_s = record.created_unix_ms / 1000;
     // Shown in wall time, decided in powered-on time: a board without a clock shows nonsense and expires right.
     let expires = (!record.state.is_final()).then(|| (crate::clock::unix_ms() + record.ttl_left_ms) / 1000);
@@ -40,8 +42,9 @@ pub fn record_json(record: &Record) -> Value {
         // What failed before the answer came is history, and would read like a failure.
         "last_error": record.last_error.as_ref().filter(|_| record.state != State::Answered).map(|e| json!({"kind": e.kind, "message": e.message})),
     });
-    if record.local.is_some() && record.uplink.is_some() {
-        value["agreement"] = json!("unknown");
+    if let Some((agreement, rule)) = agreement(record, tasks) {
+        value["agreement"] = json!(agreement.as_str());
+        value["agreement_rule"] = json!(rule.map(Rule::as_str));
     }
     value
 }

@@ -109,6 +109,15 @@ impl Refusal {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
     }
 
+    /// 429: the source asks more often than `rate` times a second, `burst` at once.
+    pub fn rate_limited((rate, burst): (u32, u32), wait_ms: u64) -> Self {
+        let message = format!(
+            "this source sent more than {rate} requests a second (at most {burst} at once); wait as Retry-After says, or \
+             raise [limits] rate"
+        );
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message).retry_after(wait_ms.div_ceil(1000))
+    }
+
     /// Adds `Retry-After`, within what clients obey.
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_s = Some(seconds.clamp(*RETRY_AFTER_S.start(), *RETRY_AFTER_S.end()));

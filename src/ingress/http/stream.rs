@@ -154,7 +154,7 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
                         call.app.answered(call, &origin, how);
                         return Ok(());
                     }
-                    Tried::Refused(outcome, whole) if !matches!(outcome, Outcome::RateLimited { .. }) => {
+                    Tried::Refused(outcome @ Outcome::Permanent(_), whole) => {
                         attempt.end(outcome);
                         return pass_refusal(call, parts, whole, &origin).await;
                     }

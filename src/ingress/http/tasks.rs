@@ -230,7 +230,7 @@ impl Came {
         let text = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
         let (source, id, state) = (text("x-holdfast-route"), text("x-holdfast-id"), text("x-holdfast-state"));
         let id = if id.is_empty() { call.id.clone() } else { id };
-        let words = said(&bytes).unwrap_or_default();
+        let words = said(&*bytes).unwrap_or_default();
         let is_settled = state == "answered";
         let reading = call.reading(&words);
         Ok(Came { status: parts.status, headers: parts.headers, source, id, is_settled, words, reading })
@@ -274,7 +274,7 @@ impl Call {
 async fn local_again(call: &Call, came: Came) -> Came {
     let Ok(answer) = offline::ask_local(call).await else { return came };
     let Content::Whole(body) = answer.content else { return came };
-    let words = said(&body).unwrap_or_default();
+    let words = said(&*body).unwrap_or_default();
     Came { reading: call.reading(&words), words, ..came }
 }
 
@@ -287,7 +287,7 @@ async fn ended(call: &Call, response: Response) -> Response {
     let Ok(Some(record)) = call.app.gateway.spool().get(id.clone()).await else { return response };
     let (Some("misfit"), Some((answer, _))) = (record.reason.as_deref(), record.uplink) else { return response };
     let start = answer.body.start_off_thread(WHOLE_BYTES_MAX as usize).await.unwrap_or_default();
-    let words = said(&start).unwrap_or_default();
+    let words = said(&*start).unwrap_or_default();
     let source = format!("uplink:{}", answer.uplink);
     let origin = Origin { route: Some(source.clone()), id: Some(id.clone()), state: Some(record.state) };
     let mut headers = HeaderMap::new();

@@ -38,6 +38,7 @@ pub(super) fn record(found: &Found, powered_ms: u64, file: ReadFile<'_>) -> Resu
         maybe_billed: number(7) != 0,
         body_bytes: number(18),
         body_hash: blob(values, 19).and_then(|hash| hash.try_into().ok()).unwrap_or_default(),
+        task: integer(values, 27).and_then(|task| u16::try_from(task).ok()),
         position: 0,
         last_error: word(23).map(|kind| LastError { kind, message: word(24).unwrap_or_default() }),
         local: None,

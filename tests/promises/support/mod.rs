@@ -9,7 +9,9 @@ mod http;
 use std::future::Future;
 use std::time::Duration;
 
-use holdfast::cli::simulate::{Faults, Mode, OllamaOptions, Simulator, UplinkOptions, serve_ollama, serve_uplink};
+use holdfast::cli::simulate::{
+    Faults, Mode, OllamaOptions, Simulator, StatusOn, UplinkOptions, serve_ollama, serve_uplink,
+};
 use holdfast::clock;
 use serde_json::Value;
 
@@ -31,6 +33,8 @@ pub struct Settings {
     pub patient: bool,
     /// `[retry] on_unknown`.
     pub on_unknown: &'static str,
+    /// `[limits] rate` and `burst`; a rate of 0 is no limit.
+    pub rate: (u32, u32),
     /// Further lines of `[http]`.
     pub http: String,
     /// Where the data goes instead of the daemon's own folder.
@@ -48,6 +52,7 @@ impl Default for Settings {
             drain_in_flight: 1,
             patient: false,
             on_unknown: "resend",
+            rate: (0, 1),
             http: String::new(),
             data_dir: None,
             extra: String::new(),
@@ -184,7 +189,8 @@ on_unknown = "{on_unknown}"
 ttl = "0s"
 
 [limits]
-rate = 0
+rate = {rate}
+burst = {burst}
 per_source_backlog = 100000
 
 {extra}
@@ -193,8 +199,15 @@ per_source_backlog = 100000
         data_dir = settings.data_dir.as_deref().unwrap_or("@DIR@/data"),
         http = settings.http,
         on_unknown = settings.on_unknown,
+        rate = settings.rate.0,
+        burst = settings.rate.1,
         extra = settings.extra,
     )
+}
+
+/// Only requests are refused; the probe stays green.
+pub fn refusing(status: u16) -> Faults {
+    Faults { status_on: StatusOn::Post, ..Faults::status(status) }
 }
 
 /// Asks again every 10 ms until there is something; fails the test after `seconds`.

@@ -2,11 +2,8 @@
 //!
 //! Owns which answer that is and how much of it is told; never sends anything.
 
-use std::io::BufReader;
-
 use bytes::Bytes;
 use holdfast_wire::message::TEXT_BYTES_MAX;
-use serde::Deserialize;
 
 use super::submission::Outcome;
 use super::tasks::{Reading, Tasks};
@@ -14,6 +11,7 @@ use crate::body::Body;
 use crate::control::types::State;
 use crate::plant::{self, Fault};
 use crate::spool::record::{Ask, DeviceRequest, Record};
+use crate::task;
 
 const OK: u8 = 0;
 const FAILED: u8 = 1;
@@ -104,35 +102,6 @@ fn shortened(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]
 }
 
-#[derive(Deserialize)]
-struct Said {
-    #[serde(default)]
-    choices: Vec<Choice>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    message: Option<Message>,
-    text: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    content: Option<Content>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Deserialize)]
-struct Part {
-    text: Option<String>,
-}
-
 /// The words of an answer, or its JSON where the device made the request by itself.
 fn said(ask: Ask, body: &Body) -> Result<String, &'static str> {
     if ask == Ask::Raw {
@@ -140,12 +109,5 @@ fn said(ask: Ask, body: &Body) -> Result<String, &'static str> {
         let start = body.start(TEXT_BYTES_MAX as usize + 4).map_err(|_| "the answer cannot be read")?;
         return Ok(String::from_utf8_lossy(&start).into_owned());
     }
-    let said: Said =
-        serde_json::from_reader(BufReader::new(body.reader())).map_err(|_| "the answer is not a chat answer")?;
-    let first = said.choices.into_iter().next().ok_or("the answer is empty")?;
-    match (first.message.and_then(|m| m.content), first.text) {
-        (Some(Content::Text(text)), _) | (None, Some(text)) => Ok(text),
-        (Some(Content::Parts(parts)), _) => Ok(parts.into_iter().filter_map(|part| part.text).collect()),
-        (None, None) => Ok(String::new()),
-    }
+    task::said(body.reader()).ok_or("the answer has no words")
 }

@@ -88,6 +88,7 @@ fn record(state: State) -> Record {
         maybe_billed: false,
         body_bytes: 1,
         body_hash: [0; 32],
+        task: None,
         position: 0,
         last_error: None,
         local: None,
