@@ -22,7 +22,8 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("gateway", &["body", "clock", "control", "plant", "spool", "task", "telemetry", "uplink"]),
     ("ingress", &["body", "clock", "control", "gateway", "plant", "spool", "task", "telemetry", "uplink"]),
     ("systemd", &["gateway"]),
-    ("config", &["control", "task"]),
+    // What a task and a link are is said once, where they are used: their words, and not their behaviour.
+    ("config", &["control", "ingress", "task"]),
     (
         "supervisor",
         &[

@@ -1,62 +1,18 @@
 //! `[[link]]`: lines to devices.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::extras::unique;
 use super::units::quoted;
 use super::walk::Table;
 use crate::control::types::{Policy, words};
+use crate::ingress::link::{Dtr, Parity, Place, Protocol, WordOrder};
 
 /// Longest and shortest line of the dialect of lines, in bytes.
 const LINE_BYTES: std::ops::RangeInclusive<u32> = 80..=1024;
 /// Addresses of an RS-485 bus and units of Modbus.
 const ADDRESSES: std::ops::RangeInclusive<u8> = 1..=247;
-
-/// What a device link speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// Frames with a checksum.
-    Frames,
-    /// Lines of text.
-    Lines,
-    /// Modbus RTU.
-    Modbus,
-}
-words!(Protocol { Frames => "frames", Lines => "lines", Modbus => "modbus" });
-
-/// The parity bit of a serial port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Parity {
-    /// None.
-    None,
-    /// Even.
-    Even,
-    /// Odd.
-    Odd,
-}
-words!(Parity { None => "none", Even => "even", Odd => "odd" });
-
-/// What is done with DTR, which resets many boards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dtr {
-    /// Nothing.
-    Keep,
-    /// It is set.
-    On,
-    /// It is taken back.
-    Off,
-}
-words!(Dtr { Keep => "keep", On => "on", Off => "off" });
-
-/// Which half of a 32-bit value stands in the first register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WordOrder {
-    /// The upper one.
-    HighFirst,
-    /// The lower one.
-    LowFirst,
-}
-words!(WordOrder { HighFirst => "high_first", LowFirst => "low_first" });
 
 /// Whether lines carry a checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,17 +21,6 @@ enum Crc {
     Optional,
 }
 words!(Crc { Required => "required", Optional => "optional" });
-
-/// Where a link is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// A serial port.
-    Device(PathBuf),
-    /// A UNIX socket.
-    Socket(PathBuf),
-    /// Host and port of a raw TCP serial server.
-    Address(String),
-}
 
 /// One `[[link]]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,6 +67,7 @@ pub(super) fn links(root: &mut Table<'_>) -> Vec<Link> {
     let place = |link: &Link| match &link.place {
         Place::Device(path) | Place::Socket(path) => path.display().to_string(),
         Place::Address(address) => address.clone(),
+        Place::Listen(address) => address.to_string(),
     };
     unique(root, "link", "device", links.iter().map(place));
     links
@@ -160,6 +106,9 @@ fn link(t: &mut Table<'_>) -> Link {
     if !link.addresses.is_empty() && (protocol != Protocol::Frames || matches!(link.place, Place::Socket(_))) {
         t.fault("addresses", "only a serial line that speaks frames is polled; remove them");
     }
+    if matches!(link.place, Place::Listen(_)) && protocol != Protocol::Modbus {
+        t.fault("listen", "only modbus listens for TCP; write socket or device, or protocol = \"modbus\"");
+    }
     if link.token_file.is_some() && protocol != Protocol::Frames {
         t.fault("token_file", "only frames carry a token; remove it");
     }
@@ -171,14 +120,16 @@ fn place(t: &mut Table<'_>) -> Place {
         t.path("device", "").map(Place::Device),
         t.path("socket", "").map(Place::Socket),
         t.optional("address", address).map(Place::Address),
+        t.optional("listen", listen).map(Place::Listen),
     ];
     let mut given = places.into_iter().flatten();
     match (given.next(), given.next()) {
         (Some(place), None) => place,
         (place, _) => {
-            if !t.given("address") || place.is_some() {
-                let hint =
-                    "write exactly one of device (a serial port), socket (a UNIX socket) and address (host:port)";
+            // One that was given and is wrong has been reported as that already.
+            if !(t.given("address") || t.given("listen")) || place.is_some() {
+                let hint = "write exactly one of device (a serial port), socket (a UNIX socket), address (host:port) \
+                            and listen (ip:port, modbus)";
                 t.fault("device", hint);
             }
             Place::Device(PathBuf::new())
@@ -200,6 +151,14 @@ fn address(text: &str) -> Result<String, String> {
     }
 }
 
+/// Where Modbus TCP is listened for: an address of this machine, never a name that may change.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() > 0 => Ok(address),
+        _ => Err(format!("{} is not ip:port, such as \"192.0.2.1:502\"", quoted(text))),
+    }
+}
+
 /// A device's own name: 4 to 16 bytes in hexadecimal digits.
 fn uid(text: &str) -> Result<String, String> {
     let fits =
@@ -217,6 +176,8 @@ mod tests {
 
     #[test]
     fn addresses_and_uids_are_judged() {
+        assert!(listen("127.0.0.1:502").is_ok() && listen("[::]:502").is_ok());
+        assert!(["plc:502", "127.0.0.1", "127.0.0.1:0", ":502"].iter().all(|text| listen(text).is_err()));
         assert!(address("box:4001").is_ok() && address("[::1]:4001").is_ok());
         assert!(["box", "box:0", ":4001", "box:port"].iter().all(|text| address(text).is_err()));
         assert_eq!(uid("02005E10").unwrap(), "02005e10");

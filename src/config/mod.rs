@@ -24,7 +24,7 @@ pub use environ::environment;
 pub use extras::{Budget, Cache, Format, Level, Limits, Log, Model};
 pub use fault::{Fault, Faults, Origin};
 pub use gateway::{Gateway, Http};
-pub use link::{Dtr, Link, Parity, Place, Protocol, WordOrder};
+pub use link::Link;
 pub use local::{KeepWarm, Local, LocalApi, LocalTimeouts};
 pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, WhenFull};
 pub use secret::{KeySource, Secret, read_key};

@@ -389,6 +389,23 @@ fn installed_files_are_layered_later_ones_winning_per_key() {
 }
 
 #[test]
+fn only_modbus_listens_and_a_link_is_at_one_place() {
+    let with = |rest: &str| load_text(&format!("[[link]]\nname = \"press\"\n{rest}\n"), &[]);
+    let loaded = with("listen = \"192.0.2.1:502\"\nprotocol = \"modbus\"").unwrap();
+    let expected = crate::ingress::link::Place::Listen("192.0.2.1:502".parse().unwrap());
+    assert_eq!(loaded.settings.links[0].place, expected);
+    for (rest, said) in [
+        ("listen = \"192.0.2.1:502\"", "hf.toml:3: link[0].listen: only modbus listens for TCP;"),
+        ("listen = \"plc:502\"\nprotocol = \"modbus\"", "hf.toml:3: link[0].listen: 'plc:502' is not ip:port"),
+        ("listen = \"[::1]:502\"\nsocket = \"/a\"\nprotocol = \"modbus\"", "link[0].device: write exactly one of"),
+    ] {
+        let faults = with(rest).unwrap_err();
+        assert!(faults.replace('"', "'").contains(said), "{faults}");
+        assert_eq!(faults.lines().count(), 1, "{faults}");
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_a_fault() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("none.toml");

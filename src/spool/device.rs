@@ -158,6 +158,9 @@ pub(super) fn remember(store: &mut Store, seq: u64) -> Result<(), SpoolError> {
     Ok(())
 }
 
+const OLDEST_KEYS: &str =
+    "SELECT source_id, key, until_ms FROM device_key INDEXED BY device_key_until ORDER BY until_ms";
+
 pub(super) const OLDEST_KEY: &str =
     "SELECT source_id, key, until_ms FROM device_key INDEXED BY device_key_until ORDER BY until_ms LIMIT 1";
 
@@ -175,27 +178,64 @@ pub(super) fn keys(conn: &rusqlite::Connection) -> Result<u64, SpoolError> {
 
 /// Folds keys that had their time, or are too many, into the highest of their epoch.
 pub(super) fn sweep(store: &mut Store) -> Result<(), SpoolError> {
-    let mut left = store.device_keys;
     let now = store.powered.now_ms();
-    for _ in 0..STEP {
-        let oldest = store
-            .conn
-            .prepare_cached(OLDEST_KEY)?
-            .query_row([], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?, num(r.get(2)?))))
-            .optional()?;
-        let Some((source_id, key, until)) = oldest else { break };
-        if until > now && left <= KEYS_MAX {
-            break;
+    let mut spent = Vec::new();
+    if store.device_keys > KEYS_MAX {
+        let over = (store.device_keys - KEYS_MAX).min(STEP.into());
+        spent = of_the_greediest(store, over)?;
+    } else {
+        let oldest = format!("{OLDEST_KEYS} LIMIT ?1");
+        let mut oldest = store.conn.prepare_cached(&oldest)?;
+        let rows = oldest.query_map([STEP], |r| Ok((r.get(0)?, r.get(1)?, num(r.get(2)?))))?;
+        for row in rows {
+            let (source_id, key, until): (i64, String, u64) = row?;
+            if until > now {
+                break;
+            }
+            spent.push((source_id, key));
         }
-        fold(store, source_id, &key, now)?;
+    }
+    for (source_id, key) in &spent {
+        fold(store, *source_id, key, now)?;
         let text = "DELETE FROM device_key WHERE source_id = ?1 AND key = ?2";
         store.conn.prepare_cached(text)?.execute(params![source_id, key])?;
-        left = left.saturating_sub(1);
     }
-    store.device_keys = left;
-    let excess = "DELETE FROM device_epoch WHERE (source_id, uid, epoch) IN (SELECT source_id, uid, epoch
-        FROM device_epoch ORDER BY at_ms DESC LIMIT -1 OFFSET ?1)";
-    store.conn.prepare_cached(excess)?.execute([sql(EPOCHS_MAX)])?;
+    store.device_keys = store.device_keys.saturating_sub(spent.len() as u64);
+    shed_epochs(store)
+}
+
+/// The oldest keys of the device that has the most, on the link that has the most: whoever makes too many loses its own,
+/// and not those of others. Walks along all of them, and only where they are too many.
+fn of_the_greediest(store: &Store, over: u64) -> Result<Vec<(i64, String)>, SpoolError> {
+    let most = "WITH per AS (SELECT source_id, substr(key, 1, instr(key, ':')) AS whose, count(*) AS n
+            FROM device_key GROUP BY 1, 2)
+        SELECT source_id, whose FROM per ORDER BY sum(n) OVER (PARTITION BY source_id) DESC, source_id, n DESC LIMIT 1";
+    let whose = |r: &Row<'_>| Ok((r.get::<_, i64>(0)?, r.get::<_, String>(1)?));
+    let Some((source_id, whose)) = store.conn.prepare_cached(most)?.query_row([], whose).optional()? else {
+        return Ok(Vec::new());
+    };
+    // All that begin so: ';' is the character behind ':'.
+    let end = format!("{};", whose.trim_end_matches(':'));
+    let oldest = "SELECT source_id, key FROM device_key WHERE source_id = ?1 AND key >= ?2 AND key < ?3
+        ORDER BY until_ms LIMIT ?4";
+    let mut oldest = store.conn.prepare_cached(oldest)?;
+    let rows = oldest.query_map(params![source_id, whose, end, sql(over)], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Forgets the oldest epochs of the device that has the most, where there are too many.
+fn shed_epochs(store: &Store) -> Result<(), SpoolError> {
+    let count = "SELECT count(*) FROM device_epoch";
+    let over = store.conn.prepare_cached(count)?.query_row([], |r| r.get(0).map(num))?.saturating_sub(EPOCHS_MAX);
+    if over == 0 {
+        return Ok(());
+    }
+    let excess = "DELETE FROM device_epoch WHERE (source_id, uid, epoch) IN (
+        WITH per AS (SELECT source_id, uid, count(*) AS n FROM device_epoch GROUP BY 1, 2),
+        most AS (SELECT source_id, uid FROM per
+            ORDER BY sum(n) OVER (PARTITION BY source_id) DESC, source_id, n DESC LIMIT 1)
+        SELECT source_id, uid, epoch FROM device_epoch JOIN most USING (source_id, uid) ORDER BY at_ms LIMIT ?1)";
+    store.conn.prepare_cached(excess)?.execute([sql(over)])?;
     Ok(())
 }
 
@@ -291,6 +331,16 @@ pub(super) fn undelivered(
     let text = format!(
         "{REQUEST} INDEXED BY request_owed WHERE r.source_id = ?1 AND r.label = ?2 AND r.handover = 1
         AND (r.state >= 3 OR EXISTS (SELECT 1 FROM answer a WHERE a.seq = r.seq AND a.local = 1))
+        ORDER BY r.seq LIMIT ?3"
+    );
+    list(store, &text, params![source_id, uid, limit.min(LIST_MAX)])
+}
+
+/// Requests that a device waits for and that are not over, oldest first.
+pub(super) fn unfinished(store: &Store, source: &str, uid: &str, limit: u32) -> Result<Vec<DeviceRequest>, SpoolError> {
+    let Some(source_id) = source_id(store, source)? else { return Ok(Vec::new()) };
+    let text = format!(
+        "{REQUEST} INDEXED BY request_owed WHERE r.source_id = ?1 AND r.label = ?2 AND r.handover = 1 AND r.state < 3
         ORDER BY r.seq LIMIT ?3"
     );
     list(store, &text, params![source_id, uid, limit.min(LIST_MAX)])

@@ -13,6 +13,12 @@ impl Spool {
         self.read(move |store| device::undelivered(store, &source, &uid, limit)).await
     }
 
+    /// Requests that a device waits for and that are not over, oldest first.
+    pub async fn unfinished(&self, source: &str, uid: &str, limit: u32) -> Result<Vec<DeviceRequest>, SpoolError> {
+        let (source, uid) = (source.to_owned(), uid.to_owned());
+        self.read(move |store| device::unfinished(store, &source, &uid, limit)).await
+    }
+
     /// How many requests of a device wait for their result to be handed over, finished or not.
     pub async fn device_open(&self, source: &str, uid: &str) -> Result<u64, SpoolError> {
         let (source, uid) = (source.to_owned(), uid.to_owned());

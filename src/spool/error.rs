@@ -33,6 +33,9 @@ pub enum SpoolError {
     /// SQLite or the file system failed; the request in question was not accepted.
     #[error("storage failed: {0}")]
     Storage(String),
+    /// The bytes of this one body or answer are damaged or gone; nothing else is.
+    #[error("the stored bytes are damaged or gone")]
+    Unreadable,
     /// What is on disk is not what was written. The file is set aside and what can be read is salvaged.
     #[error("the stored data is damaged: {0}")]
     Damaged(String),
@@ -58,6 +61,7 @@ impl SpoolError {
             SpoolError::Newer { .. } => "spool_newer",
             SpoolError::Busy => "spool_busy",
             SpoolError::Storage(_) => "storage",
+            SpoolError::Unreadable => "unreadable",
             SpoolError::Damaged(_) => "damaged",
             SpoolError::Salvaging => "salvaging",
             SpoolError::Permission(_) => "permission",

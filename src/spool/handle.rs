@@ -443,7 +443,7 @@ fn fetch(options: &Options, stored: Stored) -> Result<Bytes, SpoolError> {
     };
     match bytes {
         Some(bytes) if files::hash(&bytes)[..] == stored.hash[..] => Ok(bytes),
-        _ => Err(SpoolError::Storage("the stored bytes are damaged or gone".into())),
+        _ => Err(SpoolError::Unreadable),
     }
 }
 
@@ -455,7 +455,7 @@ fn fetch_body(options: &Options, stored: Stored) -> Result<Body, SpoolError> {
     };
     match body {
         Some(body) if body.hash()[..] == stored.hash[..] => Ok(body),
-        _ => Err(SpoolError::Storage("the stored bytes are damaged or gone".into())),
+        _ => Err(SpoolError::Unreadable),
     }
 }
 

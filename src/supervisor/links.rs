@@ -12,7 +12,7 @@ use super::SupervisorError;
 use crate::config::{self, Settings};
 use crate::gateway::Gateway;
 use crate::ingress::link::core::tasks::Tasks;
-use crate::ingress::link::{Common, Dtr, Links, Options, Parity, Place, Protocol, Serial, Token, WordOrder};
+use crate::ingress::link::{Common, Links, Options, Serial, Token};
 
 /// A token has at most so many bytes: a Hello carries it.
 const TOKEN_BYTES_MAX: usize = 64;
@@ -47,29 +47,13 @@ fn one(link: &config::Link) -> Result<Options, SupervisorError> {
     let token = link.token_file.as_deref().map(|path| token(&link.name, path)).transpose()?;
     Ok(Options {
         name: link.name.clone(),
-        place: match &link.place {
-            config::Place::Device(path) => Place::Device(path.clone()),
-            config::Place::Socket(path) => Place::Socket(path.clone()),
-            config::Place::Address(address) => Place::Address(address.clone()),
-        },
-        protocol: match link.protocol {
-            config::Protocol::Frames => Protocol::Frames,
-            config::Protocol::Lines => Protocol::Lines,
-            config::Protocol::Modbus => Protocol::Modbus,
-        },
+        place: link.place.clone(),
+        protocol: link.protocol,
         serial: Serial {
             baud: link.baud,
-            parity: match link.parity {
-                config::Parity::None => Parity::None,
-                config::Parity::Even => Parity::Even,
-                config::Parity::Odd => Parity::Odd,
-            },
+            parity: link.parity,
             stop_bits: link.stop_bits as u8,
-            dtr: match link.dtr {
-                config::Dtr::Keep => Dtr::Keep,
-                config::Dtr::On => Dtr::On,
-                config::Dtr::Off => Dtr::Off,
-            },
+            dtr: link.dtr,
             rs485: link.rs485,
         },
         addresses: link.addresses.clone(),
@@ -79,10 +63,7 @@ fn one(link: &config::Link) -> Result<Options, SupervisorError> {
         push: link.push,
         line_max: link.line_max as u16,
         unit: link.unit as u8,
-        word_order: match link.word_order {
-            config::WordOrder::HighFirst => WordOrder::HighFirst,
-            config::WordOrder::LowFirst => WordOrder::LowFirst,
-        },
+        word_order: link.word_order,
         uid: link.uid.clone(),
     })
 }

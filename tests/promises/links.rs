@@ -8,6 +8,7 @@ use tokio::net::UnixStream;
 
 use crate::support::{Bench, Peer, Request, Settings, Told, until};
 
+const NO_RESULT: u8 = 1;
 const LOCAL_ONLY: u8 = 2;
 const UPLINK_ONLY: u8 = 4;
 
@@ -80,6 +81,70 @@ async fn a_result_is_offered_until_it_is_taken_also_after_a_restart() {
         })
         .await;
     assert_eq!(bench.answered("later"), 1);
+}
+
+/// What a worn flash does to one row, while nobody has the database open.
+fn damage(bench: &Bench, text: &str) {
+    let database = rusqlite::Connection::open(bench.daemon.data().join("spool.db")).unwrap();
+    assert_eq!(database.execute(text, []).unwrap(), 1, "{text}");
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_is_told_so_and_holds_up_no_other() {
+    let mut bench = Bench::offline(links("")).await;
+    let mut device = Peer::new(&place(&bench), 7, 0);
+    for key in [5, 6] {
+        device.submit(key, Request { flags: UPLINK_ONLY, ..Request::new(&format!("kept {key}")) });
+    }
+    device.talk("both acknowledgements", 20, |d| d.is_stored(5) && d.is_stored(6)).await;
+    device.unplug();
+    bench.recover().await;
+    bench.daemon.kill().await;
+    damage(&bench, "UPDATE answer SET bytes = x'00' WHERE seq = (SELECT min(seq) FROM answer)");
+    bench.daemon.restart().await;
+    device.talk("both results", 20, |d| !d.results(5).is_empty() && !d.results(6).is_empty()).await;
+    assert_eq!(device.results(5), [(1, 0, "the answer cannot be read".to_owned())]);
+    assert_eq!(device.results(6), [(0, 1, "uplink answer to: kept 6".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_ends_its_request_and_holds_up_no_other() {
+    let mut bench = Bench::offline(links("")).await;
+    bench.ollama.set_faults(Faults::failing(Mode::Refuse)).await;
+    let mut device = Peer::new(&place(&bench), 7, 0);
+    for key in [5, 6] {
+        device.submit(key, Request { flags: LOCAL_ONLY, ..Request::new(&format!("here {key}")) });
+    }
+    device.talk("both acknowledgements", 20, |d| d.is_stored(5) && d.is_stored(6)).await;
+    bench.daemon.kill().await;
+    damage(&bench, "UPDATE body SET bytes = x'00' WHERE seq = (SELECT min(seq) FROM body)");
+    bench.ollama.set_faults(Faults::default()).await;
+    device.unplug();
+    bench.daemon.restart().await;
+    device.talk("both results", 20, |d| !d.results(5).is_empty() && !d.results(6).is_empty()).await;
+    assert_eq!(device.results(5), [(1, 0, "unreadable".to_owned())]);
+    assert_eq!(device.results(6), [(0, 2, "local answer to: here 6".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_device_is_told_that_its_request_is_on_its_way() {
+    let bench = Bench::with(links("")).await;
+    let slow = Faults { delay_ms: 1_500, ..Faults::default() };
+    bench.uplink.set_faults(slow).await;
+    let mut device = Peer::new(&place(&bench), 7, 0);
+    device.submit(5, Request { flags: UPLINK_ONLY, ..Request::new("slowly") });
+    device.talk("the result", 20, |d| !d.results(5).is_empty()).await;
+    assert_eq!(device.states, [(5, 3)], "once, and without having asked");
+}
+
+#[tokio::test]
+async fn what_nobody_would_ever_do_is_refused() {
+    let bench = Bench::with(links("offline = \"local\"\n")).await;
+    let mut device = Peer::new(&place(&bench), 7, 0);
+    device.submit(5, Request { flags: NO_RESULT, ..Request::new("for nobody") });
+    device.talk("the refusal", 20, |d| d.told.iter().any(|told| matches!(told, Told::Refused { key: 5, .. }))).await;
+    assert!(device.told.contains(&Told::Refused { key: 5, code: 10 }), "{:?}", device.told);
+    assert_eq!(bench.daemon.backlog().await, 0);
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! PLCs: lines of text and Modbus, over restarts; what is repeated blindly is done once.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast::cli::simulate::Faults;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::support::{Bench, Settings, until, within};
@@ -131,25 +132,152 @@ async fn a_plc_that_repeats_blindly_gets_each_result_of_one_send() {
     assert_eq!(plc.results, taken);
 }
 
-/// A master on a line: one question and its answer.
-async fn ask(stream: &mut UnixStream, pdu: &[u8]) -> Vec<u8> {
-    let mut frame = vec![17];
-    frame.extend_from_slice(pdu);
-    frame.extend_from_slice(&crc(&frame).to_le_bytes());
-    stream.write_all(&frame).await.unwrap();
-    let mut answer = vec![0; 300];
-    let bytes = within("an answer", 5, stream.read(&mut answer)).await.unwrap();
-    answer.truncate(bytes);
-    let content = answer.len() - 2;
-    assert_eq!(answer[content..], crc(&answer[..content]).to_le_bytes());
-    answer[1..content].to_vec()
+/// A serial server with a PLC behind it: the gateway connects, and comes back after each of its starts.
+struct SerialBox {
+    listener: TcpListener,
+    line: Option<TcpStream>,
+    text: String,
 }
 
-async fn input(stream: &mut UnixStream, from: u16, count: u8) -> Vec<u16> {
-    let [high, low] = from.to_be_bytes();
-    let answer = ask(stream, &[4, high, low, 0, count]).await;
-    assert_eq!(answer[0], 4, "{answer:?}");
-    answer[2..].chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
+impl SerialBox {
+    async fn new() -> SerialBox {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        SerialBox { listener, line: None, text: String::new() }
+    }
+
+    fn settings(&self) -> Settings {
+        let address = self.listener.local_addr().unwrap();
+        let plain = settings("lines");
+        Settings {
+            extra: plain.extra.replace("socket = \"@DIR@/plc.sock\"", &format!("address = \"{address}\"")),
+            ..plain
+        }
+    }
+
+    /// Says all of it at once, again and again, until a line begins so; gives that line.
+    async fn says(&mut self, all: &[&str], wanted: &str) -> String {
+        let said: String = all.iter().map(|content| line(content)).collect();
+        within(wanted, 20, async {
+            loop {
+                if self.line.is_none() {
+                    (self.line, self.text) = (Some(self.listener.accept().await.unwrap().0), String::new());
+                }
+                match self.round(&said, wanted).await {
+                    Some(Some(found)) => return found,
+                    Some(None) => {}
+                    None => self.line = None,
+                }
+            }
+        })
+        .await
+    }
+
+    /// None when the line is gone.
+    async fn round(&mut self, said: &str, wanted: &str) -> Option<Option<String>> {
+        let stream = self.line.as_mut()?;
+        stream.write_all(said.as_bytes()).await.ok()?;
+        let mut buffer = [0; 4096];
+        while let Ok(read) = timeout(Duration::from_millis(500), stream.read(&mut buffer)).await {
+            let bytes = read.ok().filter(|bytes| *bytes > 0)?;
+            self.text.extend(buffer[..bytes].iter().filter(|byte| **byte != 0).map(|byte| char::from(*byte)));
+            while let Some((whole, rest)) = self.text.split_once("\r\n") {
+                let (whole, rest) = (whole.to_owned(), rest.to_owned());
+                self.text = rest;
+                if whole.starts_with(wanted) {
+                    return Some(Some(whole));
+                }
+            }
+        }
+        Some(None)
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_was_said_once_is_known_after_a_restart() {
+    let mut plc = SerialBox::new().await;
+    let mut bench = Bench::offline(plc.settings()).await;
+    plc.says(&["HLO,1,S7-03,815"], "$HLA,1,").await;
+    plc.says(&["SUB,815-1,1,86400,12,Naht 1,23.5"], "$ACK,815-1,1,").await;
+    bench.daemon.kill().await;
+    bench.daemon.restart().await;
+    // It does not know of the restart: no Hello.
+    let told = plc.says(&["QRY,815-1"], "$").await;
+    assert!(told.starts_with("$STA,815-1,2,"), "{told}");
+    plc.says(&["SUB,815-1,1,86400,12,Naht 1,23.5"], "$ACK,815-1,1,1*").await;
+    assert_eq!(bench.daemon.backlog().await, 1);
+    bench.uplink.set_faults(Faults::default()).await;
+    plc.says(&[], "$RES,815-1,0,1,").await;
+    plc.says(&["HLO,1,another,1", "QRY,815-1"], "$NAK,815-1,8,").await;
+    assert_eq!(bench.answered("Seam Naht 1 at 23.5"), 1);
+}
+
+#[tokio::test]
+async fn what_one_device_asked_is_not_told_to_the_next_on_its_line() {
+    let mut plc = SerialBox::new().await;
+    let bench = Bench::offline(plc.settings()).await;
+    plc.says(&["HLO,1,first,1"], "$HLA,1,").await;
+    let told = plc.says(&["SUB,815-1,1,86400,12,Naht 1,23.5", "HLO,1,second,1", "PNG,5"], "$").await;
+    assert!(!told.starts_with("$ACK,"), "{told}");
+    plc.says(&["PNG,6"], "$PON,6,").await;
+    let told = plc.says(&["QRY,815-1"], "$").await;
+    assert!(told.starts_with("$NAK,815-1,8,"), "it is the first one's: {told}");
+    plc.says(&["HLO,1,first,1", "QRY,815-1"], "$STA,815-1,2,").await;
+    assert_eq!(bench.daemon.backlog().await, 1);
+}
+
+/// A master on a line: one question and its answer.
+struct Master {
+    stream: Box<dyn Stream>,
+    is_tcp: bool,
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+impl Master {
+    async fn ask(&mut self, pdu: &[u8]) -> Vec<u8> {
+        if self.is_tcp {
+            return self.ask_tcp(pdu).await;
+        }
+        let mut frame = vec![17];
+        frame.extend_from_slice(pdu);
+        frame.extend_from_slice(&crc(&frame).to_le_bytes());
+        self.stream.write_all(&frame).await.unwrap();
+        let mut answer = vec![0; 300];
+        let bytes = within("an answer", 5, self.stream.read(&mut answer)).await.unwrap();
+        answer.truncate(bytes);
+        let content = answer.len() - 2;
+        assert_eq!(answer[content..], crc(&answer[..content]).to_le_bytes());
+        answer[1..content].to_vec()
+    }
+
+    async fn ask_tcp(&mut self, pdu: &[u8]) -> Vec<u8> {
+        let mut frame = vec![7, pdu[0], 0, 0, 0, pdu.len() as u8 + 1, 17];
+        frame.extend_from_slice(pdu);
+        self.stream.write_all(&frame).await.unwrap();
+        let mut header = [0; 7];
+        within("an answer", 5, self.stream.read_exact(&mut header)).await.unwrap();
+        assert_eq!((&header[..4], header[6]), (&frame[..4], 17), "the same transaction and unit");
+        let mut answer = vec![0; usize::from(u16::from_be_bytes([header[4], header[5]])) - 1];
+        within("the rest of it", 5, self.stream.read_exact(&mut answer)).await.unwrap();
+        answer
+    }
+
+    async fn input(&mut self, from: u16, count: u8) -> Vec<u16> {
+        let [high, low] = from.to_be_bytes();
+        let answer = self.ask(&[4, high, low, 0, count]).await;
+        assert_eq!(answer[0], 4, "{answer:?}");
+        answer[2..].chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
+    }
+
+    async fn until_input(&mut self, address: u16, value: u16) {
+        within("a register", 30, async {
+            while self.input(address, 1).await != [value] {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
 }
 
 /// The block of one number, 1500, with this bell.
@@ -161,58 +289,103 @@ fn block(seq: u16) -> Vec<u8> {
     pdu
 }
 
-async fn connect(place: &Path) -> UnixStream {
-    let mut stream = until("the line", 10, || async { UnixStream::connect(place).await.ok() }).await;
+/// Where a master finds the gateway.
+enum At {
+    Line(PathBuf),
+    Network(SocketAddr),
+}
+
+async fn connect(at: &At) -> Master {
+    let stream = until("the line", 10, || async {
+        match at {
+            At::Line(place) => Some(Box::new(UnixStream::connect(place).await.ok()?) as Box<dyn Stream>),
+            At::Network(address) => Some(Box::new(TcpStream::connect(address).await.ok()?) as Box<dyn Stream>),
+        }
+    });
+    let mut master = Master { stream: stream.await, is_tcp: matches!(at, At::Network(_)) };
     // Until what was stored before is known, writing is told to wait.
-    while ask(&mut stream, &[6, 0, 120, 0, 0]).await == [0x86, 6] {
+    while master.ask(&[6, 0, 120, 0, 0]).await == [0x86, 6] {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    stream
+    master
 }
 
 #[tokio::test]
 async fn from_the_bell_to_the_result_over_a_restart() {
-    let mut bench = Bench::offline(settings("modbus")).await;
-    let place = place(&bench);
-    let mut master = connect(&place).await;
+    let bench = Bench::offline(settings("modbus")).await;
+    let at = At::Line(place(&bench));
+    let mut master = connect(&at).await;
     // Noise, another unit's question and its answer before ours: no answer to any of them.
-    master.write_all(&[0xFF, 0x00, 0x12, 0x03, 0x00]).await.unwrap();
-    assert_eq!(ask(&mut master, &block(6)).await, [16, 0, 0, 0, 10]);
-    until_input(&mut master, 1000, 6).await;
-    assert_eq!(ask(&mut master, &block(6)).await, [16, 0, 0, 0, 10]);
+    master.stream.write_all(&[0xFF, 0x00, 0x12, 0x03, 0x00]).await.unwrap();
+    from_bell_to_result(bench, at, master).await;
+}
+
+#[tokio::test]
+async fn from_the_bell_to_the_result_over_modbus_tcp() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut settings = settings("modbus");
+    settings.extra = settings.extra.replace("socket = \"@DIR@/plc.sock\"", &format!("listen = \"{free}\""));
+    let bench = Bench::offline(settings).await;
+    let at = At::Network(free);
+    let master = connect(&at).await;
+    // Who says what is no Modbus is hung up on, and disturbs nobody.
+    let mut stranger = TcpStream::connect(free).await.unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut nothing = Vec::new();
+    let _ = within("the end", 5, stranger.read_to_end(&mut nothing)).await;
+    assert!(nothing.is_empty());
+    let (code, shown) = bench.daemon.tool(&["link", "list"]).await;
+    assert!(code == 0 && shown.contains(&free.to_string()) && shown.contains("open"), "{shown}");
+    from_bell_to_result(bench, at, master).await;
+}
+
+async fn from_bell_to_result(mut bench: Bench, at: At, mut master: Master) {
+    assert_eq!(master.ask(&block(6)).await, [16, 0, 0, 0, 10]);
+    master.until_input(1000, 6).await;
+    assert_eq!(master.ask(&block(6)).await, [16, 0, 0, 0, 10]);
     assert_eq!(bench.daemon.backlog().await, 1, "written twice, stored once");
-    let request = input(&mut master, 1002, 2).await;
+    let request = master.input(1002, 2).await;
     bench.daemon.kill().await;
     bench.daemon.restart().await;
-    let mut master = connect(&place).await;
-    assert_eq!(input(&mut master, 1000, 4).await, [6, 0, request[0], request[1]]);
-    assert_eq!(ask(&mut master, &block(6)).await, [16, 0, 0, 0, 10]);
+    let mut master = connect(&at).await;
+    assert_eq!(master.input(1000, 4).await, [6, 0, request[0], request[1]]);
+    assert_eq!(master.ask(&block(6)).await, [16, 0, 0, 0, 10]);
     bench.uplink.set_faults(Faults::default()).await;
-    until_input(&mut master, 1006, 6).await;
-    let shown = input(&mut master, 1004, 30).await;
+    master.until_input(1006, 6).await;
+    let shown = master.input(1004, 30).await;
     assert_eq!((shown[0], shown[3], shown[4]), (4, 0, 1), "done, ok, by the uplink: {shown:?}");
     let text: Vec<u8> = shown[10..].iter().flat_map(|register| register.to_be_bytes()).collect();
     let expected = "uplink answer to: Speed 1500";
     assert_eq!((shown[9], &text[..expected.len()]), (expected.len() as u16, expected.as_bytes()));
     assert_eq!(bench.answered("Speed 1500"), 1);
-    assert_eq!(ask(&mut master, &[6, 0, 120, 0, 6]).await, [6, 0, 120, 0, 6]);
-    until_input(&mut master, 1006, 0).await;
+    assert_eq!(master.ask(&[6, 0, 120, 0, 6]).await, [6, 0, 120, 0, 6]);
+    master.until_input(1006, 0).await;
     bench.daemon.kill().await;
     bench.daemon.restart().await;
-    let mut master = connect(&place).await;
+    let mut master = connect(&at).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let shown = input(&mut master, 1000, 7).await;
+    let shown = master.input(1000, 7).await;
     assert_eq!((shown[0], shown[6]), (6, 0), "taken for good");
-    assert_eq!(ask(&mut master, &block(7)).await, [16, 0, 0, 0, 10]);
-    until_input(&mut master, 1006, 7).await;
+    assert_eq!(master.ask(&block(7)).await, [16, 0, 0, 0, 10]);
+    master.until_input(1006, 7).await;
     assert_eq!(bench.answered("Speed 1500"), 2);
 }
 
-async fn until_input(master: &mut UnixStream, address: u16, value: u16) {
-    within("a register", 30, async {
-        while input(master, address, 1).await != [value] {
+#[tokio::test]
+async fn a_plc_that_takes_no_results_is_told_to_before_it_fills_the_queue() {
+    let bench = Bench::offline(settings("modbus")).await;
+    let mut master = connect(&At::Line(place(&bench))).await;
+    for seq in 1..=32 {
+        assert_eq!(master.ask(&block(seq)).await[0], 16);
+        master.until_input(1000, seq).await;
+    }
+    assert_eq!(master.ask(&block(33)).await[0], 16);
+    within("the refusal", 10, async {
+        while master.input(1000, 2).await == [32, 0] {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
+    assert_eq!(master.input(1000, 2).await, [32, 6], "busy: results wait to be taken");
+    assert_eq!(bench.daemon.backlog().await, 32);
 }

@@ -8,7 +8,7 @@ use crate::ingress::link::Links;
 use crate::ingress::link::state::Shown;
 
 /// Errors of a link among its counters, for the metric of errors.
-const ERRORS: [&str; 5] = ["damaged", "repeats", "nacks", "lost", "silent"];
+const ERRORS: [&str; 7] = ["damaged", "repeats", "nacks", "lost", "silent", "babbled", "restarts"];
 
 /// All links.
 pub fn json(links: &Links) -> Value {

@@ -8,13 +8,14 @@ pub mod frames;
 pub mod lines;
 pub mod modbus;
 pub mod port;
+mod restart;
 pub mod state;
 mod tasks;
 mod token;
 pub mod upload;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use self::core::Core;
 use self::core::tasks::Tasks;
 use crate::control::types::{Policy, words};
 use crate::gateway::Gateway;
-use state::{Account, Shown};
+use state::{Account, Count, Shown, State};
 pub use token::Token;
 use upload::Uploads;
 
@@ -175,6 +176,8 @@ pub struct Link {
     pub uploads: Uploads,
     /// What is shown of it.
     pub account: Arc<Account>,
+    /// What has to outlive a restart and is no request is kept in here.
+    pub data_dir: Arc<Path>,
     /// Told to devices.
     pub gateway_name: Arc<str>,
     /// True when the process ends.
@@ -190,6 +193,15 @@ impl Link {
             Protocol::Modbus => modbus::serve(self.clone(), line).await,
         }
     }
+}
+
+/// Keeps a link open until the process ends, whatever breaks off in it.
+async fn keep(link: Link) {
+    let broke = || {
+        link.account.add(Count::Restarts, 1);
+        port::tell(&link, State::Failed("it broke off by a fault of the gateway; please report it".to_owned()));
+    };
+    restart::until_done(|| port::keep(link.clone()), broke).await;
 }
 
 /// All links, running.
@@ -230,10 +242,11 @@ impl Links {
                 options: Arc::new(options),
                 uploads: uploads.clone(),
                 account,
+                data_dir: common.data_dir.as_path().into(),
                 gateway_name: common.gateway_name.as_str().into(),
                 stop: stop.clone(),
             };
-            tasks.push(tokio::spawn(port::keep(link)));
+            tasks.push(tokio::spawn(keep(link)));
         }
         (Links { accounts: Arc::new(accounts) }, tasks)
     }

@@ -81,11 +81,15 @@ pub enum Count {
     Lost,
     /// Devices that did not answer their poll.
     Silent,
+    /// Turns on a bus that were ended because a device went on and on.
+    Babbled,
+    /// Times the link's own task broke off and was started anew.
+    Restarts,
 }
 
 impl Count {
     /// All of them, with the names under which they are shown.
-    pub const ALL: [(Count, &'static str); 12] = [
+    pub const ALL: [(Count, &'static str); 14] = [
         (Count::FramesIn, "frames_in"),
         (Count::FramesOut, "frames_out"),
         (Count::BytesIn, "bytes_in"),
@@ -98,6 +102,8 @@ impl Count {
         (Count::Results, "results"),
         (Count::Lost, "lost"),
         (Count::Silent, "silent"),
+        (Count::Babbled, "babbled"),
+        (Count::Restarts, "restarts"),
     ];
 }
 

@@ -3,20 +3,29 @@
 //! Owns the folder `uploads` in the data folder, how much may be in it and for how long. Never decides which device
 //! may upload.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use holdfast_wire::frame::CRC32;
+use holdfast_wire::message::BLOB_BYTES_MAX;
 
-/// Bytes of all half uploads together: eight of the largest.
+use crate::clock;
+
+/// Bytes of all half uploads together: eight devices' shares.
 const TOTAL_MAX: u64 = 64 << 20;
 /// Half uploads at once, over all links: one per device, and as many devices as are there in any real plant.
 const FILES_MAX: usize = 256;
-/// A half upload that nobody has gone on with for so long is removed.
+/// One device's share of the bytes: the largest request's. Its latest upload takes the place of its older ones.
+const SHARE_MAX: u64 = BLOB_BYTES_MAX as u64;
+/// One device's share of the files: the pictures of one request, and those of one that it goes on with later.
+const SHARE_FILES: usize = 8;
+/// A half upload that nobody has gone on with for so long is removed. Counted while the machine runs, from the start of
+/// the gateway on: what is older than that is as good as new.
 const KEEP: Duration = Duration::from_hours(24);
 /// Bytes read at once when a whole upload is checked.
 const PIECE_BYTES: usize = 64 * 1024;
@@ -64,14 +73,19 @@ pub struct Uploads {
 struct Inner {
     dir: PathBuf,
     min_free: u64,
-    /// Bytes in the folder, and files. Held while a file grows: uploads are slow, the folder is one.
+    /// What is in the folder. Held while a file grows: uploads are slow, the folder is one.
     used: Mutex<Used>,
 }
 
-#[derive(Debug, Default)]
-struct Used {
+/// The half uploads by their files' names.
+type Used = BTreeMap<String, Kept>;
+
+/// One half upload.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
     bytes: u64,
-    files: usize,
+    /// When it last grew, since the machine started.
+    at: Duration,
 }
 
 impl Name {
@@ -87,37 +101,32 @@ impl Name {
 impl Uploads {
     /// The folder below this one; it is made when it is needed.
     pub fn open(data_dir: &Path, min_free: u64) -> Uploads {
-        let uploads =
-            Uploads { inner: Arc::new(Inner { dir: data_dir.join("uploads"), min_free, used: Mutex::default() }) };
-        uploads.sweep();
-        uploads
+        let inner = Inner { dir: data_dir.join("uploads"), min_free, used: Mutex::default() };
+        let now = clock::since_boot();
+        let kept = |path: &Path, meta: &fs::Metadata| (name_of(path), Kept { bytes: meta.len(), at: now });
+        *inner.used() = inner.files().iter().map(|(path, meta)| kept(path, meta)).collect();
+        Uploads { inner: Arc::new(inner) }
     }
 
-    /// Removes what is too old and counts the rest. Blocks.
+    /// Removes what nobody has gone on with for long. Blocks.
     pub fn sweep(&self) {
-        let mut used = self.inner.used.lock().unwrap_or_else(PoisonError::into_inner);
-        *used = Used::default();
-        for (path, meta) in self.files() {
-            let age = meta.modified().ok().and_then(|at| at.elapsed().ok());
-            if age.is_some_and(|age| age > KEEP) {
-                let _ = fs::remove_file(path);
-            } else {
-                used.bytes += meta.len();
-                used.files += 1;
-            }
-        }
+        self.sweep_at(clock::since_boot());
+    }
+
+    fn sweep_at(&self, now: Duration) {
+        self.inner.drop_where(|_, kept| now.saturating_sub(kept.at) > KEEP);
     }
 
     /// A device has started anew: its half uploads of before are of no use to anybody. Blocks.
     pub fn drop_older(&self, uid: &str, boot: u32) {
-        let keep = format!("{uid}-{boot:08x}-");
-        self.drop_where(&format!("{uid}-"), |name| !name.starts_with(&keep));
+        let (whose, keep) = (format!("{uid}-"), format!("{uid}-{boot:08x}-"));
+        self.inner.drop_where(|name, _| name.starts_with(&whose) && !name.starts_with(&keep));
     }
 
     /// Removes an upload; the request that had it is stored or refused. Blocks.
     pub fn remove(&self, name: &Name) {
         let file = name.file();
-        self.drop_where(&name.prefix(), |other| other == file);
+        self.inner.drop_where(|other, _| other == file);
     }
 
     /// How much of an upload is there. Whole ones are read back and checked. Blocks.
@@ -138,15 +147,23 @@ impl Uploads {
         Ok(Have::Wrong)
     }
 
-    /// Appends bytes that begin at `off`; gives the length then. Only the next ones are taken. Blocks.
-    pub fn append(&self, name: &Name, off: u32, data: &[u8], len: u32) -> Result<u32, UploadError> {
-        let path = self.inner.dir.join(name.file());
-        let mut used = self.inner.used.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Appends bytes that begin at `off`; gives the length then. Only the next ones are taken. `with` are the device's
+    /// numbers for all uploads of the same request: others of this device make room where its share is full. Blocks.
+    pub fn append(&self, name: &Name, with: &[u32], off: u32, data: &[u8], len: u32) -> Result<u32, UploadError> {
+        let (file, path) = (name.file(), self.inner.dir.join(name.file()));
+        let mut used = self.inner.used();
         let there = fs::metadata(&path).map_or(0, |meta| meta.len() as u32);
         let end = off.checked_add(data.len() as u32).filter(|end| *end <= len);
         let Some(end) = end.filter(|_| off == there) else { return Err(UploadError::OutOfOrder(there)) };
-        let is_new = there == 0 && !path.exists();
-        if used.bytes + data.len() as u64 > TOTAL_MAX || (is_new && used.files >= FILES_MAX) || !self.has_room() {
+        let keep: Vec<String> = with.iter().map(|blob| Name { blob: *blob, ..name.clone() }.file()).collect();
+        while !fits(&used, &name.prefix(), &file, data.len() as u64, SHARE_MAX, SHARE_FILES) {
+            let others = used.iter().filter(|(other, _)| other.starts_with(&name.prefix()));
+            let others = others.filter(|(other, _)| **other != file && !keep.contains(other));
+            let oldest = others.min_by_key(|(_, kept)| kept.at).map(|(other, _)| other.clone());
+            let Some(oldest) = oldest else { return Err(UploadError::Full) };
+            self.inner.drop_one(&mut used, &oldest);
+        }
+        if !fits(&used, "", &file, data.len() as u64, TOTAL_MAX, FILES_MAX) || !self.has_room() {
             return Err(UploadError::Full);
         }
         let written = self.write(&path, data);
@@ -155,8 +172,7 @@ impl Uploads {
             let _ = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(there.into()));
             return Err(UploadError::Disk);
         }
-        used.bytes += data.len() as u64;
-        used.files += usize::from(is_new);
+        used.insert(file, Kept { bytes: end.into(), at: clock::since_boot() });
         Ok(end)
     }
 
@@ -171,22 +187,43 @@ impl Uploads {
         let free = dir.and_then(|dir| rustix::fs::statvfs(dir).ok());
         free.is_some_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) >= self.inner.min_free)
     }
+}
 
-    fn drop_where(&self, prefix: &str, is_gone: impl Fn(&str) -> bool) {
-        let mut used = self.inner.used.lock().unwrap_or_else(PoisonError::into_inner);
-        for (path, meta) in self.files() {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.starts_with(prefix) && is_gone(&name) && fs::remove_file(&path).is_ok() {
-                used.bytes = used.bytes.saturating_sub(meta.len());
-                used.files = used.files.saturating_sub(1);
-            }
+impl Inner {
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_where(&self, is_gone: impl Fn(&str, &Kept) -> bool) {
+        let mut used = self.used();
+        let gone: Vec<String> =
+            used.iter().filter(|(name, kept)| is_gone(name, kept)).map(|(n, _)| n.clone()).collect();
+        for name in gone {
+            self.drop_one(&mut used, &name);
         }
     }
 
+    /// What cannot be removed is not counted either: it is found again at the next start.
+    fn drop_one(&self, used: &mut Used, name: &str) {
+        let _ = fs::remove_file(self.dir.join(name));
+        used.remove(name);
+    }
+
     fn files(&self) -> Vec<(PathBuf, fs::Metadata)> {
-        let entries = fs::read_dir(&self.inner.dir).into_iter().flatten().flatten();
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         entries.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?))).filter(|(_, m)| m.is_file()).collect()
     }
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Whether a file may grow by so much beside all whose names begin so.
+fn fits(used: &Used, prefix: &str, file: &str, more: u64, bytes_max: u64, files_max: usize) -> bool {
+    let among = || used.iter().filter(|(name, _)| name.starts_with(prefix));
+    let files = among().count() + usize::from(!used.contains_key(file));
+    files <= files_max && among().map(|(_, kept)| kept.bytes).sum::<u64>() + more <= bytes_max
 }
 
 /// CRC-32 of a file as it stands on the disk.
@@ -222,13 +259,17 @@ mod tests {
     fn only_the_next_bytes_are_appended_and_a_restart_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let uploads = Uploads::open(dir.path(), 0);
-        assert_eq!(uploads.append(&name(1, 9), 4, b"late", 9), Err(UploadError::OutOfOrder(0)));
-        assert_eq!(uploads.append(&name(1, 9), 0, b"12345", 9), Ok(5));
-        assert_eq!(uploads.append(&name(1, 9), 0, b"12345", 9), Err(UploadError::OutOfOrder(5)));
-        assert_eq!(uploads.append(&name(1, 9), 5, b"67890", 9), Err(UploadError::OutOfOrder(5)), "more than it has");
+        assert_eq!(uploads.append(&name(1, 9), &[9], 4, b"late", 9), Err(UploadError::OutOfOrder(0)));
+        assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"12345", 9), Ok(5));
+        assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"12345", 9), Err(UploadError::OutOfOrder(5)));
+        assert_eq!(
+            uploads.append(&name(1, 9), &[9], 5, b"67890", 9),
+            Err(UploadError::OutOfOrder(5)),
+            "more than it has"
+        );
         let uploads = Uploads::open(dir.path(), 0);
         assert_eq!(uploads.have(&name(1, 9), 9, 0xcbf4_3926).unwrap(), Have::Part(5));
-        assert_eq!(uploads.append(&name(1, 9), 5, b"6789", 9), Ok(9));
+        assert_eq!(uploads.append(&name(1, 9), &[9], 5, b"6789", 9), Ok(9));
         assert!(matches!(uploads.have(&name(1, 9), 9, 0xcbf4_3926).unwrap(), Have::Whole(_)));
         assert_eq!(uploads.have(&name(1, 9), 9, 1).unwrap(), Have::Wrong);
         assert_eq!(uploads.have(&name(1, 9), 9, 0xcbf4_3926).unwrap(), Have::Part(0), "it begins anew");
@@ -240,7 +281,7 @@ mod tests {
         let uploads = Uploads::open(dir.path(), 0);
         let other = Name { uid: "ffff".to_owned(), boot: 1, blob: 9 };
         for name in [&name(1, 9), &name(2, 9), &other] {
-            uploads.append(name, 0, b"123", 9).unwrap();
+            uploads.append(name, &[9], 0, b"123", 9).unwrap();
         }
         uploads.drop_older("0a0b0c0d", 2);
         assert_eq!(uploads.have(&name(1, 9), 9, 0).unwrap(), Have::Part(0));
@@ -252,10 +293,66 @@ mod tests {
     fn all_of_them_together_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let uploads = Uploads::open(dir.path(), 0);
-        uploads.inner.used.lock().unwrap().bytes = TOTAL_MAX - 2;
-        assert_eq!(uploads.append(&name(1, 9), 0, b"123", 9), Err(UploadError::Full));
-        assert_eq!(uploads.append(&name(1, 9), 0, b"12", 9), Ok(2));
+        uploads.inner.used().insert("others".to_owned(), Kept { bytes: TOTAL_MAX - 2, at: Duration::ZERO });
+        assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"123", 9), Err(UploadError::Full));
+        assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"12", 9), Ok(2));
         let full = Uploads::open(dir.path(), u64::MAX);
-        assert_eq!(full.append(&name(1, 8), 0, b"12", 9), Err(UploadError::Full), "the disk keeps its reserve");
+        assert_eq!(full.append(&name(1, 8), &[8], 0, b"12", 9), Err(UploadError::Full), "the disk keeps its reserve");
+    }
+
+    #[test]
+    fn a_device_has_its_share_and_leaves_the_others_theirs() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path(), 0);
+        let piece = vec![7; 1 << 20];
+        // A device that begins one upload after the other and ends none.
+        for blob in 0..40u32 {
+            for mib in 0..3 {
+                let from = mib << 20;
+                assert_eq!(
+                    uploads.append(&name(1, blob), &[blob], from, &piece, 3 << 20),
+                    Ok(from + (1 << 20)),
+                    "{blob}"
+                );
+            }
+        }
+        let used: u64 = uploads.inner.used().values().map(|kept| kept.bytes).sum();
+        assert!((3 << 20..=SHARE_MAX).contains(&used), "{used}");
+        assert_eq!(used, uploads.inner.files().iter().map(|(_, meta)| meta.len()).sum::<u64>());
+        for blob in 100..200 {
+            assert_eq!(uploads.append(&name(1, blob), &[blob], 0, b"1", 9), Ok(1));
+        }
+        assert_eq!(uploads.inner.used().len(), SHARE_FILES, "nor does it fill the folder with small ones");
+        let other = Name { uid: "ffff".to_owned(), boot: 1, blob: 9 };
+        for mib in 0..8 {
+            assert!(uploads.append(&other, &[9], mib << 20, &piece, 8 << 20).is_ok());
+        }
+    }
+
+    #[test]
+    fn pictures_of_one_request_make_no_room_for_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path(), 0);
+        let half = vec![7; 5 << 20];
+        assert!(uploads.append(&name(1, 1), &[1, 2], 0, &half, 5 << 20).is_ok());
+        assert_eq!(uploads.append(&name(1, 2), &[1, 2], 0, &half, 5 << 20), Err(UploadError::Full));
+        assert!(uploads.append(&name(1, 3), &[3], 0, &half, 5 << 20).is_ok(), "that of another request does");
+        assert_eq!(uploads.have(&name(1, 1), 5 << 20, 0).unwrap(), Have::Part(0));
+    }
+
+    #[test]
+    fn age_counts_while_the_machine_runs_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path(), 0);
+        uploads.append(&name(1, 9), &[9], 0, b"123", 9).unwrap();
+        // The wall clock stood years back when it was written.
+        let file = File::options().write(true).open(dir.path().join("uploads").join(name(1, 9).file())).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        let now = clock::since_boot();
+        let uploads = Uploads::open(dir.path(), 0);
+        uploads.sweep_at(now + KEEP);
+        assert_eq!(uploads.have(&name(1, 9), 9, 0).unwrap(), Have::Part(3));
+        uploads.sweep_at(now + KEEP + Duration::from_mins(1));
+        assert_eq!(uploads.have(&name(1, 9), 9, 0).unwrap(), Have::Part(0));
     }
 }

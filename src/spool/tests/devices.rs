@@ -160,3 +160,48 @@ async fn retried_by_hand_it_stays_with_the_local_model() {
     assert!(spool.lease(9).await.unwrap().is_empty());
     assert_counted(&spool).await;
 }
+
+#[tokio::test]
+async fn a_device_that_makes_too_many_keys_loses_its_own() {
+    let (_dir, spool) = fresh_with(|o| o.keep_results_ms = 1_000);
+    take(&spool, of_device(number(5), 1)).await;
+    let seq = answer_next(&spool).await;
+    spool.handed_over(seq).await.unwrap();
+    spool.advance(2_000);
+    spool.sweep().await.unwrap();
+    let mut bad = of_device(number(1), 1);
+    bad.source = "link:bad".to_owned();
+    let bad = take(&spool, bad).await.seq;
+    spool
+        .change(move |store| {
+            // Both later than the quiet device's own, and from two devices of one link.
+            let keys = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 65599)
+                INSERT INTO device_key SELECT source_id, iif(i % 8, 'ffff:', 'eeee:') || printf('%016x', i), 9000000000000
+                FROM n, request WHERE seq = ?1";
+            store.device_keys += store.conn.execute(keys, [bad as i64])? as u64;
+            let epochs = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4196)
+                INSERT INTO device_epoch SELECT source_id, 'ffff', i, 1, 1 FROM n, request WHERE seq = ?1";
+            store.conn.execute(epochs, [bad as i64])?;
+            let quiet = "INSERT INTO device_epoch SELECT source_id, ?1, 9, 9, 0 FROM source WHERE name = ?2";
+            store.conn.execute(quiet, rusqlite::params![UID, LINK])?;
+            Ok(())
+        })
+        .await
+        .unwrap();
+    spool.sweep().await.unwrap();
+    let left = |what: &'static str| {
+        spool.look(move |store| Ok(store.conn.query_row(what, [], |r| r.get::<_, i64>(0).map(|n| n as u64))?))
+    };
+    assert_eq!(left("SELECT count(*) FROM device_key").await.unwrap(), device::KEYS_MAX);
+    assert_eq!(left("SELECT count(*) FROM device_epoch").await.unwrap(), device::EPOCHS_MAX);
+    assert_eq!(left("SELECT count(*) FROM device_key WHERE key GLOB '0a0b*'").await.unwrap(), 1);
+    assert_eq!(left("SELECT count(*) FROM device_epoch WHERE uid = '0a0b0c0d'").await.unwrap(), 1);
+    assert_eq!(
+        left("SELECT count(*) FROM device_key WHERE key GLOB 'eeee*'").await.unwrap(),
+        8_200,
+        "nor its neighbour's"
+    );
+    let folded = spool.device_key("link:bad", "ffff", number(1)).await.unwrap();
+    assert_eq!(folded, Asked::Finished, "and what it loses is known as the highest of its epoch");
+    assert_eq!(spool.device_key(LINK, UID, number(5)).await.unwrap(), Asked::Finished);
+}

@@ -88,6 +88,8 @@ pub struct Peer {
     place: PathBuf,
     parts: BTreeMap<u64, Vec<u8>>,
     pub told: Vec<Told>,
+    /// States that it was told of without having asked: key, state.
+    pub states: Vec<(u64, u8)>,
     started: std::time::Instant,
 }
 
@@ -115,6 +117,7 @@ impl Peer {
             place: place.to_owned(),
             parts: BTreeMap::new(),
             told: Vec::new(),
+            states: Vec::new(),
             started: clock::now(),
         }
     }
@@ -226,7 +229,11 @@ impl Peer {
                     let text = String::from_utf8(self.parts.remove(&part.key).unwrap_or_default()).unwrap();
                     Told::Result { key: part.key, status: part.status, source: part.source, text }
                 }
-                Event::Progress(_) | Event::Time(_) => continue,
+                Event::Progress(progress) => {
+                    self.states.push((progress.key, progress.state));
+                    continue;
+                }
+                Event::Time(_) => continue,
             };
             self.told.push(told);
         }

@@ -55,8 +55,8 @@ impl Clerk {
             let Some(work) = work else { return Ok(()) };
             after = (work.uid.clone(), work.seq);
             let due = self.later.get(&work.seq).is_none_or(|at| at.is_some_and(|at| clock::now() >= at));
-            if due {
-                self.answer(core, &work).await?;
+            if due && let Err(error) = self.answer(core, &work).await {
+                self.broken(core, &work, &error).await?;
             }
         }
         Ok(())
@@ -104,6 +104,38 @@ impl Clerk {
         Ok(())
     }
 
+    /// One request that cannot be read or written down holds up no other.
+    async fn broken(&mut self, core: &Core, work: &DeviceRequest, error: &SpoolError) -> Result<(), SpoolError> {
+        match error {
+            SpoolError::Closed => return Err(SpoolError::Closed),
+            SpoolError::Unreadable if work.policy == Policy::Local => return self.end(core, work, error).await,
+            _ => {}
+        }
+        tracing::warn!(HOLDFAST_REQUEST_ID = work.id, HOLDFAST_REASON = error.kind(), "no local answer: {error}");
+        // Whose body is lost is ended by the lease; all others may come right.
+        let is_lost = *error == SpoolError::Unreadable;
+        self.later(work.seq, (!is_lost).then(|| clock::now() + RETRY));
+        Ok(())
+    }
+
+    /// Its body is lost, and nobody else may answer it.
+    async fn end(&mut self, core: &Core, work: &DeviceRequest, error: &SpoolError) -> Result<(), SpoolError> {
+        tracing::warn!(HOLDFAST_REQUEST_ID = work.id, HOLDFAST_REASON = error.kind(), "request ended: {error}");
+        let error = LastError { kind: error.kind().to_owned(), message: error.to_string() };
+        let settlement = Settlement::Dead { reason: "damaged".to_owned(), error, answer: None };
+        if core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await.is_err() {
+            self.later(work.seq, Some(clock::now() + RETRY));
+        }
+        Ok(())
+    }
+
+    fn later(&mut self, seq: u64, at: Option<Instant>) {
+        if self.later.len() >= WAITING_MAX {
+            self.later.clear();
+        }
+        self.later.insert(seq, at);
+    }
+
     /// What cannot be done ends where nobody else may do it; what could not be done now is tried again.
     async fn failed(&mut self, core: &Core, work: &DeviceRequest, error: &LocalError) -> Result<(), SpoolError> {
         tracing::info!(HOLDFAST_REQUEST_ID = work.id, HOLDFAST_REASON = error.kind(), "no local answer: {error}");
@@ -115,10 +147,7 @@ impl Clerk {
             core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await?;
             return Ok(());
         }
-        if self.later.len() >= WAITING_MAX {
-            self.later.clear();
-        }
-        self.later.insert(work.seq, (!hopeless).then(|| clock::now() + RETRY));
+        self.later(work.seq, (!hopeless).then(|| clock::now() + RETRY));
         Ok(())
     }
 }

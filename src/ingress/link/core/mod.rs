@@ -20,6 +20,7 @@ use holdfast_wire::message::{ARG_BYTES_MAX, ARGS_MAX, BLOB_BYTES_MAX, BLOBS_MAX,
 use holdfast_wire::message::{LOCAL_ONLY, NO_RESULT, UPLINK_ONLY};
 use tokio::sync::{Notify, watch};
 
+use super::restart;
 use crate::clock;
 use crate::control::health::Health;
 use crate::control::types::{Policy, Priority, State};
@@ -27,7 +28,7 @@ use crate::gateway::Gateway;
 use crate::spool::SpoolError;
 use crate::spool::record::{Asked, DeviceKey, DeviceRequest, Mailbox, NewDevice, NewRequest, Tally};
 use rate::Rate;
-pub use submission::{Answer, Cancelled, How, Op, Outcome, Progress, Refusal, Stored, Submission, Upload};
+pub use submission::{Answer, Cancelled, How, Op, Outcome, Progress, Refusal, Results, Stored, Submission, Upload};
 use tasks::Tasks;
 
 /// The longest time to live a request may ask for, as on HTTP: 30 days.
@@ -40,6 +41,8 @@ const FAULT_RETRY_MS: u32 = 5_000;
 const BUSY_RETRY_MS: u32 = 2_000;
 /// The word of what a fixed device is called longest, in bytes: 16 as hexadecimal digits.
 const UID_DIGITS_MAX: usize = 32;
+/// Requests looked at for results of one device: all that it may have open, and as many again from before a smaller bound.
+const OWED_MAX: u32 = 2 * OPEN_MAX as u32;
 /// The longest word that may be a key.
 const KEY_BYTES_MAX: usize = 32;
 
@@ -82,7 +85,8 @@ impl Core {
         let (rate, work) = (Mutex::default(), Notify::new());
         let boot = clock::random_u64() as u32;
         let core = Core { inner: Arc::new(Inner { gateway, options, source, boot, rate, work }) };
-        tokio::spawn(clerk::run(core.clone()));
+        let clerks = core.clone();
+        tokio::spawn(async move { restart::until_done(|| clerk::run(clerks.clone()), || {}).await });
         core
     }
 
@@ -98,8 +102,8 @@ impl Core {
     /// Whether its key is known, before anything is uploaded for it; checks all that can be checked without.
     pub async fn look_up(&self, submission: &Submission) -> Result<Option<Stored>, Refusal> {
         check(submission)?;
-        if submission.flags & LOCAL_ONLY != 0 && !self.inner.gateway.local().is_enabled() {
-            return Err(Refusal::new(Code::Forbidden, "there is no local model here"));
+        if submission.flags & LOCAL_ONLY != 0 {
+            self.check_policy(Policy::Local, submission.flags)?;
         }
         let known = self.asked(&submission.uid, submission.key.clone()).await?;
         match known {
@@ -140,19 +144,32 @@ impl Core {
         }
     }
 
-    /// Results that a device is to be told, oldest first.
-    pub async fn results(&self, uid: &str, limit: u32) -> Result<Vec<Outcome>, Refusal> {
-        self.results_but(uid, limit, &[]).await
+    /// Results that a device is to be told, oldest first, without those that are under way already.
+    pub async fn results(&self, uid: &str, limit: usize, known: &[u64]) -> Results {
+        let mut results = Results::default();
+        let Ok(found) = self.inner.gateway.spool().undelivered(&self.inner.source, uid, OWED_MAX).await else {
+            return Results { again: true, ..results };
+        };
+        for request in found.into_iter().filter(|request| !known.contains(&request.seq)) {
+            match self.outcome(&request).await {
+                Ok(outcome) => results.outcomes.extend(outcome),
+                // Its time comes; the others do not wait for it.
+                Err(_) => results.again = true,
+            }
+            if results.outcomes.len() >= limit {
+                break;
+            }
+        }
+        results
     }
 
-    /// The same without those that are under way already.
-    pub async fn results_but(&self, uid: &str, limit: u32, known: &[u64]) -> Result<Vec<Outcome>, Refusal> {
-        let found = self.inner.gateway.spool().undelivered(&self.inner.source, uid, limit).await.map_err(refusal)?;
-        let mut outcomes = Vec::with_capacity(found.len());
-        for request in found.into_iter().filter(|request| !known.contains(&request.seq)) {
-            outcomes.extend(self.outcome(&request).await?);
-        }
-        Ok(outcomes)
+    /// Where the requests stand that a device waits for: their keys, and their states as Progress says them. Empty where
+    /// that cannot be read now: it is only a courtesy.
+    pub async fn states(&self, uid: &str) -> Vec<(DeviceKey, u8)> {
+        let open = self.inner.gateway.spool().unfinished(&self.inner.source, uid, OWED_MAX).await.unwrap_or_default();
+        // One with its local answer is over as far as its device is concerned.
+        let open = open.into_iter().filter(|request| !request.has_local);
+        open.filter_map(|request| Some((request.key?, state_of(request.state)))).collect()
     }
 
     /// How many requests of a device wait for their result to be taken, finished or not.
@@ -235,6 +252,7 @@ impl Core {
         let bodies = self.inner.gateway.spool().bodies();
         let composed = compose::compose(&submission, &*options.tasks, &options.model, bodies).await?;
         let new = self.new_request(&submission, composed);
+        self.check_policy(new.policy, submission.flags)?;
         let accepted = self.inner.gateway.store(new).await.map_err(refusal)?;
         self.inner.work.notify_one();
         if accepted.existing {
@@ -243,6 +261,20 @@ impl Core {
         }
         let position = self.position(&accepted.id).await;
         Ok(Stored { request: accepted.seq, position, how: How::New })
+    }
+
+    /// What only the local model may answer is done for its result only, and where there is such a model.
+    fn check_policy(&self, policy: Policy, flags: u8) -> Result<(), Refusal> {
+        if policy != Policy::Local {
+            return Ok(());
+        }
+        if !self.inner.gateway.local().is_enabled() {
+            return Err(Refusal::new(Code::Forbidden, "there is no local model here"));
+        }
+        if flags & NO_RESULT != 0 {
+            return Err(Refusal::new(Code::BadArguments, "the local model is asked for a result only"));
+        }
+        Ok(())
     }
 
     async fn admit(&self, submission: &Submission) -> Result<(), Refusal> {
@@ -254,9 +286,7 @@ impl Core {
         taken.map_err(|wait_ms| Refusal::for_now(Code::RateLimited, wait_ms, "too many requests"))?;
         let spool = self.inner.gateway.spool();
         let open = spool.device_open(&self.inner.source, &submission.uid).await.map_err(refusal)?;
-        // A mailbox holds one request by itself: its next one takes the place of the last.
-        let bounded = submission.flags & NO_RESULT == 0 && !matches!(submission.key, DeviceKey::Mailbox { .. });
-        if bounded && open >= OPEN_MAX as u64 {
+        if submission.flags & NO_RESULT == 0 && open >= OPEN_MAX as u64 {
             return Err(Refusal::for_now(Code::Busy, BUSY_RETRY_MS, "too many open requests: take the results first"));
         }
         Ok(())
@@ -312,14 +342,7 @@ impl Core {
     }
 
     async fn progress(&self, found: &DeviceRequest) -> Progress {
-        let state = match found.state {
-            State::Queued => 2,
-            State::Sending | State::Unknown => 3,
-            State::Answered => 4,
-            State::Dead | State::Evicted => 5,
-            State::Expired => 6,
-            State::Cancelled => 7,
-        };
+        let state = state_of(found.state);
         if state != 2 {
             return Progress { state, position: 0, eta_s: 0 };
         }
@@ -334,11 +357,28 @@ impl Core {
         let record = match self.inner.gateway.spool().get(found.id.clone()).await {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(None),
+            // It is gone for good: nothing better can be told, however long anybody waits.
+            Err(SpoolError::Unreadable) => return Ok(outcome::lost(found, "the answer cannot be read")),
             Err(error) => return Err(refusal(error)),
         };
-        let (found, tasks) = (found.clone(), self.inner.options.tasks.clone());
-        let told = tokio::task::spawn_blocking(move || outcome::of(&found, &record, &*tasks)).await;
-        told.map_err(|_| Refusal::for_now(Code::Internal, FAULT_RETRY_MS, "stopping"))
+        let (request, tasks) = (found.clone(), self.inner.options.tasks.clone());
+        match tokio::task::spawn_blocking(move || outcome::of(&request, &record, &*tasks)).await {
+            Ok(told) => Ok(told),
+            Err(broken) if broken.is_panic() => Ok(outcome::lost(found, "the answer cannot be told")),
+            Err(_) => Err(Refusal::for_now(Code::Internal, FAULT_RETRY_MS, "stopping")),
+        }
+    }
+}
+
+/// The numbers of Progress.
+fn state_of(state: State) -> u8 {
+    match state {
+        State::Queued => 2,
+        State::Sending | State::Unknown => 3,
+        State::Answered => 4,
+        State::Dead | State::Evicted => 5,
+        State::Expired => 6,
+        State::Cancelled => 7,
     }
 }
 
@@ -375,8 +415,12 @@ fn check(submission: &Submission) -> Result<(), Refusal> {
         return wrong(Code::BadPayload, "a key has 1 to 32 characters");
     }
     let uploads = submission.uploads();
-    if uploads.len() > BLOBS_MAX || uploads.iter().any(|upload| upload.len > BLOB_BYTES_MAX || upload.len == 0) {
-        return wrong(Code::TooLarge, "at most 4 pictures of 1 byte to 8 MiB");
+    if uploads.len() > BLOBS_MAX || uploads.iter().any(|upload| upload.len == 0) {
+        return wrong(Code::TooLarge, "at most 4 pictures of at least 1 byte");
+    }
+    // A device's share of the room for uploads holds those of one request.
+    if uploads.iter().map(|upload| u64::from(upload.len)).sum::<u64>() > BLOB_BYTES_MAX.into() {
+        return wrong(Code::TooLarge, "at most 8 MiB of pictures");
     }
     if let Op::Task { args, .. } = &submission.op
         && (args.len() > ARGS_MAX || args.iter().any(|arg| arg.len() > ARG_BYTES_MAX))

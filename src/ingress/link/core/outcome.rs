@@ -62,6 +62,12 @@ pub(super) fn of(request: &DeviceRequest, record: &Record, tasks: &dyn Tasks) ->
     Some(told)
 }
 
+/// What is told of a request whose answer nobody can tell any more.
+pub(super) fn lost(request: &DeviceRequest, why: &'static str) -> Option<Outcome> {
+    let (key, text) = (request.key.clone()?, Bytes::from_static(why.as_bytes()));
+    Some(Outcome { request: request.seq, key, status: FAILED, source: NOBODY, code: 0, value: 0.0, text })
+}
+
 fn ended(told: &mut Outcome, status: u8, why: &str) -> String {
     told.status = status;
     why.to_owned()

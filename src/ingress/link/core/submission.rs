@@ -222,6 +222,15 @@ pub struct Outcome {
     pub text: Bytes,
 }
 
+/// Results that a device is to be told.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Results {
+    /// Oldest first.
+    pub outcomes: Vec<Outcome>,
+    /// Some could not be looked up now: to be asked for again after a while.
+    pub again: bool,
+}
+
 /// What a key names.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Answer {

@@ -41,6 +41,9 @@ fn w13_limits_are_refused_with_their_codes() {
         |len| Submission { op: Op::Task { id: 1, args: Vec::new(), pictures: vec![upload(len)] }, ..question("a") };
     assert!(check(&picture(BLOB_BYTES_MAX)).is_ok());
     assert_eq!(check(&picture(BLOB_BYTES_MAX + 1)).unwrap_err().code, Code::TooLarge);
+    let pictures = vec![upload(BLOB_BYTES_MAX / 2), upload(BLOB_BYTES_MAX / 2 + 1)];
+    let both = Submission { op: Op::Task { id: 1, args: Vec::new(), pictures }, ..question("a") };
+    assert_eq!(check(&both).unwrap_err().code, Code::TooLarge, "together they are one upload");
     assert_eq!(check(&Submission { prio: 4, ..question("a") }).unwrap_err().code, Code::Unknown);
     assert_eq!(check(&Submission { flags: 8, ..question("a") }).unwrap_err().code, Code::Unknown);
     assert_eq!(

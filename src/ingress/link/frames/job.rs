@@ -6,13 +6,13 @@ use holdfast_wire::Code;
 use holdfast_wire::message::{self, BlobRef};
 
 use crate::ingress::link::Link;
-use crate::ingress::link::core::{Answer, Cancelled, How, Op, Outcome, Refusal, Stored, Submission, Upload};
+use crate::ingress::link::core::{Answer, Cancelled, How, Op, Progress, Refusal, Results, Stored, Submission, Upload};
 use crate::ingress::link::state::Count;
 use crate::ingress::link::upload::{Have, Name, UploadError};
 use crate::spool::record::DeviceKey;
 
 /// Results looked at together; a device takes one after the other.
-const RESULTS: u32 = 8;
+const RESULTS: usize = 8;
 
 /// One thing to be done.
 #[derive(Debug)]
@@ -21,14 +21,16 @@ pub(super) enum Job {
     Hello { tag: u8, boot: u32 },
     /// A request, its uploads named.
     Submit { tag: u8, key: u64, submission: Box<Submission>, blobs: Vec<BlobRef>, boot: u32 },
-    /// The next bytes of an upload.
-    Append { tag: u8, blob: BlobRef, boot: u32, off: u32, data: Vec<u8> },
+    /// The next bytes of an upload, and the device's numbers for all uploads of its request.
+    Append { tag: u8, blob: BlobRef, with: Vec<u32>, boot: u32, off: u32, data: Vec<u8> },
     /// Where does it stand?
     Query { tag: u8, key: u64 },
     /// Not wanted any more.
     Cancel { tag: u8, key: u64 },
     /// Results to be told, without those that are known.
     Results { known: Vec<u64> },
+    /// Its state has changed: how exactly?
+    Progress { key: u64 },
     /// A result was taken.
     Acked { request: u64 },
 }
@@ -36,21 +38,56 @@ pub(super) enum Job {
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Done {
-    Hello { tag: u8, pending: u16 },
-    Submit { tag: u8, key: u64, said: Said },
-    Append { tag: u8, blob: BlobRef, next: Result<u32, UploadError> },
-    Query { tag: u8, key: u64, answer: Result<Answer, Refusal> },
-    Cancel { tag: u8, key: u64, cancelled: Result<Cancelled, Refusal> },
-    Results(Vec<Outcome>),
-    Acked,
+    Hello {
+        tag: u8,
+        pending: u16,
+    },
+    Submit {
+        tag: u8,
+        key: u64,
+        said: Said,
+    },
+    Append {
+        tag: u8,
+        blob: BlobRef,
+        next: Result<u32, UploadError>,
+    },
+    Query {
+        tag: u8,
+        key: u64,
+        answer: Result<Answer, Refusal>,
+    },
+    Cancel {
+        tag: u8,
+        key: u64,
+        cancelled: Result<Cancelled, Refusal>,
+    },
+    /// With the states of what is not over.
+    Results(Results, Vec<(u64, u8)>),
+    /// None where it is over already: its result follows.
+    Progress {
+        key: u64,
+        progress: Option<Progress>,
+    },
+    /// Whether it is noted down that the result was taken.
+    Acked {
+        request: u64,
+        noted: bool,
+    },
+    /// The gateway itself broke off; whoever asked asks again.
+    Broke,
 }
 
 /// What is said to a request.
 #[derive(Debug)]
 pub(super) enum Said {
     Stored(Stored),
-    /// These bytes are missing, from here on.
-    Need(BlobRef, u32),
+    /// These bytes are missing, from here on; `with` them belong all uploads of the request.
+    Need {
+        blob: BlobRef,
+        there: u32,
+        with: Vec<u32>,
+    },
     Refused(Refusal),
 }
 
@@ -67,9 +104,10 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             let said = submit(link, *submission, &blobs, boot).await.unwrap_or_else(Said::Refused);
             Done::Submit { tag, key, said }
         }
-        Job::Append { tag, blob, boot, off, data } => {
+        Job::Append { tag, blob, with, boot, off, data } => {
             let (uploads, name) = (link.uploads.clone(), Name { uid: uid.to_owned(), boot, blob: blob.blob });
-            let appended = tokio::task::spawn_blocking(move || uploads.append(&name, off, &data, blob.len)).await;
+            let append = move || uploads.append(&name, &with, off, &data, blob.len);
+            let appended = tokio::task::spawn_blocking(append).await;
             Done::Append { tag, blob, next: appended.unwrap_or(Err(UploadError::Disk)) }
         }
         Job::Query { tag, key } => Done::Query { tag, key, answer: core.query(uid, DeviceKey::Number(key)).await },
@@ -77,18 +115,26 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             Done::Cancel { tag, key, cancelled: core.cancel(uid, DeviceKey::Number(key)).await }
         }
         Job::Results { known } => {
-            let results = core.results_but(uid, RESULTS, &known).await.unwrap_or_default();
+            let results = core.results(uid, RESULTS, &known).await;
             link.account.open(uid, core.open(uid).await);
-            Done::Results(results)
+            Done::Results(results, states(core.states(uid).await))
+        }
+        Job::Progress { key } => {
+            let answer = core.query(uid, DeviceKey::Number(key)).await;
+            let progress = if let Ok(Answer::Progress(progress)) = answer { Some(progress) } else { None };
+            Done::Progress { key, progress }
         }
         Job::Acked { request } => {
-            if core.acked(request).await.is_ok() {
-                link.account.add(Count::Results, 1);
-            }
-            // Where it was not written down it is offered again, and acknowledged again.
-            Done::Acked
+            let noted = core.acked(request).await.is_ok();
+            link.account.add(Count::Results, u64::from(noted));
+            Done::Acked { request, noted }
         }
     }
+}
+
+fn states(all: Vec<(DeviceKey, u8)>) -> Vec<(u64, u8)> {
+    let numbered = |(key, state)| if let DeviceKey::Number(key) = key { Some((key, state)) } else { None };
+    all.into_iter().filter_map(numbered).collect()
 }
 
 async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot: u32) -> Result<Said, Refusal> {
@@ -105,8 +151,8 @@ async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot
                     upload.file = Some(path);
                 }
             }
-            Ok(Ok(Have::Part(there))) => return Ok(Said::Need(*blob, there)),
-            Ok(Ok(Have::Wrong)) => return Ok(Said::Need(*blob, 0)),
+            Ok(Ok(Have::Part(there))) => return Ok(need(*blob, there, blobs)),
+            Ok(Ok(Have::Wrong)) => return Ok(need(*blob, 0, blobs)),
             Ok(Err(_)) | Err(_) => {
                 return Err(Refusal::for_now(Code::StorageFull, 30_000, "the uploads cannot be read"));
             }
@@ -125,6 +171,10 @@ async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot
         link.account.add(Count::Stored, 1);
     }
     Ok(Said::Stored(stored))
+}
+
+fn need(blob: BlobRef, there: u32, blobs: &[BlobRef]) -> Said {
+    Said::Need { blob, there, with: blobs.iter().map(|blob| blob.blob).collect() }
 }
 
 fn uploads_of(op: &mut Op) -> &mut [Upload] {

@@ -11,20 +11,22 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use holdfast_wire::Deframer;
-use holdfast_wire::frame::{FRAME_DEFAULT, FRAME_MAX, wire_bytes};
+use holdfast_wire::frame::{CRC_BYTES, FRAME_DEFAULT, FRAME_MAX, HEADER_BYTES, wire_bytes};
 use holdfast_wire::message::{Idle, Message};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::Link;
-use super::port::Line;
+use super::port::{Line, time_on_wire};
 use super::state::Count;
 use crate::clock;
-use bus::Bus;
+use bus::{Bus, Ended};
 use job::Done;
 use server::{Now, Server};
 use session::Facts;
@@ -72,7 +74,8 @@ impl<'l> Talk<'l> {
     fn new(link: &'l Link, port: Line) -> Talk<'l> {
         let facts = Facts { gw_boot: link.core.boot(), name: link.gateway_name.to_string(), uplink: 0, time_ms: 0 };
         let addresses = link.options.addresses.clone();
-        let frame_ms = port.time_of(wire_bytes(FRAME_DEFAULT)).as_millis() as u64;
+        // Behind a serial server the bus is as fast as the configuration says, too.
+        let frame_ms = time_on_wire(wire_bytes(FRAME_DEFAULT), link.options.serial.baud).as_millis() as u64;
         let bus = (!addresses.is_empty()).then(|| Bus::new(addresses.clone(), frame_ms));
         let (to_done, done) = mpsc::channel(DONE_MAX);
         let server = Server::new(facts, link.options.token.clone(), addresses);
@@ -138,8 +141,10 @@ impl<'l> Talk<'l> {
             self.server.look_for_results();
         }
         self.server.tick(now);
-        if self.bus.as_mut().is_some_and(|bus| bus.tick(now.ms)) {
-            self.link.account.add(Count::Silent, 1);
+        match self.bus.as_mut().and_then(|bus| bus.tick(now.ms)) {
+            Some(Ended::Silent) => self.link.account.add(Count::Silent, 1),
+            Some(Ended::Babbled) => self.link.account.add(Count::Babbled, 1),
+            None => {}
         }
     }
 
@@ -156,7 +161,8 @@ impl<'l> Talk<'l> {
                     if !self.server.frame(header, frame.payload, now) {
                         continue;
                     }
-                    let answered = self.bus.as_mut().and_then(|bus| bus.heard(header.addr, is_idle, now.ms));
+                    let length = wire_bytes(HEADER_BYTES + frame.payload.len() + CRC_BYTES);
+                    let answered = self.bus.as_mut().and_then(|bus| bus.heard(header.addr, is_idle, length, now.ms));
                     if let Some(ms) = answered {
                         self.link.account.round_trip(ms);
                     }
@@ -170,7 +176,12 @@ impl<'l> Talk<'l> {
         while let Some((whose, uid, job)) = self.server.next_job() {
             let (link, to_done) = (self.link.clone(), self.to_done.clone());
             tokio::spawn(async move {
-                let done = job::run(&link, &uid, job).await;
+                // The panic itself is in the journal; a session that waits for its job for ever would be worse.
+                let done = AssertUnwindSafe(job::run(&link, &uid, job)).catch_unwind().await;
+                let done = done.unwrap_or_else(|_| {
+                    link.account.add(Count::Restarts, 1);
+                    Done::Broke
+                });
                 // A line that is gone wants to know nothing more.
                 let _ = to_done.send((whose, done)).await;
             });
@@ -195,7 +206,7 @@ impl<'l> Talk<'l> {
             return false;
         }
         // Written is not sent: the line is ours until the last byte has left.
-        let out_ms = now_ms + self.port.time_of(bytes.len()).as_millis() as u64;
+        let out_ms = now_ms + time_on_wire(bytes.len(), self.link.options.serial.baud).as_millis() as u64;
         if let Some(bus) = &mut self.bus {
             bus.asked(addr, out_ms);
         }

@@ -39,6 +39,8 @@ struct Push {
 pub(super) struct Pushes {
     waiting: VecDeque<Push>,
     taken: VecDeque<u64>,
+    /// Those of them of which that could not be noted down.
+    unnoted: Vec<u64>,
 }
 
 /// A part to be sent.
@@ -154,5 +156,18 @@ impl Pushes {
         }
         self.taken.push_back(request);
         Some(request)
+    }
+
+    /// That it was taken could not be noted down: it is offered again, but not at once.
+    pub(super) fn not_noted(&mut self, request: u64) {
+        if self.unnoted.len() < TAKEN_MAX {
+            self.unnoted.push(request);
+        }
+    }
+
+    /// What could not be noted down may be offered again from now on.
+    pub(super) fn forgive(&mut self) {
+        let unnoted = std::mem::take(&mut self.unnoted);
+        self.taken.retain(|request| !unnoted.contains(request));
     }
 }

@@ -117,6 +117,8 @@ impl Server {
         let uid = hello.uid.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
         self.heard.push((uid.clone(), Some((hello.model.to_owned(), hello.fw.to_owned()))));
         let max_frame = if hello.max_frame == 0 { FRAME_DEFAULT } else { hello.max_frame };
+        // A longer one would not fit into a turn on a bus.
+        let max_frame = if self.addresses.is_empty() { max_frame } else { max_frame.min(FRAME_DEFAULT) };
         match self.sessions.get_mut(&header.addr) {
             Some((_, session)) if session.uid == uid && session.boot == hello.boot_id => {
                 session.hello_again(max_frame, header.tag, now.ms);
@@ -199,7 +201,7 @@ impl Server {
 
     /// When [`Server::tick`] has something to do.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        self.sessions.values().filter_map(|(_, session)| session.pushes.due_ms()).min()
+        self.sessions.values().filter_map(|(_, session)| session.due_ms()).min()
     }
 
     /// The next frame to send, to anybody.

@@ -3,7 +3,7 @@
 //! A pure value with explicit time. Owns the session's rules (Hello, repeats, uploads, results); the core has those of
 //! requests. Jobs of one device are done one after the other, so its messages keep their order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use holdfast_wire::Code;
 use holdfast_wire::frame::{FRAME_MAX, FRAME_MIN};
@@ -13,7 +13,7 @@ use holdfast_wire::message::{
 
 use super::job::{self, Done, Job, Said};
 use super::push::Pushes;
-use crate::ingress::link::core::{Answer, Cancelled, How, Refusal};
+use crate::ingress::link::core::{self, Answer, Cancelled, How, Refusal};
 use crate::ingress::link::upload::UploadError;
 
 /// Jobs that wait for one device: one for each open request and its results. What does not fit is dropped, and repeated.
@@ -26,6 +26,10 @@ const CHUNK_FIELDS: u16 = 64;
 const CHUNK_FIELDS_LEAST: u16 = 22;
 /// Frames from this size on have room to spare.
 const ROOMY: u16 = 256;
+/// What could not be looked up or noted down is tried again after this: a disk in trouble needs some time.
+const LOOK_AGAIN_MS: u64 = 2_000;
+/// As Progress says it.
+const QUEUED: u8 = 2;
 /// A Nack's detail.
 const DETAIL_BYTES: usize = 64;
 
@@ -41,10 +45,12 @@ pub(super) struct Facts {
 }
 
 /// An upload that was asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Wanted {
     key: u64,
     blob: BlobRef,
+    /// The device's numbers for all uploads of the request.
+    with: Vec<u32>,
     /// What is on its way to the disk ends here.
     taken: u32,
     /// What is there ends here.
@@ -61,10 +67,14 @@ pub(super) struct Session {
     is_working: bool,
     /// Results should be looked for once the jobs before are done.
     look: bool,
+    /// And again then.
+    look_again_ms: Option<u64>,
     wanted: Vec<Wanted>,
     pub(super) pushes: Pushes,
     /// Keys that are being stored.
     storing: Vec<u64>,
+    /// Where its open requests stood when they were last looked at; what was just stored is queued.
+    states: BTreeMap<u64, u8>,
 }
 
 /// Where messages to the device go: tag, whether it is a repeat, the message.
@@ -81,9 +91,11 @@ impl Session {
             jobs: VecDeque::new(),
             is_working: false,
             look: true,
+            look_again_ms: None,
             wanted: Vec::new(),
             pushes: Pushes::default(),
             storing: Vec::new(),
+            states: BTreeMap::new(),
         };
         session.jobs.push_back(Job::Hello { tag, boot });
         session
@@ -116,6 +128,11 @@ impl Session {
     /// Something stored has changed.
     pub(super) fn look_for_results(&mut self) {
         self.look = true;
+    }
+
+    /// When [`Session::push`] has something to do.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        self.pushes.due_ms().into_iter().chain(self.look_again_ms).min()
     }
 
     /// The next job, where none is under way.
@@ -168,7 +185,7 @@ impl Session {
             return;
         }
         wanted.taken = end;
-        let (blob, data) = (wanted.blob, chunk.data.to_vec());
+        let (blob, with, data) = (wanted.blob, wanted.with.clone(), chunk.data.to_vec());
         // What waits there already grows instead: one write for many small pieces.
         if let Some(Job::Append { tag: last, blob: same, off, data: waiting, .. }) = self.jobs.back_mut()
             && same.blob == blob.blob
@@ -178,7 +195,7 @@ impl Session {
             *last = tag;
             return;
         }
-        if !self.queue(Job::Append { tag, blob, boot, off: chunk.off, data })
+        if !self.queue(Job::Append { tag, blob, with, boot, off: chunk.off, data })
             && let Some(wanted) = self.wanted.iter_mut().find(|wanted| wanted.blob.blob == chunk.blob)
         {
             wanted.taken = chunk.off;
@@ -188,8 +205,11 @@ impl Session {
     /// The device has so much of a result.
     pub(super) fn result_acked(&mut self, key: u64, next: u32, now_ms: u64) {
         if let Some(request) = self.pushes.acked(key, next, now_ms) {
-            self.queue(Job::Acked { request });
-            self.look = true;
+            if self.queue(Job::Acked { request }) {
+                self.look = true;
+            } else {
+                self.acked(request, false, now_ms);
+            }
         }
     }
 
@@ -226,8 +246,48 @@ impl Session {
                 }
                 Err(refusal) => nack(tag, 0x40, key, &refusal, say),
             },
-            Done::Results(outcomes) => self.pushes.add(outcomes, now_ms),
-            Done::Acked => {}
+            Done::Results(results, states) => {
+                self.pushes.add(results.outcomes, now_ms);
+                self.look_again(results.again, now_ms);
+                self.changed(&states);
+            }
+            Done::Progress { key, progress } => {
+                if let Some(progress) = progress {
+                    self.tag = self.tag.wrapping_add(1);
+                    say(self.tag, false, &message_of(key, &progress));
+                }
+            }
+            Done::Acked { request, noted } => self.acked(request, noted, now_ms),
+            Done::Broke => {
+                let waiting =
+                    |key: &u64| self.jobs.iter().any(|job| matches!(job, Job::Submit { key: k, .. } if k == key));
+                self.storing = self.storing.iter().copied().filter(waiting).collect();
+                self.look_again(true, now_ms);
+            }
+        }
+    }
+
+    /// Tells of each change once; what is lost on the way is not repeated, since a device that wants to know asks.
+    fn changed(&mut self, states: &[(u64, u8)]) {
+        for (key, state) in states {
+            let is_told = self.states.get(key).copied().unwrap_or(QUEUED) == *state;
+            if !is_told && !self.queue(Job::Progress { key: *key }) {
+                return;
+            }
+        }
+        self.states = states.iter().copied().collect();
+    }
+
+    fn acked(&mut self, request: u64, noted: bool, now_ms: u64) {
+        if !noted {
+            self.pushes.not_noted(request);
+            self.look_again(true, now_ms);
+        }
+    }
+
+    fn look_again(&mut self, again: bool, now_ms: u64) {
+        if again {
+            self.look_again_ms.get_or_insert(now_ms + LOOK_AGAIN_MS);
         }
     }
 
@@ -261,12 +321,12 @@ impl Session {
                 let ack = SubmitAck { key, outcome, req: stored.request, queue_pos, need: None };
                 say(tag, false, &Message::SubmitAck(ack));
             }
-            Said::Need(blob, there) => {
+            Said::Need { blob, there, with } => {
                 self.wanted.retain(|wanted| wanted.blob.blob != blob.blob);
                 if self.wanted.len() >= OPEN_MAX {
                     self.wanted.remove(0);
                 }
-                self.wanted.push(Wanted { key, blob, taken: there, there });
+                self.wanted.push(Wanted { key, blob, with, taken: there, there });
                 let ack = SubmitAck { key, outcome: 1, req: 0, queue_pos: 0, need: Some((blob.blob, there)) };
                 say(tag, false, &Message::SubmitAck(ack));
             }
@@ -303,18 +363,18 @@ impl Session {
                 let refusal = Refusal::new(Code::UnknownKey, "no such key: submit it again");
                 nack(tag, 0x33, key, &refusal, say);
             }
-            Ok(Answer::Progress(p)) => {
-                let small = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
-                let (queue_pos, eta_s) = (small(p.position), small(p.eta_s));
-                say(tag, false, &Message::Progress(Progress { key, state: p.state, queue_pos, eta_s }));
-            }
+            Ok(Answer::Progress(p)) => say(tag, false, &message_of(key, &p)),
             Ok(Answer::Result(outcome)) => self.pushes.asked(outcome, now_ms),
             Err(refusal) => nack(tag, 0x33, key, &refusal, say),
         }
     }
 
-    /// Sends the part of a result that is due.
+    /// Sends the part of a result that is due, and looks again where it is time to.
     pub(super) fn push(&mut self, now_ms: u64, say: Say<'_>) {
+        if self.look_again_ms.take_if(|at| now_ms >= *at).is_some() {
+            self.pushes.forgive();
+            self.look = true;
+        }
         let tag = self.tag.wrapping_add(1);
         let Some(part) = self.pushes.part(self.max_frame.into(), tag, now_ms) else { return };
         if !part.repeat {
@@ -322,6 +382,12 @@ impl Session {
         }
         say(part.tag, part.repeat, &Message::Result(part.answer));
     }
+}
+
+fn message_of(key: u64, progress: &core::Progress) -> Message<'static> {
+    let small = |n: u64| u16::try_from(n).unwrap_or(u16::MAX);
+    let (queue_pos, eta_s) = (small(progress.position), small(progress.eta_s));
+    Message::Progress(Progress { key, state: progress.state, queue_pos, eta_s })
 }
 
 /// Says no.

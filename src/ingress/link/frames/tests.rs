@@ -9,7 +9,7 @@ use holdfast_wire::{Code, Deframer, Header, encode};
 use super::job::{Done, Job, Said};
 use super::server::{Now, Server};
 use super::session::Facts;
-use crate::ingress::link::core::{Answer, How, Outcome, Stored};
+use crate::ingress::link::core::{self, Answer, How, Outcome, Results, Stored};
 use crate::ingress::link::token::Token;
 use crate::ingress::link::upload::UploadError;
 use crate::spool::record::DeviceKey;
@@ -126,9 +126,14 @@ fn plainly(job: Job) -> Done {
         Job::Cancel { tag, key } => {
             Done::Cancel { tag, key, cancelled: Ok(crate::ingress::link::core::Cancelled::Yes) }
         }
-        Job::Results { .. } => Done::Results(Vec::new()),
-        Job::Acked { .. } => Done::Acked,
+        Job::Results { .. } => told(Vec::new()),
+        Job::Progress { key } => Done::Progress { key, progress: None },
+        Job::Acked { request } => Done::Acked { request, noted: true },
     }
+}
+
+fn told(outcomes: Vec<Outcome>) -> Done {
+    Done::Results(Results { outcomes, again: false }, Vec::new())
 }
 
 fn stored(how: How) -> Stored {
@@ -208,7 +213,9 @@ fn w5_only_the_next_bytes_are_taken_and_told_cumulatively() {
     let mut bench = Bench::online();
     bench.say(&submit(5, &[BLOB]));
     bench.work(|job| match job {
-        Job::Submit { tag, key, .. } => Some(Done::Submit { tag: *tag, key: *key, said: Said::Need(BLOB, 4) }),
+        Job::Submit { tag, key, .. } => {
+            Some(Done::Submit { tag: *tag, key: *key, said: Said::Need { blob: BLOB, there: 4, with: vec![9] } })
+        }
         _ => None,
     });
     let heard = bench.heard();
@@ -235,7 +242,9 @@ fn w5_what_the_disk_has_is_what_counts() {
     let mut bench = Bench::online();
     bench.say(&submit(5, &[BLOB]));
     bench.work(|job| match job {
-        Job::Submit { tag, key, .. } => Some(Done::Submit { tag: *tag, key: *key, said: Said::Need(BLOB, 0) }),
+        Job::Submit { tag, key, .. } => {
+            Some(Done::Submit { tag: *tag, key: *key, said: Said::Need { blob: BLOB, there: 0, with: vec![9] } })
+        }
         _ => None,
     });
     bench.heard();
@@ -295,7 +304,7 @@ fn w8_a_result_goes_out_in_parts_and_again_until_all_of_it_is_acknowledged() {
     let mut bench = Bench::new();
     bench.say(&hello(BOOT, 64));
     let text = "0123456789abcdefghijklmnopqrstuvwxyz";
-    bench.work(|job| matches!(job, Job::Results { .. }).then(|| Done::Results(vec![outcome(5, 4711, text)])));
+    bench.work(|job| matches!(job, Job::Results { .. }).then(|| told(vec![outcome(5, 4711, text)])));
     let heard = bench.heard();
     assert_eq!(results(&heard), [(5, 0, false)]);
     let part = |heard: &[Heard]| match heard.last().unwrap().message() {
@@ -316,8 +325,7 @@ fn w8_a_result_goes_out_in_parts_and_again_until_all_of_it_is_acknowledged() {
         assert!(bench.later(0).is_empty());
     }
     bench.say(&Message::ResultAck(ResultAck { key: 5, next: total }));
-    let done =
-        bench.work(|job| matches!(job, Job::Results { .. }).then(|| Done::Results(vec![outcome(5, 4711, text)])));
+    let done = bench.work(|job| matches!(job, Job::Results { .. }).then(|| told(vec![outcome(5, 4711, text)])));
     assert!(done[0].contains("Acked { request: 4711 }"), "{done:?}");
     assert!(bench.later(120_000).is_empty(), "a look that began before does not offer it again");
 }
@@ -326,7 +334,7 @@ fn w8_a_result_goes_out_in_parts_and_again_until_all_of_it_is_acknowledged() {
 fn w8_waits_end_at_a_minute_and_a_hello_offers_everything_at_once() {
     let mut bench = Bench::online();
     bench.server.look_for_results();
-    bench.work(|job| matches!(job, Job::Results { .. }).then(|| Done::Results(vec![outcome(5, 1, "x")])));
+    bench.work(|job| matches!(job, Job::Results { .. }).then(|| told(vec![outcome(5, 1, "x")])));
     let mut waits = Vec::new();
     for _ in 0..8 {
         let due = bench.server.deadline_ms().unwrap();
@@ -346,13 +354,88 @@ fn w8_waits_end_at_a_minute_and_a_hello_offers_everything_at_once() {
 fn w8_one_result_that_nobody_takes_does_not_keep_the_others() {
     let mut bench = Bench::online();
     bench.server.look_for_results();
-    let both = || Done::Results(vec![outcome(5, 1, "x"), outcome(6, 2, "y")]);
+    let both = || told(vec![outcome(5, 1, "x"), outcome(6, 2, "y")]);
     bench.work(|job| matches!(job, Job::Results { .. }).then(both));
     let mut seen = results(&bench.heard());
     for _ in 0..4 {
         seen.extend(results(&bench.later(60_000)));
     }
     assert!(seen.iter().any(|(key, ..)| *key == 6), "{seen:?}");
+}
+
+#[test]
+fn w8_a_result_whose_note_failed_is_offered_again_and_not_at_full_speed() {
+    let mut bench = Bench::online();
+    bench.server.look_for_results();
+    // The spool goes on to name it, and cannot note down that it was taken.
+    let failing = |job: &Job| match job {
+        Job::Results { known } if known.is_empty() => Some(told(vec![outcome(5, 4711, "x")])),
+        Job::Acked { request } => Some(Done::Acked { request: *request, noted: false }),
+        _ => None,
+    };
+    bench.work(failing);
+    assert_eq!(results(&bench.heard()), [(5, 0, false)]);
+    let (begun, mut offered) = (bench.ms, 0);
+    while bench.ms < begun + 60_000 {
+        bench.say(&Message::ResultAck(ResultAck { key: 5, next: 1 }));
+        bench.work(failing);
+        bench.ms = bench.server.deadline_ms().unwrap_or(bench.ms + 1_000).max(bench.ms + 1);
+        offered += results(&bench.later(0)).len();
+        bench.work(failing);
+        offered += results(&bench.heard()).len();
+    }
+    assert!((5..=30).contains(&offered), "{offered} times in a minute");
+    bench.say(&Message::ResultAck(ResultAck { key: 5, next: 1 }));
+    bench.work(|_| None);
+    bench.heard();
+    assert!(bench.later(120_000).is_empty(), "noted down at last");
+}
+
+#[test]
+fn a_job_that_broke_off_holds_up_nothing() {
+    let mut bench = Bench::online();
+    bench.say(&submit(5, &[]));
+    bench.work(|job| matches!(job, Job::Submit { .. }).then_some(Done::Broke));
+    assert!(bench.heard().is_empty());
+    bench.say_from(0, &submit(5, &[]), true);
+    let done = bench.work(|_| None);
+    assert!(done.iter().any(|job| job.starts_with("Submit")), "its repeat is looked at: {done:?}");
+}
+
+#[test]
+fn w13_on_a_bus_no_frame_is_longer_than_a_turn() {
+    let mut bench = Bench::with(None, vec![17]);
+    bench.say_from(17, &hello(BOOT, 4096), false);
+    bench.work(|_| None);
+    let heard = bench.heard();
+    let Message::HelloAck(ack) = heard[0].message() else { panic!() };
+    assert_eq!((ack.max_frame, ack.chunk), (1024, 960));
+    assert!(usize::from(super::bus::CREDIT) >= holdfast_wire::frame::wire_bytes(1024));
+}
+
+#[test]
+fn each_change_of_a_state_is_told_once() {
+    let mut bench = Bench::online();
+    let mut look = |state: u8| {
+        bench.server.look_for_results();
+        bench.work(|job| match job {
+            Job::Results { .. } => Some(Done::Results(Results::default(), vec![(5, state), (6, 2)])),
+            Job::Progress { key } => {
+                let progress = Some(core::Progress { state, position: 70_000, eta_s: 90 });
+                Some(Done::Progress { key: *key, progress })
+            }
+            _ => None,
+        });
+        let told = |heard: &Heard| match heard.message() {
+            Message::Progress(told) => (told.key, told.state, told.queue_pos, told.eta_s),
+            other => panic!("{other:?}"),
+        };
+        bench.heard().iter().map(told).collect::<Vec<_>>()
+    };
+    assert_eq!(look(2), [], "what was just stored is known to wait");
+    assert_eq!(look(3), [(5, 3, 65_535, 90)]);
+    assert_eq!(look(3), []);
+    assert_eq!(look(2), [(5, 2, 65_535, 90)], "back in the queue");
 }
 
 #[test]
@@ -377,7 +460,7 @@ fn w9_a_key_that_nobody_knows_is_to_be_submitted_again() {
 fn w13_frames_keep_their_agreed_length_and_a_flood_is_dropped() {
     let mut bench = Bench::new();
     bench.say(&hello(BOOT, 64));
-    bench.work(|job| matches!(job, Job::Results { .. }).then(|| Done::Results(vec![outcome(u64::MAX, u64::MAX, "z")])));
+    bench.work(|job| matches!(job, Job::Results { .. }).then(|| told(vec![outcome(u64::MAX, u64::MAX, "z")])));
     for heard in bench.heard().iter().filter(|h| matches!(h.message(), Message::Result(_))) {
         assert!(heard.payload.len() + 9 <= 64, "{}", heard.payload.len());
     }

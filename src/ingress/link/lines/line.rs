@@ -21,6 +21,14 @@ pub fn crc16(bytes: &[u8]) -> u16 {
     CRC16.checksum(bytes)
 }
 
+/// The same of what was summed up to `crc`, and these bytes behind it.
+pub fn crc16_on(crc: u16, bytes: &[u8]) -> u16 {
+    // The library turns what it begins with, as it does with each byte.
+    let mut digest = CRC16.digest_with_initial(crc.reverse_bits());
+    digest.update(bytes);
+    digest.finalize()
+}
+
 /// Content of a line whose frame holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -189,6 +197,7 @@ mod tests {
     #[test]
     fn noise_before_a_line_and_lines_that_broke_off_are_left_out() {
         assert_eq!(crc16(b"123456789"), 0x4B37);
+        assert_eq!(crc16_on(crc16(b"1234"), b"56789"), 0x4B37);
         let expected = Some(vec!["QRY".to_owned(), "815-5".to_owned()]);
         assert_eq!(fields("$QRY,815-5*5FD3"), expected);
         assert_eq!(fields("x~$QRY,81$QRY,815-5*5FD3"), expected);

@@ -152,7 +152,8 @@ pub fn is_key(key: &str) -> bool {
     (1..=KEY_BYTES_MAX).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
-fn is_uid(uid: &str) -> bool {
+/// Whether a device's name may be so.
+pub fn is_uid(uid: &str) -> bool {
     (1..=UID_BYTES_MAX).contains(&uid.len()) && uid.bytes().all(|b| b.is_ascii_graphic())
 }
 

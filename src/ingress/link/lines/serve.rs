@@ -4,10 +4,12 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::sleep;
 
+use super::names::Names;
 use super::session::{Deed, Found, OFFERS_MAX, Offer, Options, Session};
 use crate::clock;
 use crate::ingress::link::core::{Answer, Cancelled, Core, How, Op, Outcome, Refusal, Submission};
@@ -33,7 +35,10 @@ enum Done {
     Cancelled(String, Result<u8, Refusal>),
     Greeted(Option<u32>, u8),
     Taken(u64, Result<(), Refusal>),
-    Looked(Vec<Offer>),
+    /// With whether some could not be looked up.
+    Looked(Vec<Offer>, bool),
+    /// Time to look again.
+    Again,
 }
 
 /// Speaks lines until the line is gone.
@@ -43,7 +48,9 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
         needs_crc: !link.options.crc_optional,
         push: link.options.push,
     };
-    let mut spoken = Spoken { session: Session::new(options), link, doing: FuturesUnordered::new(), dropped: 0 };
+    let names = Names::of(&link);
+    let session = Session::new(options, names.last().await);
+    let mut spoken = Spoken { session, link, names, doing: FuturesUnordered::new(), dropped: 0 };
     let mut changes = spoken.link.core.changes();
     let mut buffer = [0; READ_BYTES];
     let first = spoken.session.changed();
@@ -54,11 +61,18 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
         let now_ms = spoken.now_ms();
         let wait = spoken.session.deadline_ms().map_or(IDLE, |at| Duration::from_millis(at.saturating_sub(now_ms) + 1));
         let deeds = tokio::select! {
-            read = line.read(&mut buffer), if spoken.doing.len() < DOING_MAX => match read {
-                None => return,
-                Some(bytes) => spoken.receive(&buffer[..bytes]),
-            },
-            Some(done) = spoken.doing.next() => spoken.done(done),
+            read = line.read(&mut buffer), if spoken.doing.len() < DOING_MAX => {
+                let Some(bytes) = read else { return };
+                // Byte by byte: what one device asked is carried out before the next says its name.
+                for byte in &buffer[..bytes] {
+                    let deeds = spoken.receive(*byte);
+                    if !spoken.carry_out(deeds, &mut line).await {
+                        return;
+                    }
+                }
+                Vec::new()
+            }
+            Some((generation, done)) = spoken.doing.next() => spoken.done(generation, done),
             Ok(()) = changes.changed() => spoken.session.changed(),
             () = sleep(wait) => {
                 let now_ms = spoken.now_ms();
@@ -74,8 +88,10 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
 struct Spoken {
     session: Session,
     link: Link,
-    /// Bounded by the session: so many requests being stored, one look, and one answer for each line that came.
-    doing: FuturesUnordered<BoxFuture<'static, Done>>,
+    names: Names,
+    /// Bounded by the session: so many requests being stored, one look, and one answer for each line that came. Each
+    /// with the device for which it was begun.
+    doing: FuturesUnordered<BoxFuture<'static, (u64, Done)>>,
     dropped: u64,
 }
 
@@ -92,9 +108,9 @@ impl Spoken {
         }
     }
 
-    fn receive(&mut self, bytes: &[u8]) -> Vec<Deed> {
+    fn receive(&mut self, byte: u8) -> Vec<Deed> {
         let now_ms = self.now_ms();
-        let deeds = self.session.receive(bytes, now_ms);
+        let deeds = self.session.receive(&[byte], now_ms);
         let account = &self.link.account;
         account.add(Count::Damaged, self.session.dropped() - self.dropped);
         self.dropped = self.session.dropped();
@@ -107,7 +123,10 @@ impl Spoken {
 
     /// False when the line is gone.
     async fn carry_out(&mut self, deeds: Vec<Deed>, line: &mut Line) -> bool {
-        let uid = self.uid();
+        if deeds.is_empty() {
+            return true;
+        }
+        let (uid, generation) = (self.uid(), self.session.generation());
         for deed in deeds {
             if let Deed::Send(bytes) = deed {
                 if !line.write(&bytes).await {
@@ -116,14 +135,22 @@ impl Spoken {
                 self.link.account.add(Count::FramesOut, 1);
                 continue;
             }
-            self.doing.push(begin(deed, self.link.core.clone(), uid.clone()));
+            let naming = self.names.clone().keeps(self.session.uid().to_owned());
+            let doing = begin(deed, self.link.core.clone(), uid.clone(), naming);
+            self.doing.push(Box::pin(doing.map(move |done| (generation, done))));
         }
         true
     }
 
-    fn done(&mut self, done: Done) -> Vec<Deed> {
+    fn done(&mut self, generation: u64, done: Done) -> Vec<Deed> {
         let now_ms = self.now_ms();
         let account = self.link.account.clone();
+        if generation != self.session.generation() {
+            // Another device speaks now: it is told nothing of this. What it was remains on record.
+            account.add(Count::Stored, u64::from(matches!(done, Done::Stored(_, Ok((_, false))))));
+            account.add(Count::Results, u64::from(matches!(done, Done::Taken(_, Ok(())))));
+            return Vec::new();
+        }
         match done {
             Done::Stored(key, outcome) => {
                 match &outcome {
@@ -144,16 +171,36 @@ impl Spoken {
             }
             Done::Taken(request, outcome) => {
                 account.add(Count::Results, u64::from(outcome.is_ok()));
-                self.session.taken(request)
+                self.session.taken(request, outcome.is_ok(), now_ms)
             }
-            Done::Looked(offers) => self.session.offer(offers, now_ms),
+            Done::Looked(offers, again) => {
+                if again {
+                    self.doing.push(Box::pin(sleep(LOOK_AGAIN).map(move |()| (generation, Done::Again))));
+                }
+                self.session.offer(offers, now_ms)
+            }
+            Done::Again => self.session.changed(),
         }
     }
 }
 
-fn begin(deed: Deed, core: Core, uid: String) -> BoxFuture<'static, Done> {
+/// What a deed needs of the link; `naming` notes down who speaks.
+fn begin(
+    deed: Deed,
+    core: Core,
+    uid: String,
+    naming: impl Future<Output = bool> + Send + 'static,
+) -> BoxFuture<'static, Done> {
     Box::pin(async move {
+        let is_named = match &deed {
+            Deed::Store { .. } | Deed::Greet(_) => naming.await,
+            _ => true,
+        };
         match deed {
+            // Nothing is stored under a name that a restart would forget: who repeats it would be somebody else.
+            Deed::Store { key, .. } if !is_named => {
+                Done::Stored(key, Err(Refusal::for_now(Code::StorageFull, 30_000, "the name cannot be noted down")))
+            }
             Deed::Store { key, prio, ttl_s, task, args } => {
                 let op = Op::Task { id: task, args, pictures: Vec::new() };
                 let named = DeviceKey::Text(key.clone());
@@ -175,15 +222,14 @@ fn begin(deed: Deed, core: Core, uid: String) -> BoxFuture<'static, Done> {
                 Done::Cancelled(key, cancelled.map(number))
             }
             Deed::Taken(request) => Done::Taken(request, core.acked(request).await),
+            // Where its name could not be noted down, that is tried again before anything is stored.
             Deed::Greet(nonce) => Done::Greeted(nonce, core.uplink().await),
-            Deed::Look => loop {
-                match core.results(&uid, OFFERS_MAX as u32).await {
-                    Ok(results) => return Done::Looked(results.into_iter().filter_map(offer).collect()),
-                    Err(_) => sleep(LOOK_AGAIN).await,
-                }
-            },
+            Deed::Look => {
+                let results = core.results(&uid, OFFERS_MAX, &[]).await;
+                Done::Looked(results.outcomes.into_iter().filter_map(offer).collect(), results.again)
+            }
             // Sent by whoever has the line.
-            Deed::Send(_) => Done::Looked(Vec::new()),
+            Deed::Send(_) => Done::Looked(Vec::new(), false),
         }
     })
 }

@@ -103,6 +103,8 @@ pub struct Session {
     options: Options,
     lines: Lines,
     uid: String,
+    /// Another number for each device on this line: what was begun for one is not told to the next.
+    generation: u64,
     /// The device spoke JSON last, and is answered so.
     is_json: bool,
     storing: Vec<String>,
@@ -117,14 +119,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// Nothing said yet.
-    pub fn new(options: Options) -> Session {
+    /// Nothing said yet; `uid` is who spoke last on this port, empty where nobody said a name.
+    pub fn new(options: Options, uid: String) -> Session {
         let lines = Lines::new(options.line_max, options.needs_crc);
         let (storing, offers) = (Vec::new(), VecDeque::new());
         Session {
             options,
             lines,
-            uid: String::new(),
+            uid,
+            generation: 0,
             is_json: false,
             storing,
             offers,
@@ -138,6 +141,11 @@ impl Session {
     /// Who speaks; empty until somebody said Hello.
     pub fn uid(&self) -> &str {
         &self.uid
+    }
+
+    /// Which device of this line speaks: the first, the second.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Lines that were dropped.
@@ -169,9 +177,11 @@ impl Session {
         match asked {
             Asked::Hello { uid } => {
                 if uid != self.uid {
-                    self.uid = uid;
-                    // What the last device was offered is not this one's; the spool still has it.
-                    (self.offers, self.storing) = (VecDeque::new(), Vec::new());
+                    (self.uid, self.generation) = (uid, self.generation + 1);
+                    // What the last device was offered is not this one's; the spool still has it. What is under way
+                    // for it is not told to this one either.
+                    (self.offers, self.storing, self.taking) = (VecDeque::new(), Vec::new(), Vec::new());
+                    (self.looking, self.look_again) = (false, false);
                 }
                 self.next_ms = now_ms;
                 deeds.push(Deed::Greet(None));
@@ -312,8 +322,12 @@ impl Session {
     }
 
     /// That a result was taken is noted down, or could not be: then it is offered once more.
-    pub fn taken(&mut self, request: u64) -> Vec<Deed> {
+    pub fn taken(&mut self, request: u64, is_durable: bool, now_ms: u64) -> Vec<Deed> {
         self.taking.retain(|taking| *taking != request);
+        if !is_durable {
+            // A disk in trouble is not asked at the speed of the line.
+            self.next_ms = self.next_ms.max(now_ms + OFFER_MS);
+        }
         self.changed()
     }
 

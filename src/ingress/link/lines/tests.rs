@@ -14,6 +14,10 @@ fn said(told: &Told) -> String {
     String::from_utf8(told.line(false)).unwrap()
 }
 
+fn fresh(options: Options) -> Session {
+    Session::new(options, String::new())
+}
+
 fn nio() -> Offer {
     Offer { request: 4711, key: "815-5".to_owned(), about: (0, 1, -2), text: "NIO: Pore".to_owned() }
 }
@@ -68,7 +72,7 @@ fn what_is_wrong_with_a_line_has_a_code() {
 fn json_says_the_same() {
     let json = r#"{"SUB": {"key": "815-5", "prio": 1, "ttl": 86400, "task": 12, "args": ["Naht 7", 23.5]}}"#;
     assert_eq!(message::read(&Content::Json(json.to_owned())).unwrap(), read("$SUB,815-5,1,86400,12,Naht 7,23.5*3682"));
-    let mut session = Session::new(Options { needs_crc: false, ..Options::default() });
+    let mut session = fresh(Options { needs_crc: false, ..Options::default() });
     let deeds = session.receive(format!("{json}\n").as_bytes(), 0);
     assert!(matches!(deeds.as_slice(), [Deed::Store { .. }]));
     let sent = text(&session.stored("815-5", Ok((4711, false))));
@@ -96,7 +100,7 @@ const RESULT: &str = "$RES,815-5,0,1,-2,1/1,NIO: Pore*E265\r\n";
 
 #[test]
 fn a_result_is_offered_every_five_seconds_until_it_is_taken() {
-    let mut session = Session::new(Options::default());
+    let mut session = fresh(Options::default());
     assert_eq!(session.changed(), [Deed::Look]);
     assert_eq!(session.changed(), [], "one look at a time");
     let offered = session.offer(vec![nio()], 1_000);
@@ -108,15 +112,27 @@ fn a_result_is_offered_every_five_seconds_until_it_is_taken() {
     assert_eq!(session.receive(TAKEN, 9_000), [Deed::Taken(4711), Deed::Look]);
     // The spool may still name it while it is being noted down.
     assert_eq!((session.offer(vec![nio()], 9_001), session.deadline_ms()), (Vec::new(), None));
-    assert_eq!(session.taken(4711), [Deed::Look]);
+    assert_eq!(session.taken(4711, true, 9_002), [Deed::Look]);
     // The PLC may have missed that it was noted down.
     assert_eq!(session.receive(TAKEN, 9_500), [Deed::Find("815-5".to_owned(), Some(1))]);
     assert_eq!(session.found("815-5", Some(1), Found::Result(nio())), [Deed::Taken(4711)]);
 }
 
 #[test]
+fn a_result_whose_note_failed_is_offered_again_and_not_at_full_speed() {
+    let mut session = fresh(Options::default());
+    assert_eq!(text(&session.offer(vec![nio()], 1_000)), RESULT);
+    assert_eq!(session.receive(TAKEN, 2_000), [Deed::Taken(4711), Deed::Look]);
+    session.offer(Vec::new(), 2_001);
+    assert_eq!(session.taken(4711, false, 2_100), [Deed::Look]);
+    assert_eq!(text(&session.offer(vec![nio()], 2_101)), "", "not at once");
+    assert_eq!(session.deadline_ms(), Some(2_100 + OFFER_MS));
+    assert_eq!(text(&session.tick(2_100 + OFFER_MS)), RESULT);
+}
+
+#[test]
 fn without_push_a_result_comes_only_when_it_is_asked_for() {
-    let mut session = Session::new(Options { push: false, ..Options::default() });
+    let mut session = fresh(Options { push: false, ..Options::default() });
     assert_eq!((session.changed(), session.deadline_ms()), (Vec::new(), None));
     assert_eq!(session.receive(QUERY, 0), [Deed::Find("815-5".to_owned(), None)]);
     assert_eq!(text(&session.found("815-5", None, Found::Waits(2, 3, 90))), "$STA,815-5,2,3,90*C655\r\n");
@@ -128,7 +144,7 @@ fn without_push_a_result_comes_only_when_it_is_asked_for() {
 
 #[test]
 fn a_long_result_comes_in_parts_that_are_taken_one_by_one() {
-    let mut session = Session::new(Options { line_max: 80, ..Options::default() });
+    let mut session = fresh(Options { line_max: 80, ..Options::default() });
     let words = "Grösse $5, 100 % * ok\n".repeat(6);
     let long = Offer { text: words.clone(), ..nio() };
     let mut sent = text(&session.offer(vec![long], 0));
@@ -153,7 +169,7 @@ fn a_long_result_comes_in_parts_that_are_taken_one_by_one() {
 
 #[test]
 fn a_result_that_nobody_takes_holds_up_no_other() {
-    let mut session = Session::new(Options::default());
+    let mut session = fresh(Options::default());
     let other = Offer { request: 4712, key: "815-6".to_owned(), ..nio() };
     assert_eq!(text(&session.offer(vec![nio(), other], 0)), RESULT);
     assert!(text(&session.tick(OFFER_MS)).starts_with("$RES,815-6,"));
@@ -162,14 +178,14 @@ fn a_result_that_nobody_takes_holds_up_no_other() {
 
 #[test]
 fn a_repeat_of_what_is_being_stored_is_stored_once() {
-    let mut session = Session::new(Options::default());
+    let mut session = fresh(Options::default());
     let submit = b"$SUB,815-5,1,86400,12,Naht 7,23.5*3682\r\n";
     assert!(matches!(session.receive(submit, 0).as_slice(), [Deed::Store { .. }]));
     assert_eq!(session.receive(submit, 3_000), []);
     assert_eq!(text(&session.stored("815-5", Ok((4711, false)))), "$ACK,815-5,4711,0*257F\r\n");
     assert!(matches!(session.receive(submit, 6_000).as_slice(), [Deed::Store { .. }]));
     assert_eq!(text(&session.stored("815-5", Ok((4711, true)))), "$ACK,815-5,4711,1*E5BE\r\n");
-    let mut many = Session::new(Options::default());
+    let mut many = fresh(Options::default());
     for n in 0..8 {
         let line = line::framed(&format!("SUB,{n},1,0,12"), false);
         assert!(matches!(many.receive(&line, 0).as_slice(), [Deed::Store { .. }]));
@@ -179,10 +195,11 @@ fn a_repeat_of_what_is_being_stored_is_stored_once() {
 
 #[test]
 fn another_device_on_the_line_gets_none_of_the_lasts_results() {
-    let mut session = Session::new(Options::default());
+    let mut session = fresh(Options::default());
     let _ = session.offer(vec![nio()], 0);
     let deeds = session.receive(b"$HLO,1,S7-1214-03,815*8B1A\r\n", 100);
     assert_eq!((deeds, session.uid()), (vec![Deed::Greet(None), Deed::Look], "S7-1214-03"));
+    assert_eq!(session.generation(), 1, "what is under way is the last one's");
     assert_eq!(text(&session.greet(None, 7, 2, 1_795_200_000)), "$HLA,1,7,2,1795200000*4C03\r\n");
     assert_eq!(session.tick(60_000), []);
 }

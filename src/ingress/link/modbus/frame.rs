@@ -3,7 +3,7 @@
 //! Owns framing in both directions on one bus. Silence is only waited for where a beginning could still become a
 //! frame: Linux and USB adapters do not keep the 3.5 characters that the standard counts on.
 
-use crate::ingress::link::lines::line::crc16;
+use crate::ingress::link::lines::line::{crc16, crc16_on};
 
 /// Longest RTU frame.
 pub const FRAME_MAX: usize = 256;
@@ -28,8 +28,20 @@ pub struct Frame {
 #[derive(Debug, Default)]
 pub struct Framer {
     bytes: Vec<u8>,
+    /// How far the beginning was looked at as a function of unknown length.
+    scan: Scan,
     /// Bytes that belonged to no frame.
     pub dropped: u64,
+    /// Bytes that checksums were made of.
+    #[cfg(test)]
+    pub summed: usize,
+}
+
+/// A checksum that goes on where it stopped, so that a byte more costs one step and not all of them again.
+#[derive(Debug, Default, Clone, Copy)]
+struct Scan {
+    length: usize,
+    crc: u16,
 }
 
 /// What stands at the beginning of the bytes.
@@ -64,17 +76,19 @@ impl Framer {
 
     fn drop_one(&mut self) {
         self.bytes.remove(0);
+        self.scan = Scan::default();
         self.dropped += 1;
     }
 
     fn frames(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         loop {
-            match look(&self.bytes) {
+            match self.look() {
                 Found::Beginning => return frames,
                 Found::Nothing => self.drop_one(),
                 Found::Frame(length, is_reply) => {
                     let frame: Vec<u8> = self.bytes.drain(..length).collect();
+                    self.scan = Scan::default();
                     if let [unit, pdu @ .., _, _] = frame.as_slice() {
                         frames.push(Frame { unit: *unit, is_reply, pdu: pdu.to_vec() });
                     }
@@ -82,43 +96,57 @@ impl Framer {
             }
         }
     }
-}
 
-/// Whether a frame stands at the beginning.
-fn look(bytes: &[u8]) -> Found {
-    let Some(function) = bytes.get(1) else { return Found::Beginning };
-    let count = |at: usize, around: usize| bytes.get(at).map(|bytes| around + usize::from(*bytes));
-    // How long it is as a question and as an answer; none where that byte has not come.
-    let lengths = match function {
-        1..=4 => [(Some(8), false), (count(2, 5), true)],
-        // Question and answer look alike; a question is answered, and an echo is known by whoever sent it.
-        5 | 6 => [(Some(8), false), (Some(8), false)],
-        15 | 16 => [(count(6, 9), false), (Some(8), true)],
-        0x81..=0xff => [(Some(5), true), (Some(5), true)],
-        _ => return look_unknown(bytes),
-    };
-    let mut more = false;
-    for (length, is_reply) in lengths {
-        match length {
-            Some(length) if length > FRAME_MAX => {}
-            Some(length) if bytes.len() >= length => {
-                if holds(&bytes[..length]) {
-                    return Found::Frame(length, is_reply);
+    /// Whether a frame stands at the beginning.
+    fn look(&mut self) -> Found {
+        let bytes = &self.bytes;
+        let Some(function) = bytes.get(1) else { return Found::Beginning };
+        let count = |at: usize, around: usize| bytes.get(at).map(|bytes| around + usize::from(*bytes));
+        // How long it is as a question and as an answer; none where that byte has not come.
+        let lengths = match function {
+            1..=4 => [(Some(8), false), (count(2, 5), true)],
+            // Question and answer look alike; a question is answered, and an echo is known by whoever sent it.
+            5 | 6 => [(Some(8), false), (Some(8), false)],
+            15 | 16 => [(count(6, 9), false), (Some(8), true)],
+            0x81..=0xff => [(Some(5), true), (Some(5), true)],
+            _ => return self.look_unknown(),
+        };
+        let mut more = false;
+        for (length, is_reply) in lengths {
+            match length {
+                Some(length) if length > FRAME_MAX => {}
+                Some(length) if bytes.len() >= length => {
+                    #[cfg(test)]
+                    {
+                        self.summed += length;
+                    }
+                    if holds(&bytes[..length]) {
+                        return Found::Frame(length, is_reply);
+                    }
                 }
+                _ => more = true,
             }
-            _ => more = true,
         }
+        if more { Found::Beginning } else { Found::Nothing }
     }
-    if more { Found::Beginning } else { Found::Nothing }
-}
 
-/// A function whose length nobody here knows: it ends where a checksum holds.
-fn look_unknown(bytes: &[u8]) -> Found {
-    let lengths = 4..=bytes.len().min(FRAME_MAX);
-    match lengths.into_iter().find(|length| holds(&bytes[..*length])) {
-        Some(length) => Found::Frame(length, false),
-        None if bytes.len() < FRAME_MAX => Found::Beginning,
-        None => Found::Nothing,
+    /// A function whose length nobody here knows: it ends where a checksum holds, which over a frame and its checksum
+    /// is zero.
+    fn look_unknown(&mut self) -> Found {
+        let limit = self.bytes.len().min(FRAME_MAX);
+        while self.scan.length < limit {
+            let next = &self.bytes[self.scan.length..=self.scan.length];
+            let crc = if self.scan.length == 0 { crc16(next) } else { crc16_on(self.scan.crc, next) };
+            self.scan = Scan { length: self.scan.length + 1, crc };
+            #[cfg(test)]
+            {
+                self.summed += 1;
+            }
+            if crc == 0 && self.scan.length >= 4 {
+                return Found::Frame(self.scan.length, false);
+            }
+        }
+        if limit < FRAME_MAX { Found::Beginning } else { Found::Nothing }
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::frame::{Framer, SILENCE_MS, rtu};
 use super::unit::{Deed, Order, RESULT_TEXT_MAX, Shown, Unit};
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::ingress::link::core::{Answer, Core, How, Op, Outcome, Refusal, Submission};
 use crate::ingress::link::port::Line;
 use crate::ingress::link::state::Count;
-use crate::ingress::link::{Link, fixed_uid};
+use crate::ingress::link::{Link, fixed_uid, restart};
 use crate::spool::record::DeviceKey;
 
 /// Questions that wait for the registers: each connection has one at a time.
@@ -28,9 +28,14 @@ const READ_BYTES: usize = 256;
 /// What could not be looked up is looked up again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Results looked at together: a mailbox shows one, the rest wait in the spool.
-const RESULTS_MAX: u32 = 64;
+const RESULTS_MAX: usize = 64;
 /// That a result was taken is noted down after so many tries, or stays shown.
 const NOTE_TRIES: u32 = 10;
+
+/// Bytes without a single frame after which a line is read slowly: it must not take the board's time.
+const JUNK_MAX: u64 = 64 * 1024;
+/// How slowly: 12 KiB in a second are still more than the usual speeds bring.
+const JUNK_WAIT: Duration = Duration::from_millis(20);
 
 type Question = (Vec<u8>, oneshot::Sender<Vec<u8>>);
 
@@ -44,7 +49,12 @@ impl Registers {
     /// Starts the task that has them; it ends with the last clone.
     pub fn start(link: Link) -> Registers {
         let (ask, questions) = mpsc::channel(QUESTIONS_MAX);
-        tokio::spawn(keep(link, questions));
+        tokio::spawn(async move {
+            // The questions outlive a panic: a new keeper answers them.
+            let questions = Mutex::new(questions);
+            let broke = || link.account.add(Count::Restarts, 1);
+            restart::until_done(|| keep(link.clone(), &questions), broke).await;
+        });
         Registers { ask }
     }
 
@@ -60,7 +70,7 @@ impl Registers {
 pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
     let registers = Registers::start(link.clone());
     let (mut framer, mut buffer) = (Framer::default(), [0; READ_BYTES]);
-    let mut echo = Echo::default();
+    let (mut echo, mut junk) = (Echo::default(), 0);
     loop {
         let before = framer.dropped;
         let frames = if framer.waits() {
@@ -73,7 +83,12 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
             let Some(bytes) = line.read(&mut buffer).await else { return };
             framer.receive(&buffer[..bytes])
         };
-        link.account.add(Count::Damaged, framer.dropped - before);
+        let dropped = framer.dropped - before;
+        link.account.add(Count::Damaged, dropped);
+        junk = if frames.is_empty() { junk + dropped } else { 0 };
+        if junk > JUNK_MAX {
+            sleep(JUNK_WAIT).await;
+        }
         for frame in frames {
             link.account.add(Count::FramesIn, 1);
             let whole = rtu(frame.unit, &frame.pdu);
@@ -123,7 +138,8 @@ impl Echo {
 /// What came of something that took its time.
 enum Done {
     Stored(u8, u16, Result<(u64, bool), Refusal>),
-    Found(Vec<(u8, u64, u8, u64)>, Vec<(u8, Shown)>),
+    /// With whether some could not be looked up.
+    Found(Vec<(u8, u64, u8, u64)>, Vec<(u8, Shown)>, bool),
     Status(u8),
     Restored(Vec<(u8, u16, u64)>),
     Taken(u64, bool),
@@ -137,13 +153,24 @@ struct Keeper {
     /// A look at what is open is under way; something changed meanwhile.
     looking: bool,
     look_again: bool,
+    /// Something could not be looked up: to be looked for with the next status.
+    look_later: bool,
 }
 
-async fn keep(link: Link, mut questions: mpsc::Receiver<Question>) {
+async fn keep(link: Link, questions: &Mutex<mpsc::Receiver<Question>>) {
+    let mut questions = questions.lock().await;
     let unit = Unit::new(link.options.word_order);
     let uid = fixed_uid(&link.options);
     let mut changes = link.core.changes();
-    let mut keeper = Keeper { unit, link, uid, doing: FuturesUnordered::new(), looking: false, look_again: false };
+    let mut keeper = Keeper {
+        unit,
+        link,
+        uid,
+        doing: FuturesUnordered::new(),
+        looking: false,
+        look_again: false,
+        look_later: false,
+    };
     keeper.doing.push(restored(keeper.link.core.clone(), keeper.uid.clone()));
     let mut status = interval(STATUS_EVERY);
     status.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -159,6 +186,9 @@ async fn keep(link: Link, mut questions: mpsc::Receiver<Question>) {
             Some(done) = keeper.doing.next() => keeper.done(done),
             Ok(()) = changes.changed() => keeper.look(),
             _ = status.tick() => {
+                if std::mem::take(&mut keeper.look_later) {
+                    keeper.look();
+                }
                 let core = keeper.link.core.clone();
                 keeper.doing.push(Box::pin(async move { Done::Status(core.uplink().await) }));
             }
@@ -217,8 +247,8 @@ impl Keeper {
                 self.unit.stored(slot, seq, outcome);
                 self.look();
             }
-            Done::Found(found, waiting) => {
-                self.looking = false;
+            Done::Found(found, waiting, again) => {
+                (self.looking, self.look_later) = (false, again);
                 for (slot, request, state, position) in found {
                     self.unit.progress(slot, request, state, position);
                 }
@@ -240,18 +270,19 @@ impl Keeper {
     }
 }
 
-/// Where the latest requests stand, and which results wait. What cannot be read now is looked at with the next change.
+/// Where the latest requests stand, and which results wait. What cannot be read now is looked at again in a while.
 async fn found(core: Core, uid: String, open: Vec<(u8, u64)>) -> Done {
-    let mut states = Vec::new();
+    let (mut states, mut again) = (Vec::new(), false);
     for (slot, request) in open {
         match core.by_number(request).await {
             Ok(Answer::Progress(progress)) => states.push((slot, request, progress.state, progress.position)),
             Ok(Answer::Result(outcome)) => states.push((slot, request, over(outcome.status), 0)),
-            Ok(Answer::Unknown) | Err(_) => {}
+            Ok(Answer::Unknown) => {}
+            Err(_) => again = true,
         }
     }
-    let waiting = core.results(&uid, RESULTS_MAX).await.unwrap_or_default();
-    Done::Found(states, waiting.into_iter().filter_map(|outcome| shown(&outcome)).collect())
+    let waiting = core.results(&uid, RESULTS_MAX, &[]).await;
+    Done::Found(states, waiting.outcomes.iter().filter_map(shown).collect(), again || waiting.again)
 }
 
 /// A result's status as a state of Progress.

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::frame::{Frame, Framer, HEADER_BYTES, header, rtu, tcp};
+use super::frame::{FRAME_MAX, Frame, Framer, HEADER_BYTES, header, rtu, tcp};
 use super::unit::{Deed, Order, Shown, Unit};
 use crate::ingress::link::WordOrder;
 
@@ -236,6 +236,20 @@ fn noise_before_a_question_costs_at_most_a_silence() {
 fn a_function_that_nobody_knows_ends_where_its_checksum_holds() {
     let frames = Framer::default().receive(&rtu(17, &[0x2B, 0x0E, 1, 0]));
     assert_eq!(units(&frames), [(17, 0x2B, false)]);
+}
+
+/// What one byte of noise may cost: a frame's length of checksum for the beginning that it was, and for the one it ends.
+#[test]
+fn noise_costs_no_more_than_its_length() {
+    // Functions of unknown length, of which each byte might be the last.
+    let noise: Vec<u8> = (0..4_096u32).map(|n| 0x40 | (n.wrapping_mul(2_654_435_761) >> 20) as u8 & 0x3f).collect();
+    let mut framer = Framer::default();
+    for byte in &noise {
+        framer.receive(&[*byte]);
+    }
+    framer.silent();
+    let each = framer.summed / noise.len();
+    assert!(each <= 2 * FRAME_MAX, "{each} bytes summed for each that came");
 }
 
 #[test]

@@ -73,10 +73,15 @@ impl Line {
 
     /// How long so many bytes take on the wire; nothing where it is no serial port.
     pub fn time_of(&self, bytes: usize) -> Duration {
-        // A byte is at most 12 bits: start, eight, parity, two stop.
-        let us = (bytes as u64 * 12 * 1_000_000).checked_div(self.baud.into());
-        Duration::from_micros(us.unwrap_or(0))
+        time_on_wire(bytes, self.baud)
     }
+}
+
+/// How long so many bytes take at this speed; nothing at speed 0.
+pub fn time_on_wire(bytes: usize, baud: u32) -> Duration {
+    // A byte is at most 12 bits: start, eight, parity, two stop.
+    let us = (bytes as u64 * 12 * 1_000_000).checked_div(baud.into());
+    Duration::from_micros(us.unwrap_or(0))
 }
 
 /// Keeps one link open until the process ends.
@@ -153,7 +158,7 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 /// Says how a link stands where that is news: in the journal, the live events and the status.
-fn tell(link: &Link, state: State) {
+pub fn tell(link: &Link, state: State) {
     let (word, why) = (state.as_str(), state.reason().map(str::to_owned));
     if !link.account.set(state) {
         return;

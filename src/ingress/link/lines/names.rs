@@ -1,0 +1,105 @@
+//! Who spoke last on a port: noted on the disk, because a PLC that said its name once does not notice our restart.
+//!
+//! Owns one small file for each port, `links/<link>.uid` in the data folder. A socket has none: each of its connections
+//! says its own name. Never decides whose a request is.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::message::is_uid;
+use crate::ingress::link::{Link, Place};
+
+/// The folder below the data folder.
+const FOLDER: &str = "links";
+
+/// One port's note; clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    /// None where connections come and go with their devices.
+    path: Option<PathBuf>,
+    /// What is on the disk; held while it is written, so that the latest name is the one that stays.
+    noted: Arc<Mutex<String>>,
+}
+
+impl Names {
+    /// Of this link.
+    pub(super) fn of(link: &Link) -> Names {
+        let is_port = matches!(link.options.place, Place::Device(_) | Place::Address(_));
+        let path = is_port.then(|| link.data_dir.join(FOLDER).join(format!("{}.uid", link.options.name)));
+        Names { path, noted: Arc::default() }
+    }
+
+    /// The name that was said last; empty where none was.
+    pub(super) async fn last(&self) -> String {
+        let names = self.clone();
+        tokio::task::spawn_blocking(move || names.read()).await.unwrap_or_default()
+    }
+
+    fn read(&self) -> String {
+        let text = self.path.as_ref().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+        let name = text.trim_end();
+        // What a worn flash made of it is nobody's name.
+        let name = if is_uid(name) { name.to_owned() } else { String::new() };
+        name.clone_into(&mut self.noted.lock().unwrap_or_else(PoisonError::into_inner));
+        name
+    }
+
+    /// Whether this name is on the disk; writes it there where it is not. The empty one always is.
+    pub(super) async fn keeps(self, name: String) -> bool {
+        let is_noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner) == name;
+        if self.path.is_none() || name.is_empty() || is_noted {
+            return true;
+        }
+        let written = tokio::task::spawn_blocking(move || self.write(&name)).await;
+        match written.map_err(io::Error::other).and_then(|written| written) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(HOLDFAST_REASON = "storage", "a device's name cannot be noted down: {error}");
+                false
+            }
+        }
+    }
+
+    /// Complete and synced before it has its own file's name.
+    fn write(&self, name: &str) -> io::Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let fresh = path.with_extension("new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(name.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)?;
+        File::open(folder)?.sync_all()?;
+        // The folder's own name, where it was made a moment ago.
+        folder.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())?;
+        name.clone_into(&mut noted);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_name_stays_and_what_is_no_name_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let port = || Names { path: Some(dir.path().join(FOLDER).join("press.uid")), noted: Arc::default() };
+        let names = port();
+        assert_eq!(names.last().await, "");
+        assert!(names.clone().keeps("S7-1".to_owned()).await && names.clone().keeps("S7-2".to_owned()).await);
+        assert_eq!(port().last().await, "S7-2");
+        fs::write(dir.path().join(FOLDER).join("press.uid"), b"\x00\xff").unwrap();
+        assert_eq!(port().last().await, "");
+        let nowhere = Names { path: Some("/proc/nobody/press.uid".into()), noted: Arc::default() };
+        assert!(!nowhere.clone().keeps("S7-1".to_owned()).await && nowhere.keeps(String::new()).await);
+        let socket = Names { path: None, noted: Arc::default() };
+        assert!(socket.clone().keeps("S7-1".to_owned()).await);
+        assert_eq!(socket.last().await, "");
+    }
+}
