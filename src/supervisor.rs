@@ -22,6 +22,7 @@ use crate::control;
 use crate::control::breaker::BreakerSettings;
 use crate::control::drain::DrainSettings;
 use crate::control::health::ProbeSettings;
+use crate::control::price::{Price, Prices};
 use crate::control::retry::RetrySettings;
 use crate::gateway::{Gateway, Parts};
 use crate::ingress::http::{self, App, Listeners, Models, Tokens};
@@ -83,6 +84,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         local: local_client(&settings)?,
         spool: spool.clone(),
         tasks: tasks.clone(),
+        prices: prices(&settings),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });
@@ -162,6 +164,14 @@ fn tasks(settings: &Settings) -> Result<Arc<Book>, SupervisorError> {
         let lines = faults.iter().map(|(id, wrong)| format!("task {id}: {}: {}", wrong.key, wrong.message));
         SupervisorError::Configuration(lines.collect::<Vec<_>>().join("\n"))
     })
+}
+
+fn prices(settings: &Settings) -> Prices {
+    let price = |model: &config::Model| Price {
+        usd_per_mtok_in: model.usd_per_mtok_in,
+        usd_per_mtok_out: model.usd_per_mtok_out,
+    };
+    Prices::new(settings.models.iter().map(|model| (model.name.clone(), price(model))))
 }
 
 async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError> {

@@ -12,6 +12,7 @@ pub mod health;
 pub mod limit;
 mod live;
 pub mod pause;
+pub mod price;
 pub mod resend;
 pub mod retry;
 pub mod route;

@@ -2,7 +2,6 @@
 //!
 //! The lease is already on disk as `sending`. Touches neither control nor the spool.
 
-use std::io::BufReader;
 use std::sync::Arc;
 
 use hyper::Method;
@@ -15,10 +14,10 @@ use super::Shared;
 use crate::body::{Bodies, Body};
 use crate::clock;
 use crate::control::event::{Fault, Outcome};
-use crate::spool::record::{LastError, Leased, UplinkAnswer, Usage};
+use crate::spool::record::{LastError, Leased, UplinkAnswer};
 use crate::task::{Book, WHOLE_BYTES_MAX, said};
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Call, Cloud, Whole};
-use crate::uplink::{body, classify};
+use crate::uplink::{body, classify, usage};
 
 /// What came of sending a stored request.
 pub(super) struct Delivery {
@@ -129,25 +128,9 @@ fn fits(asked: &Leased, tasks: &Book, body: &Body) -> bool {
     words.is_some_and(|words| task.read(&words).fits)
 }
 
-#[derive(Deserialize, Default)]
-struct Summary {
-    #[serde(default)]
-    model: Option<String>,
-    #[serde(default)]
-    usage: Option<Tokens>,
-}
-
-#[derive(Deserialize)]
-struct Tokens {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
-}
-
 fn answer(cloud: &Cloud, asked: &str, came: &Came, latency_ms: u64) -> UplinkAnswer {
     let whole = &came.head;
-    let summary: Summary = serde_json::from_reader(BufReader::new(came.body.reader())).unwrap_or_default();
+    let summary = usage::read(came.body.reader());
     let content_type = whole.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
     UplinkAnswer {
         uplink: cloud.name().to_owned(),
@@ -155,7 +138,7 @@ fn answer(cloud: &Cloud, asked: &str, came: &Came, latency_ms: u64) -> UplinkAns
         status: whole.status.as_u16(),
         content_type: content_type.to_owned(),
         latency_ms,
-        usage: summary.usage.map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens }),
+        usage: summary.usage,
         body: came.body.clone(),
     }
 }

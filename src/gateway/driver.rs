@@ -226,6 +226,9 @@ impl Driver {
 
     fn delivered(&mut self, attempt: AttemptId, delivery: Box<Delivery>) {
         let (outcome, latency_ms) = (delivery.outcome, delivery.latency_ms);
+        if let Some(answer) = &delivery.answer {
+            self.shared.spent(&answer.uplink, &answer.model, answer.usage);
+        }
         self.deliveries.insert(attempt, delivery);
         self.turn(Event::Ended { attempt, outcome, latency_ms, next: false });
         self.deliveries.remove(&attempt);

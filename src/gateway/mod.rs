@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{self, Floor};
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
+use crate::control::price::{Prices, Usage};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
 use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
@@ -54,6 +55,8 @@ pub struct Parts {
     pub network: mpsc::Receiver<()>,
     /// The canned prompts.
     pub tasks: Arc<Book>,
+    /// What models cost.
+    pub prices: Prices,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
 }
@@ -81,6 +84,7 @@ struct Shared {
     started: Instant,
     floor: Arc<Floor>,
     tasks: Arc<Book>,
+    prices: Prices,
     on_models: OnModels,
 }
 
@@ -116,6 +120,7 @@ impl Gateway {
             started,
             floor: parts.floor,
             tasks: parts.tasks,
+            prices: parts.prices,
             on_models: parts.on_models,
         });
         let control = Control::new(parts.settings, 0);
@@ -123,6 +128,16 @@ impl Gateway {
         let restored = parts.pauses.iter().filter_map(|p| routes::restore(p, &shared.uplinks, powered_ms)).collect();
         let driver = driver::Driver::new(shared.clone(), control, inbox, parts.network, restored);
         (Gateway { shared }, tokio::spawn(driver.run()))
+    }
+
+    /// What models cost.
+    pub fn prices(&self) -> &Prices {
+        &self.shared.prices
+    }
+
+    /// Counts the tokens of an uplink's answer, and their price where it is known.
+    pub fn spent(&self, uplink: &str, model: &str, usage: Option<Usage>) {
+        self.shared.spent(uplink, model, usage);
     }
 
     /// Milliseconds since the gateway started: control's `now`.
@@ -306,6 +321,11 @@ impl Shared {
         event.reason = reason.map(str::to_owned);
         event.route = route;
         self.feed.publish(event);
+    }
+
+    fn spent(&self, uplink: &str, model: &str, usage: Option<Usage>) {
+        let Some(usage) = usage else { return };
+        self.metrics.spent(uplink, usage.prompt_tokens, usage.completion_tokens, self.prices.cost_usd(model, usage));
     }
 
     /// A stored request reached its outcome: whoever waits for it is woken.

@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use crate::body::Body;
+pub use crate::control::price::Usage;
 use crate::control::types::{Policy, Priority, State};
 
 /// A request to be made durable.
@@ -227,15 +228,6 @@ pub struct UplinkAnswer {
     pub usage: Option<Usage>,
     /// The answer's bytes: a file where they are many.
     pub body: Body,
-}
-
-/// Tokens of one answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// `prompt_tokens`.
-    pub prompt_tokens: u64,
-    /// `completion_tokens`.
-    pub completion_tokens: u64,
 }
 
 /// The local model's answer, to be kept beside the uplink's.

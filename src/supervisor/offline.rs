@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::{SupervisorError, spool_options};
 use crate::config::Settings;
+use crate::control::price::Prices;
 use crate::ingress::http::record_json;
 use crate::spool::{self, Fault, Offline, Shown};
 use crate::task::Book;
@@ -52,14 +53,16 @@ pub fn export(
 ) -> Result<Vec<Finding>, SupervisorError> {
     // A schema file that is broken now is no reason to keep what is stored.
     let tasks = super::tasks(settings).unwrap_or_default();
+    let prices = super::prices(settings);
     let offline = Offline::take(&settings.gateway.data_dir).map_err(SupervisorError::of_spool)?;
-    let lost = offline.export(&mut |shown| tell(line(&shown, &tasks, bodies))).map_err(SupervisorError::of_spool)?;
+    let lost =
+        offline.export(&mut |shown| tell(line(&shown, &tasks, &prices, bodies))).map_err(SupervisorError::of_spool)?;
     Ok(lost.into_iter().map(Finding::from).collect())
 }
 
 /// What `GET /holdfast/v1/requests/{id}` shows. Where it would stand in line is known to a running daemon only.
-fn line(shown: &Shown, tasks: &Book, bodies: bool) -> Value {
-    let mut value = record_json(&shown.record, tasks);
+fn line(shown: &Shown, tasks: &Book, prices: &Prices, bodies: bool) -> Value {
+    let mut value = record_json(&shown.record, tasks, prices);
     value["position"] = Value::Null;
     if bodies {
         value["body_base64"] = shown.body.as_ref().map(|body| STANDARD.encode(body)).into();

@@ -43,6 +43,12 @@ struct OfRoute {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfTokens {
+    uplink: String,
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Agreed {
     task: u32,
     model: String,
@@ -74,6 +80,9 @@ pub struct Metrics {
     settled: Family<OfState, Counter>,
     limited: Counter,
     agreements: Family<Agreed, Counter>,
+    tokens: Family<OfTokens, Counter>,
+    cost: Family<OfUplink, Counter<f64, AtomicU64>>,
+    alias_cost: Gauge<f64, AtomicU64>,
     backlog_bytes: Gauge,
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
@@ -122,6 +131,9 @@ impl Default for Metrics {
             settled: Family::default(),
             limited: Counter::default(),
             agreements: Family::default(),
+            tokens: Family::default(),
+            cost: Family::default(),
+            alias_cost: Gauge::default(),
             backlog_bytes: Gauge::default(),
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
@@ -152,6 +164,9 @@ impl Metrics {
             "Requests answered locally and later by an uplink, by whether both say the same",
             self.agreements.clone(),
         );
+        r.register("holdfast_tokens", "Tokens of uplinks' answers, as they state them", self.tokens.clone());
+        r.register("holdfast_cost_usd", "Price of uplinks' answers, where it is known", self.cost.clone());
+        r.register("ai_gateway_cost_usd", "Price of all uplinks' answers since start", self.alias_cost.clone());
         r.register("holdfast_backlog_bytes", "Body bytes that wait for an uplink", self.backlog_bytes.clone());
         r.register("holdfast_backlog_oldest_seconds", "Age of the oldest waiting request", self.oldest_age.clone());
         r.register(
@@ -190,6 +205,17 @@ impl Metrics {
     /// A request was refused because its source sends too many.
     pub fn limited(&self) {
         self.limited.inc();
+    }
+
+    /// An uplink's answer took so many tokens.
+    pub fn spent(&self, uplink: &str, prompt: u64, completion: u64, usd: Option<f64>) {
+        for (direction, tokens) in [("in", prompt), ("out", completion)] {
+            self.tokens.get_or_create(&OfTokens { uplink: uplink.to_owned(), direction }).inc_by(tokens);
+        }
+        if let Some(usd) = usd {
+            self.cost.get_or_create(&OfUplink { uplink: uplink.to_owned() }).inc_by(usd);
+            self.alias_cost.inc_by(usd);
+        }
     }
 
     /// A request that the local model had answered was answered by an uplink, too. Tasks and local models come from the

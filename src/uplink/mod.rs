@@ -9,3 +9,4 @@ pub mod local;
 pub mod outgoing;
 pub mod sse;
 mod tls;
+pub mod usage;

@@ -4,7 +4,9 @@ use sha2::{Digest, Sha256};
 
 use holdfast::cli::simulate::{Faults, StatusOn};
 
-use crate::support::{Ask, Bench, KEY, events, stream_text};
+use crate::support::{Ask, Bench, KEY, Settings, chat_body, events, stream_text};
+
+const PRICE: &str = "[[model]]\nname = \"gpt-4o\"\nusd_per_mtok_in = 2.0\nusd_per_mtok_out = 10.0\n";
 
 fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
@@ -25,6 +27,42 @@ async fn plain_answer_is_the_uplinks_and_nothing_is_stored() {
     assert_eq!(bench.daemon.backlog().await, 0);
     let listed = bench.daemon.get("/holdfast/v1/requests").await.text();
     assert!(!listed.contains("req_"), "a plain request was stored: {listed}");
+}
+
+/// Tokens of the simulator: (in, out) of everything it answered so far, as the metrics have them.
+async fn counted(bench: &Bench) -> (f64, f64, f64) {
+    let metrics = bench.daemon.get("/metrics").await.text();
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name));
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    };
+    (
+        value("holdfast_tokens_total{uplink=\"sim\",direction=\"in\"}"),
+        value("holdfast_tokens_total{uplink=\"sim\",direction=\"out\"}"),
+        value("holdfast_cost_usd_total{uplink=\"sim\"}"),
+    )
+}
+
+#[tokio::test]
+async fn tokens_and_their_price_are_counted_plain_streamed_and_stored() {
+    let bench = Bench::with(Settings { extra: PRICE.to_owned(), ..Settings::default() }).await;
+    let plain = bench.daemon.send(Ask::chat("what does it cost")).await.json()["usage"].clone();
+    let (prompt, completion) = (plain["prompt_tokens"].as_f64().unwrap(), plain["completion_tokens"].as_f64().unwrap());
+    let price = (prompt * 2.0 + completion * 10.0) / 1e6;
+    let (input, output, cost) = counted(&bench).await;
+    assert_eq!((input, output), (prompt, completion));
+    assert!((cost - price).abs() < 1e-12, "{cost} is not {price}");
+    let mut body = chat_body("what does it cost");
+    body["stream"] = true.into();
+    body["stream_options"] = serde_json::json!({"include_usage": true});
+    assert_eq!(bench.daemon.send(Ask::post("/v1/chat/completions", body.to_string())).await.status, 200);
+    assert_eq!(counted(&bench).await.0, 2.0 * prompt);
+    let stored = bench.daemon.send(Ask::chat("what does it cost").header("idempotency-key", "k")).await;
+    let record = bench.daemon.record(stored.header("x-holdfast-id")).await;
+    assert!((record["uplink"]["cost_usd"].as_f64().unwrap() - price).abs() < 1e-12, "{record}");
+    let (input, _, cost) = counted(&bench).await;
+    assert_eq!(input, 3.0 * prompt);
+    assert!((cost - 3.0 * price).abs() < 1e-12);
 }
 
 #[tokio::test]

@@ -189,7 +189,8 @@ pub async fn list(State(app): State<Arc<App>>, Query(query): Query1) -> Response
         Ok(records) => {
             let has_more = records.len() as u32 == limit && limit > 0;
             let next = records.last().filter(|_| has_more).map(|r| r.seq.to_string());
-            let data: Vec<Value> = records.iter().map(|record| record_json(record, app.gateway.tasks())).collect();
+            let data: Vec<Value> =
+                records.iter().map(|record| record_json(record, app.gateway.tasks(), app.gateway.prices())).collect();
             ok(&json!({"object": "list", "data": data, "has_more": has_more, "next": next}))
         }
     }
@@ -221,8 +222,9 @@ pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Respon
         Ok(record) => {
             let bytes = record.uplink.as_ref().map_or(0, |(answer, _)| answer.body.len());
             let _room = app.reshaping(bytes).await;
-            let tasks = app.gateway.tasks().clone();
-            let shown = tokio::task::spawn_blocking(move || record_json(&record, &tasks).to_string()).await;
+            let gateway = app.gateway.clone();
+            let shown = move || record_json(&record, gateway.tasks(), gateway.prices()).to_string();
+            let shown = tokio::task::spawn_blocking(shown).await;
             answer::json(StatusCode::OK, shown.unwrap_or_default(), &Origin::default())
         }
         Err(refusal) => refusal.into_response(),

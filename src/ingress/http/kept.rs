@@ -62,8 +62,11 @@ async fn pending(call: &Call, accepted: &Accepted) -> Response {
     };
     let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state) };
     call.app.answered(call, &origin, "accepted");
-    let mut response =
-        answer::json(StatusCode::ACCEPTED, record_json(&record, call.app.gateway.tasks()).to_string(), &origin);
+    let mut response = answer::json(
+        StatusCode::ACCEPTED,
+        record_json(&record, call.app.gateway.tasks(), call.app.gateway.prices()).to_string(),
+        &origin,
+    );
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
     if let Ok(location) = HeaderValue::from_str(&offline::location(&record.id)) {
         response.headers_mut().insert(hyper::header::LOCATION, location);

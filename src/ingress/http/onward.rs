@@ -20,6 +20,7 @@ use crate::control::event::{Fault, Outcome};
 use crate::gateway::LiveAttempt;
 use crate::uplink::classify;
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Reply, Whole};
+use crate::uplink::usage::{self, TAIL_BYTES};
 
 /// So much of an answer is held back: one that fails before is replaced silently by the next target, and most answers
 /// are whole by then. It is what each caller's answer costs in memory; the number of requests at once bounds the sum.
@@ -75,6 +76,8 @@ struct Onward {
     call: Arc<Call>,
     origin: Origin,
     bytes: u64,
+    /// The last bytes of what has come.
+    tail: Vec<u8>,
     /// When the caller got the latest piece.
     handed: Instant,
 }
@@ -85,7 +88,8 @@ pub fn pass(call: Arc<Call>, begun: Box<Begun>, attempt: LiveAttempt, origin: Or
     let length = reply.length().map(|left| left + first.len() as u64);
     let mut response = answer::from_uplink(reply.with_body(Bytes::new()), &origin);
     let bytes = first.len() as u64;
-    let onward = Onward { reply, scan, held: first, attempt, call, origin, bytes, handed: clock::now() };
+    let tail = Vec::new();
+    let onward = Onward { reply, scan, held: first, attempt, call, origin, bytes, tail, handed: clock::now() };
     let body = stream::unfold(Some(onward), |onward| async move { Some(onward?.next().await) });
     *response.body_mut() = Body::from_stream(body);
     if let Some(length) = length {
@@ -109,6 +113,7 @@ impl Onward {
             Some(Ok(piece)) => {
                 self.bytes += piece.len() as u64;
                 self.scan.feed(&piece);
+                keep_tail(&mut self.tail, &piece);
                 if self.bytes <= ANSWER_BYTES_MAX && !self.scan.is_deep() {
                     let before = std::mem::replace(&mut self.held, piece);
                     self.handed = clock::now();
@@ -122,7 +127,15 @@ impl Onward {
     }
 
     fn end(self, outcome: Outcome, how: &'static str) {
+        let cloud = self.attempt.cloud();
+        let model = cloud.alias(&self.call.head.model).unwrap_or(&self.call.head.model);
+        self.call.app.gateway.spent(cloud.name(), model, usage::in_tail(&self.tail));
         self.attempt.end(outcome);
         self.call.app.answered(&self.call, &self.origin, how);
     }
+}
+
+fn keep_tail(tail: &mut Vec<u8>, piece: &[u8]) {
+    tail.extend_from_slice(&piece[piece.len().saturating_sub(TAIL_BYTES)..]);
+    tail.drain(..tail.len().saturating_sub(TAIL_BYTES));
 }

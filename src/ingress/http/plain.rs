@@ -16,8 +16,8 @@ use super::refusal::Refusal;
 use crate::control::event::Outcome;
 use crate::control::types::Policy;
 use crate::gateway::{LiveAttempt, Target};
-use crate::uplink::body;
 use crate::uplink::cloud::{self, Cloud, Whole};
+use crate::uplink::{body, usage};
 
 /// Answers a plain request.
 pub async fn answer(call: Arc<Call>) -> Response {
@@ -31,6 +31,9 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 match try_uplink(&call, &mut attempt).await {
                     (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
                     (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole))) => {
+                        let summary = usage::read(&*whole.body);
+                        let model = summary.model.as_deref().unwrap_or(&call.head.model);
+                        call.app.gateway.spent(attempt.cloud().name(), model, summary.usage);
                         attempt.end(outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);

@@ -5,6 +5,7 @@ use std::io::BufReader;
 use serde_json::{Value, json};
 
 use crate::body::Body;
+use crate::control::price::Prices;
 use crate::control::types::State;
 use crate::gateway::agreement;
 use crate::spool::record::Record;
@@ -14,7 +15,7 @@ use crate::task::{Book, Rule, WHOLE_BYTES_MAX, said};
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// The whole object; answers are there where the record brought their bytes. Blocks where one is a file.
-pub fn record_json(record: &Record, tasks: &Book) -> Value {
+pub fn record_json(record: &Record, tasks: &Book, prices: &Prices) -> Value {
     let created_s = record.created_unix_ms / 1000;
     // Shown in wall time, decided in powered-on time: a board without a clock shows nonsense and expires right.
     let expires = (!record.state.is_final()).then(|| (crate::clock::unix_ms() + record.ttl_left_ms) / 1000);
@@ -38,7 +39,7 @@ pub fn record_json(record: &Record, tasks: &Book) -> Value {
         "next_attempt_at": Value::Null,
         "position": if record.state.is_final() { Value::Null } else { json!(record.position) },
         "local": local(record),
-        "uplink": uplink(record),
+        "uplink": uplink(record, prices),
         // What failed before the answer came is history, and would read like a failure.
         "last_error": record.last_error.as_ref().filter(|_| record.state != State::Answered).map(|e| json!({"kind": e.kind, "message": e.message})),
     });
@@ -90,7 +91,7 @@ fn local(record: &Record) -> Value {
     })
 }
 
-fn uplink(record: &Record) -> Value {
+fn uplink(record: &Record, prices: &Prices) -> Value {
     record.uplink.as_ref().map_or(Value::Null, |(answer, at)| {
         let usage = answer.usage.map(|u| {
             json!({
@@ -106,7 +107,7 @@ fn uplink(record: &Record) -> Value {
             "at": at / 1000,
             "latency_ms": answer.latency_ms,
             "usage": usage,
-            "cost_usd": Value::Null,
+            "cost_usd": answer.usage.and_then(|usage| prices.cost_usd(&answer.model, usage)),
             "response": response(&answer.body),
         })
     })

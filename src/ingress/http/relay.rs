@@ -7,6 +7,8 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use crate::uplink::usage::{self, Summary};
+
 /// Text and tool calls of a streamed answer that are kept for the record; longer ones are cut there.
 const KEPT_BYTES_MAX: usize = 256 * 1024;
 
@@ -59,6 +61,7 @@ pub struct Gist {
     wants_usage: bool,
     content: bool,
     finish_reason: Option<String>,
+    summary: Summary,
     kept_bytes: usize,
     text: String,
     tool_calls: Vec<serde_json::Value>,
@@ -80,6 +83,11 @@ impl Gist {
         self.finish_reason.is_some()
     }
 
+    /// Which model answered and what it took, where the service said so.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
     /// Takes in one event's data.
     pub fn see(&mut self, data: &[u8]) -> Seen {
         if data == b"[DONE]" {
@@ -89,6 +97,9 @@ impl Gist {
         let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return Seen::Keep };
         if chunk.error.is_some() {
             return Seen::Error;
+        }
+        if chunk.usage.is_some() {
+            self.summary = usage::read(data);
         }
         let choices = chunk.choices.unwrap_or_default();
         if choices.is_empty() && chunk.usage.is_some() && !self.wants_usage {

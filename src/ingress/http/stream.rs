@@ -27,7 +27,7 @@ use crate::clock;
 use crate::control::event::{Fault, Outcome};
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::classify;
-use crate::uplink::cloud::{Reply, Whole};
+use crate::uplink::cloud::{Cloud, Reply, Whole};
 use crate::uplink::local::{self, LocalError};
 use crate::uplink::sse::{self, Splitter};
 
@@ -218,7 +218,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
     attempt.answering();
     let kind = reply.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if reply.status.is_success() && kind.starts_with("text/event-stream") {
-        return relay(call, reply, parts).await;
+        return relay(call, &cloud, reply, parts).await;
     }
     if reply.status.is_success() {
         return unstreamed(call, &mut reply, parts).await;
@@ -283,7 +283,7 @@ impl HeldBack {
 }
 
 /// Passes events on; nothing reaches the caller before the first content.
-async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
+async fn relay(call: &Call, cloud: &Cloud, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
     let mut splitter = Splitter::default();
     let mut gist = Gist::new(call.head.include_usage);
     let mut held = HeldBack::default();
@@ -298,11 +298,15 @@ async fn relay(call: &Call, mut reply: Reply, parts: &Parts) -> Result<Tried, Go
                     say(parts, Part::Event(error_event(&data))).await?;
                     return Ok(Tried::Done(Outcome::Unknown(Fault::Truncated)));
                 }
-                Seen::Done => return finish(parts, held).await,
+                Seen::Done => {
+                    spent(call, cloud, &gist);
+                    return finish(parts, held).await;
+                }
             }
         }
         if ended {
             if gist.is_finished() {
+                spent(call, cloud, &gist);
                 return finish(parts, held).await;
             }
             break Outcome::Unknown(Fault::Truncated);
@@ -332,6 +336,11 @@ async fn say_failure(failure: Outcome, parts: &Parts) -> Result<Tried, Gone> {
     let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, message);
     say(parts, Part::Event(error_event(&refusal.json()))).await?;
     Ok(Tried::Done(failure))
+}
+
+fn spent(call: &Call, cloud: &Cloud, gist: &Gist) {
+    let summary = gist.summary();
+    call.app.gateway.spent(cloud.name(), summary.model.as_deref().unwrap_or(&call.head.model), summary.usage);
 }
 
 async fn finish(parts: &Parts, mut held: HeldBack) -> Result<Tried, Gone> {

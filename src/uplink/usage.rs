@@ -1,0 +1,70 @@
+//! What an answer says about itself: which model really answered, and how many tokens it took.
+
+use std::io::{BufReader, Read};
+
+use serde::Deserialize;
+
+use crate::control::price::Usage;
+
+/// As far as an answer says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The model that answered.
+    pub model: Option<String>,
+    /// Its tokens.
+    pub usage: Option<Usage>,
+}
+
+#[derive(Deserialize)]
+struct Said {
+    #[serde(default)]
+    model: Option<String>,
+    #[serde(default)]
+    usage: Option<Tokens>,
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    #[serde(default)]
+    prompt_tokens: u64,
+    #[serde(default)]
+    completion_tokens: u64,
+}
+
+/// Reads an answer, or an event of one; empty where it is none. Blocks where `body` is a file.
+pub fn read(body: impl Read) -> Summary {
+    let Ok(said) = serde_json::from_reader::<_, Said>(BufReader::new(body)) else { return Summary::default() };
+    let usage = said.usage.map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens });
+    Summary { model: said.model, usage }
+}
+
+/// So much of a long answer's end is looked at: its tokens stand there, after everything that was said.
+pub const TAIL_BYTES: usize = 1024;
+
+/// The tokens, out of the last bytes of an answer.
+pub fn in_tail(tail: &[u8]) -> Option<Usage> {
+    const NAME: &[u8] = b"\"usage\"";
+    let at = tail.windows(NAME.len()).rposition(|window| window == NAME)?;
+    let after = tail[at + NAME.len()..].trim_ascii_start().strip_prefix(b":")?;
+    let tokens = serde_json::Deserializer::from_slice(after).into_iter::<Tokens>().next()?.ok()?;
+    Some(Usage { prompt_tokens: tokens.prompt_tokens, completion_tokens: tokens.completion_tokens })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_and_tokens_are_found_where_they_are_said() {
+        let chat = br#"{"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#;
+        let usage = Some(Usage { prompt_tokens: 3, completion_tokens: 5 });
+        assert_eq!(read(&chat[..]), Summary { model: Some("m".to_owned()), usage });
+        let embedding = br#"{"data":[],"usage":{"prompt_tokens":3,"total_tokens":3}}"#;
+        assert_eq!(read(&embedding[..]).usage, Some(Usage { prompt_tokens: 3, completion_tokens: 0 }));
+        let cut = br#"ges":"",1.5]}],"model":"m", "usage" : {"prompt_tokens":7,"x":{"y":1}} , "z":[]}"#;
+        assert_eq!(in_tail(cut), Some(Usage { prompt_tokens: 7, completion_tokens: 0 }));
+        assert_eq!((in_tail(b"\"usage\":null}"), in_tail(b"usage: 3"), in_tail(b"")), (None, None, None));
+        assert_eq!(read(&br#"{"usage":null}"#[..]), Summary::default());
+        assert_eq!(read(&b"half of it"[..]), Summary::default());
+    }
+}
