@@ -40,6 +40,8 @@ pub enum Fault {
     PanicInAnAttempt,
     /// The same, and what a panic says is shown.
     PanicWordsShown,
+    /// Nor this one: a line breaks off at each Cancel.
+    PanicInALink,
     /// The socket gets its mode after it listens.
     ChmodAfterListen,
     /// A change of the schema is made step by step, each on its own.
@@ -54,7 +56,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 22] = [
+    pub const ALL: [Fault; 23] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -72,6 +74,7 @@ impl Fault {
         Fault::HeadersInADebugLog,
         Fault::PanicInAnAttempt,
         Fault::PanicWordsShown,
+        Fault::PanicInALink,
         Fault::ChmodAfterListen,
         Fault::MigrateWithoutTransaction,
         Fault::LinkAckBeforeCommit,
@@ -99,6 +102,7 @@ impl Fault {
             Fault::HeadersInADebugLog => "headers-in-a-debug-log",
             Fault::PanicInAnAttempt => "panic-in-an-attempt",
             Fault::PanicWordsShown => "panic-words-shown",
+            Fault::PanicInALink => "panic-in-a-link",
             Fault::ChmodAfterListen => "chmod-after-listen",
             Fault::MigrateWithoutTransaction => "migrate-without-transaction",
             Fault::LinkAckBeforeCommit => "link-ack-before-commit",

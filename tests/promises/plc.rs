@@ -225,6 +225,23 @@ async fn what_one_device_asked_is_not_told_to_the_next_on_its_line() {
     assert_eq!(bench.daemon.backlog().await, 1);
 }
 
+#[cfg(feature = "planted")]
+#[tokio::test]
+async fn a_line_that_breaks_off_by_a_fault_of_ours_is_opened_again() {
+    let mut plc = SerialBox::new().await;
+    let bench = Bench::offline(Settings { plant: Some("panic-in-a-link"), ..plc.settings() }).await;
+    for restarts in 1..=2 {
+        plc.says(&["SUB,815-1,1,86400,12,Naht 1,23.5"], "$ACK,815-1,1,").await;
+        assert!(plc.round(&line("CAN,815-1"), "$CNA").await.is_none(), "the line is gone");
+        plc.line = None;
+        let told = plc.says(&["QRY,815-1"], "$").await;
+        assert!(told.starts_with("$STA,815-1,2,"), "{told}");
+        let status = bench.daemon.status().await;
+        assert_eq!(status["links"][0]["counters"]["restarts"], restarts, "{status}");
+        assert_eq!(status["links"][0]["state"], "open", "{status}");
+    }
+}
+
 /// A master on a line: one question and its answer.
 struct Master {
     stream: Box<dyn Stream>,

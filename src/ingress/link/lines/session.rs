@@ -8,6 +8,7 @@ use holdfast_wire::Code;
 
 use super::line::{LINE_DEFAULT, Lines};
 use super::message::{self, Asked, Parted, Told, Wrong};
+use crate::plant::{self, Fault};
 
 /// Answers in JSON need so many bytes of a line at least: a result's words around its text are some 115.
 const JSON_LINE_MIN: usize = 128;
@@ -198,7 +199,10 @@ impl Session {
                 deeds.push(Deed::Store { key, prio, ttl_s, task, args });
             }
             Asked::Query { key } => deeds.push(Deed::Find(key, None)),
-            Asked::Cancel { key } => deeds.push(Deed::Cancel(key)),
+            Asked::Cancel { key } => {
+                assert!(!plant::is(Fault::PanicInALink), "as planted");
+                deeds.push(Deed::Cancel(key));
+            }
             Asked::ResultAck { key, part } => self.has(key, part, now_ms, deeds),
         }
     }
