@@ -201,7 +201,7 @@ impl Keeper for Firmware {
 pub fn lines(data: &[u8]) {
     let (data, size) = pieces(data);
     let options = Options { line_max: 80 + size, needs_crc: size % 2 == 0, push: size % 3 != 0 };
-    let (limit, mut session) = (options.line_max, Session::new(options));
+    let (limit, mut session) = (options.line_max, Session::new(options, "plc".to_owned()));
     let (mut deeds, mut now_ms) = (Vec::new(), 0);
     for piece in data.chunks(size) {
         deeds.extend(session.receive(piece, now_ms));
@@ -223,7 +223,7 @@ pub fn lines(data: &[u8]) {
                 Deed::Find(key, part) => session.found(&key, part, Found::Unknown),
                 Deed::Cancel(key) => session.cancelled(&key, 2),
                 Deed::Greet(nonce) => session.greet(nonce, 7, 2, 1),
-                Deed::Taken(request) => session.taken(request),
+                Deed::Taken(request) => session.taken(request, now_ms % 2_000 == 0, now_ms),
                 Deed::Look => session.offer(Vec::new(), now_ms),
             });
         }
