@@ -168,6 +168,12 @@ async fn pymodbus_rtu() {
     pymodbus(&link, &["rtu", master.to_str().unwrap()]).await;
 }
 
+#[tokio::test]
+async fn pymodbus_tcp() {
+    let place = format!("127.0.0.1:{}", free_port());
+    pymodbus(&format!("listen = \"{place}\""), &["tcp", &place]).await;
+}
+
 /// The device link's own client for cameras and PCs: it installs as any package does, and its own tests pass.
 #[tokio::test]
 async fn holdfast_link_python() {
