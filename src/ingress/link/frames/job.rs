@@ -2,6 +2,8 @@
 //!
 //! Owns nothing: each job is one call or two, done away from the line so that a slow disk keeps no bus waiting.
 
+use std::time::Duration;
+
 use holdfast_wire::Code;
 use holdfast_wire::message::{self, BlobRef};
 
@@ -13,6 +15,11 @@ use crate::spool::record::DeviceKey;
 
 /// Results looked at together; a device takes one after the other.
 const RESULTS: u32 = 8;
+/// So often a result that was taken is written down before it is offered again: most salvages take a few seconds, and
+/// the device's other jobs wait behind this one.
+const ACK_TRIES: u32 = 5;
+/// From one of these tries to the next.
+const ACK_AGAIN: Duration = Duration::from_millis(500);
 
 /// One thing to be done.
 #[derive(Debug)]
@@ -82,13 +89,24 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             Done::Results(results)
         }
         Job::Acked { request } => {
-            if core.acked(request).await.is_ok() {
+            if acked(link, uid, request).await {
                 link.account.add(Count::Results, 1);
             }
             // Where it was not written down it is offered again, and acknowledged again.
             Done::Acked
         }
     }
+}
+
+/// While a damaged spool is salvaged it waits a moment; the device has the result already and is kept by nothing.
+async fn acked(link: &Link, uid: &str, request: u64) -> bool {
+    for _ in 1..ACK_TRIES {
+        if link.core.acked(uid, request).await.is_ok() {
+            return true;
+        }
+        tokio::time::sleep(ACK_AGAIN).await;
+    }
+    link.core.acked(uid, request).await.is_ok()
 }
 
 async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot: u32) -> Result<Said, Refusal> {

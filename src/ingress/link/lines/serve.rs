@@ -174,7 +174,7 @@ fn begin(deed: Deed, core: Core, uid: String) -> BoxFuture<'static, Done> {
                 };
                 Done::Cancelled(key, cancelled.map(number))
             }
-            Deed::Taken(request) => Done::Taken(request, core.acked(request).await),
+            Deed::Taken(request) => Done::Taken(request, core.acked(&uid, request).await),
             Deed::Greet(nonce) => Done::Greeted(nonce, core.uplink().await),
             Deed::Look => loop {
                 match core.results(&uid, OFFERS_MAX as u32).await {
