@@ -181,7 +181,11 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
         return anew(options);
     }
     let connected = schema::connect(&files::database(dir), options).and_then(|conn| {
-        let floors = if dropped { Floors::above(&conn, options)? } else { Floors::default() };
+        let floors = if dropped { Floors::above(&conn, options) } else { Ok(Floors::default()) };
+        if floors.is_err() {
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        }
+        let floors = floors?;
         Ok((checked(conn, log > 0)?, floors))
     });
     match connected {

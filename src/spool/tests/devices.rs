@@ -121,6 +121,22 @@ async fn results_wait_in_order_until_they_are_handed_over() {
 }
 
 #[tokio::test]
+async fn a_number_means_something_to_its_own_device_only() {
+    let (_dir, spool) = fresh();
+    take(&spool, of_device(number(1), 1)).await;
+    let seq = answer_next(&spool).await;
+    let other = take(&spool, request("of nobody's device")).await.seq;
+    for (source, uid) in [(LINK, "0a0b0c0e"), ("link:other", UID), ("uid:1000", UID)] {
+        assert_eq!(spool.device_request(source, uid, seq).await.unwrap(), None, "{source} {uid}");
+        spool.handed_over(source, uid, seq).await.unwrap();
+    }
+    assert_eq!(spool.device_request(LINK, UID, other).await.unwrap(), None);
+    assert_eq!(spool.undelivered(LINK, UID, 9).await.unwrap().len(), 1, "still to be handed over");
+    spool.handed_over(LINK, UID, seq).await.unwrap();
+    assert!(spool.device_request(LINK, UID, seq).await.unwrap().unwrap().handed_over);
+}
+
+#[tokio::test]
 async fn what_only_the_local_model_may_answer_is_never_handed_out() {
     let (dir, spool) = fresh();
     let here = take(&spool, NewRequest { policy: Policy::Local, ..of_device(number(1), 1) }).await;
