@@ -5,6 +5,7 @@
 
 mod effects;
 mod notices;
+mod settling;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
+pub(super) use self::settling::Ending;
 use super::deliver::Delivery;
 use super::{Input, Shared, Target};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Shut};
@@ -212,6 +214,7 @@ impl Driver {
                 self.turn(Event::Adopted(item));
             }
             Input::Delivered(attempt, delivery) => self.delivered(attempt, delivery),
+            Input::Unsettled(ending) => self.record(*ending),
             Input::View(reply) => {
                 let view: View = self.control.view();
                 let _ = reply.send(view);

@@ -92,10 +92,17 @@ struct Shared {
 enum Input {
     Event(Event),
     Ask(Event, AskId, oneshot::Sender<Target>),
-    Ended { attempt: AttemptId, outcome: Outcome, latency_ms: u64, next: Option<(AskId, oneshot::Sender<Target>)> },
+    Ended {
+        attempt: AttemptId,
+        outcome: Outcome,
+        latency_ms: u64,
+        next: Option<(AskId, oneshot::Sender<Target>)>,
+    },
     Leased(Result<Vec<Leased>, SpoolError>),
     Adopt(Leased),
     Delivered(AttemptId, Box<deliver::Delivery>),
+    /// The task that was to record it panicked.
+    Unsettled(Box<driver::Ending>),
     View(oneshot::Sender<View>),
     Stop(Duration),
 }

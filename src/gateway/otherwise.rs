@@ -1,6 +1,6 @@
 //! What the driver hears where a task ends without having said it: by a panic.
 //!
-//! Owns nothing but that one message. An attempt's slot, its lease and the lease under way hang on it.
+//! Owns nothing but that one message. An attempt's slot, its lease, its end and the lease under way hang on it.
 
 use tokio::sync::mpsc;
 
@@ -16,6 +16,11 @@ impl Otherwise {
     /// `message` is said if nothing else is.
     pub(super) fn new(to: &mpsc::UnboundedSender<Input>, message: Input) -> Otherwise {
         Otherwise { to: to.clone(), message: Some(message) }
+    }
+
+    /// Says nothing at all: what hangs on it is done.
+    pub(super) fn never(mut self) {
+        self.message = None;
     }
 
     /// Says this in its place.

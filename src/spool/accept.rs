@@ -11,7 +11,7 @@ use super::device::Use;
 use super::files::{self, Staged};
 use super::record::{Accepted, NewRequest};
 use super::store::{FOR_EVER, Place, Standing, Store};
-use super::{SpoolError, device, sources, sweep};
+use super::{SpoolError, device, sources, store, sweep};
 use crate::clock;
 use crate::control::types::{Policy, State};
 
@@ -68,9 +68,11 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     }
     make_room(store, source_id, new)?;
     let seq = insert(store, source_id, new, key.as_deref(), file.as_ref())?;
-    if let (Some(device), Some(key)) = (&new.device, &key) {
-        device::note(store, source_id, device, key, seq)?;
-    }
+    let mailbox = match (&new.device, &key) {
+        (Some(device), Some(key)) => device::note(store, source_id, device, key, seq)?,
+        _ => None,
+    };
+    store.effects.accepted.push(store::Accepted { seq, mailbox });
     if let Some(file) = file {
         file.keep();
     }

@@ -99,6 +99,15 @@ impl SalvagedRow {
         self.answers.iter().any(|a| a.get(ANSWER_LOCAL) == Some(&Value::Integer(i64::from(local))))
     }
 
+    /// Whether an answer is what it ended with; other ends only keep what an earlier send brought.
+    pub(super) fn ended_with_an_answer(&self) -> bool {
+        self.is_in(State::Answered) || (self.is_in(State::Dead) && self.text(REASON).is_some_and(is_about_an_answer))
+    }
+
+    pub(super) fn is_in(&self, state: State) -> bool {
+        self.int(STATE) == state_code(state)
+    }
+
     pub(super) fn body_file(&self) -> Option<&str> {
         self.text(BODY_FILE)
     }
@@ -125,6 +134,11 @@ impl SalvagedRow {
             _ => None,
         }
     }
+}
+
+/// A request that is dead for this reason has the answer that it is dead for.
+pub(super) fn is_about_an_answer(reason: &str) -> bool {
+    matches!(reason, "misfit" | "no_answer")
 }
 
 /// Takes a row back where it is missing or older than this copy.

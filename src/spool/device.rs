@@ -30,8 +30,13 @@ fn text(uid: &str, key: &DeviceKey, turn: u64) -> String {
     match key {
         DeviceKey::Number(key) => format!("{uid}:{key:016x}"),
         DeviceKey::Text(key) => format!("{uid}:={key}"),
-        DeviceKey::Mailbox { slot, seq } => format!("{uid}:m{slot}-{turn}-{seq}"),
+        DeviceKey::Mailbox { slot, seq } => mailbox_key(uid, *slot, sql(turn), *seq),
     }
+}
+
+/// The same of one writing of a mailbox.
+pub(super) fn mailbox_key(uid: &str, slot: u8, turn: i64, seq: u16) -> String {
+    format!("{uid}:m{slot}-{turn}-{seq}")
 }
 
 /// What a submission's key means here.
@@ -89,7 +94,9 @@ fn mailbox(store: &Store, source_id: i64, uid: &str, slot: u8, seq: u16) -> Resu
         .prepare_cached(ask)?
         .query_row(params![source_id, uid, slot], |r| Ok((r.get::<_, i64>(0)?, num(r.get(1)?), num(r.get(2)?))))
         .optional()?;
-    let turn = latest.map_or(0, |(_, turn, _)| turn + 1);
+    // Above every earlier turn, also of those that a damaged file may still bring back: numbers of requests ascend over
+    // a damage too, and a mailbox had fewer turns than there were requests.
+    let turn = latest.map_or(0, |(_, turn, _)| turn + 1).max(store.counts.next_seq);
     match latest {
         Some((last, _, request)) if last == i64::from(seq) && !plant::is(Fault::LinkNoUniqueKey) => {
             let found = "SELECT id, state >= 3 AND handover <> 1 FROM request WHERE seq = ?1";
@@ -102,9 +109,30 @@ fn mailbox(store: &Store, source_id: i64, uid: &str, slot: u8, seq: u16) -> Resu
     }
 }
 
-/// Remembers what a mailbox holds now; part of the request's own transaction.
-pub(super) fn note(store: &Store, source_id: i64, new: &NewDevice, key: &str, seq: u64) -> Result<(), SpoolError> {
-    let DeviceKey::Mailbox { slot, .. } = new.key else { return Ok(()) };
+/// What a mailbox held before it was written: number, turn and request; nothing where it was new.
+#[derive(Debug, Clone)]
+pub(super) struct Before {
+    source_id: i64,
+    uid: String,
+    slot: u8,
+    held: Option<(i64, i64, i64)>,
+}
+
+/// Remembers what a mailbox holds now; part of the request's own transaction. Gives what it held before.
+pub(super) fn note(
+    store: &Store,
+    source_id: i64,
+    new: &NewDevice,
+    key: &str,
+    seq: u64,
+) -> Result<Option<Before>, SpoolError> {
+    let DeviceKey::Mailbox { slot, .. } = new.key else { return Ok(None) };
+    let ask = "SELECT last, turn, request FROM mailbox WHERE source_id = ?1 AND uid = ?2 AND slot = ?3";
+    let held = store
+        .conn
+        .prepare_cached(ask)?
+        .query_row(params![source_id, new.uid, slot], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        .optional()?;
     let count: u64 = store.conn.prepare_cached("SELECT count(*) FROM mailbox")?.query_row([], |r| r.get(0).map(num))?;
     if count >= MAILBOXES_MAX {
         store
@@ -112,7 +140,8 @@ pub(super) fn note(store: &Store, source_id: i64, new: &NewDevice, key: &str, se
             .prepare_cached("DELETE FROM mailbox WHERE request = (SELECT min(request) FROM mailbox)")?
             .execute([])?;
     }
-    put_mailbox(store, source_id, &new.uid, slot, key, seq)
+    put_mailbox(store, source_id, &new.uid, slot, key, seq)?;
+    Ok(Some(Before { source_id, uid: new.uid.clone(), slot, held }))
 }
 
 fn put_mailbox(store: &Store, source_id: i64, uid: &str, slot: u8, key: &str, request: u64) -> Result<(), SpoolError> {
@@ -141,9 +170,15 @@ pub(super) fn restore(store: &Store, source_id: i64, key: Option<&str>, request:
     }
 }
 
-/// What nobody was told must not be remembered either.
-pub(super) fn forget_unacknowledged(store: &Store, from: u64) -> Result<(), SpoolError> {
-    store.conn.execute("DELETE FROM mailbox WHERE request >= ?1", [sql(from)])?;
+/// What nobody was told must not be remembered either: the mailbox holds again what it held before this request.
+pub(super) fn forget(store: &Store, request: u64, before: Option<&Before>) -> Result<(), SpoolError> {
+    let Some(Before { source_id, uid, slot, held }) = before else { return Ok(()) };
+    let gone = "DELETE FROM mailbox WHERE source_id = ?1 AND uid = ?2 AND slot = ?3 AND request = ?4";
+    let gone = store.conn.prepare_cached(gone)?.execute(params![source_id, uid, slot, sql(request)])?;
+    if let Some((last, turn, request)) = held.filter(|_| gone > 0) {
+        let put = "INSERT INTO mailbox VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        store.conn.prepare_cached(put)?.execute(params![source_id, uid, slot, last, turn, request])?;
+    }
     Ok(())
 }
 
@@ -354,7 +389,8 @@ pub(super) fn open(store: &Store, source: &str, uid: &str) -> Result<u64, SpoolE
     Ok(store.conn.prepare_cached(text)?.query_row(params![source_id, uid], |r| r.get(0).map(num))?)
 }
 
-/// The next request after `after` (device and number) that the local model may answer and has not.
+/// The next request after `after` (device and number) that the local model may answer and has not. What is behind is
+/// not begun: its answer would have to wait.
 pub(super) fn local_work(
     store: &Store,
     source: &str,
@@ -365,11 +401,13 @@ pub(super) fn local_work(
     let text = format!(
         "{REQUEST} INDEXED BY request_owed WHERE r.source_id = ?1 AND r.handover = 1 AND r.state < 3
         AND r.policy <= ?4 AND (r.policy = 1 OR ?5) AND (r.label, r.seq) > (?2, ?3)
+        AND r.seq >= ?6 AND r.seq NOT IN (SELECT value FROM json_each(?7))
         AND NOT EXISTS (SELECT 1 FROM answer a WHERE a.seq = r.seq AND a.local = 1)
         ORDER BY r.label, r.seq LIMIT 1"
     );
     // Both (0) and local (1) are what the local model may answer.
-    Ok(list(store, &text, params![source_id, after.0, sql(after.1), 1, !only_local])?.pop())
+    let (behind, from) = store.rescue.behind.bounds();
+    Ok(list(store, &text, params![source_id, after.0, sql(after.1), 1, !only_local, from, behind])?.pop())
 }
 
 /// What a key of a device names.
@@ -380,7 +418,9 @@ pub(super) fn by_key(store: &Store, source: &str, uid: &str, key: &DeviceKey) ->
         let place = params![source_id, uid, slot, seq];
         let latest = store.conn.prepare_cached(ask)?.query_row(place, |r| r.get(0).map(num)).optional()?;
         let Some(latest) = latest else { return Ok(Asked::Unknown) };
-        return Ok(by_seq(store, latest)?.map_or(Asked::Finished, |found| Asked::Found(Box::new(found))));
+        // After a damage the number may stand for another request.
+        let found = by_seq(store, source, uid, latest)?.filter(|found| found.key.as_ref() == Some(key));
+        return Ok(found.map_or(Asked::Finished, |found| Asked::Found(Box::new(found))));
     }
     let text = text(uid, key, 0);
     let found = format!("{REQUEST} WHERE r.source_id = ?1 AND r.idempotency_key = ?2");
@@ -391,9 +431,11 @@ pub(super) fn by_key(store: &Store, source: &str, uid: &str, key: &DeviceKey) ->
     }
 }
 
-/// One request of a device by its number.
-pub(super) fn by_seq(store: &Store, seq: u64) -> Result<Option<DeviceRequest>, SpoolError> {
-    Ok(list(store, &format!("{REQUEST} WHERE r.seq = ?1"), [sql(seq)])?.pop())
+/// One request of a device by its number; nobody else's.
+pub(super) fn by_seq(store: &Store, source: &str, uid: &str, seq: u64) -> Result<Option<DeviceRequest>, SpoolError> {
+    let Some(source_id) = source_id(store, source)? else { return Ok(None) };
+    let text = format!("{REQUEST} WHERE r.seq = ?1 AND r.source_id = ?2 AND r.label = ?3 AND r.content IS NOT NULL");
+    Ok(list(store, &text, params![sql(seq), source_id, uid])?.pop())
 }
 
 /// The mailboxes of a source: which number each holds, and the request it became.
@@ -407,9 +449,11 @@ pub(super) fn mailboxes(store: &Store, source: &str) -> Result<Vec<Mailbox>, Spo
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-/// The device has the whole result.
-pub(super) fn handed_over(store: &Store, seq: u64) -> Result<(), SpoolError> {
-    let text = "UPDATE request SET handover = 2 WHERE seq = ?1 AND handover = 1";
-    store.conn.prepare_cached(text)?.execute([sql(seq)])?;
+/// The device has the whole result. What is not its own it says nothing about.
+pub(super) fn handed_over(store: &Store, source: &str, uid: &str, seq: u64) -> Result<(), SpoolError> {
+    store.rescue.behind.check(seq)?;
+    let text = "UPDATE request SET handover = 2 WHERE seq = ?1 AND handover = 1 AND label = ?2
+        AND source_id = (SELECT source_id FROM source WHERE name = ?3)";
+    store.conn.prepare_cached(text)?.execute(params![sql(seq), uid, source])?;
     Ok(())
 }

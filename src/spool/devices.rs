@@ -31,9 +31,10 @@ impl Spool {
         self.read(move |store| device::by_key(store, &source, &uid, &key)).await
     }
 
-    /// A device's request by its number.
-    pub async fn device_request(&self, seq: u64) -> Result<Option<DeviceRequest>, SpoolError> {
-        self.read(move |store| device::by_seq(store, seq)).await
+    /// A device's request by its number; nobody else's.
+    pub async fn device_request(&self, source: &str, uid: &str, seq: u64) -> Result<Option<DeviceRequest>, SpoolError> {
+        let (source, uid) = (source.to_owned(), uid.to_owned());
+        self.read(move |store| device::by_seq(store, &source, &uid, seq)).await
     }
 
     /// What the mailboxes of a source were last written with.
@@ -54,12 +55,17 @@ impl Spool {
         self.read(move |store| device::local_work(store, &source, &after, only_local)).await
     }
 
-    /// The device has the whole result.
-    pub async fn handed_over(&self, seq: u64) -> Result<(), SpoolError> {
-        self.with_ballast(|| self.write(move |store| device::handed_over(store, seq))).await
+    /// The device has the whole result. [`SpoolError::Salvaging`] while the request is behind: to be tried again.
+    pub async fn handed_over(&self, source: &str, uid: &str, seq: u64) -> Result<(), SpoolError> {
+        self.with_ballast(|| {
+            let (source, uid) = (source.to_owned(), uid.to_owned());
+            self.write(move |store| device::handed_over(store, &source, &uid, seq))
+        })
+        .await
     }
 
     /// Keeps the local answer as a device's one result, unless the request ended before; says whether it did.
+    /// [`SpoolError::Salvaging`] while the request is behind.
     pub async fn record_local_first(&self, seq: u64, answer: LocalAnswer) -> Result<bool, SpoolError> {
         self.with_ballast(|| async {
             let (answer, file) = (answer.clone(), self.stage(&answer.body.clone().into()).await?);
@@ -69,6 +75,7 @@ impl Spool {
     }
 
     /// Ends a request that only the local model may answer, `Answered` or `Dead`; says whether it was waiting.
+    /// [`SpoolError::Salvaging`] while the request is behind.
     pub async fn settle_here(&self, seq: u64, how: Settlement) -> Result<bool, SpoolError> {
         self.with_ballast(|| async {
             let how = how.clone();

@@ -400,6 +400,17 @@ impl Spool {
         self.write(move |store| Ok(store.conn.execute_batch(text)?)).await
     }
 
+    /// As if this request were handed out and its row were on its way back from a damaged file, or no more.
+    #[cfg(test)]
+    pub(crate) async fn pretend_salvage(&self, seq: u64, is_under_way: bool) {
+        let pretended = self.read(move |store| {
+            store.held.insert(seq);
+            store.rescue.pretend(is_under_way);
+            Ok(())
+        });
+        pretended.await.unwrap();
+    }
+
     /// Ends the batch's transaction as SQLite itself does when the disk is full.
     #[cfg(test)]
     pub(super) async fn give_up(&self) -> Result<(), SpoolError> {

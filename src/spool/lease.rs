@@ -27,12 +27,13 @@ pub(super) const NEXT_IN_LANE: &str = "SELECT seq FROM request INDEXED BY reques
 /// Every lane with work, in the order of their turns.
 const LANES: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
     WHERE ready > 0 ORDER BY priority, served, source_id";
-/// The oldest ready request of a lane whose model and number are none of two lists, from a number on, and that may not
+/// The oldest ready request of a lane whose model and number are none of the lists, from a number on, and that may not
 /// have been billed where that matters. It reads past the others: as many as may wait.
 const NEXT_AROUND: &str = "SELECT seq FROM request INDEXED BY request_ready
     WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2
     AND seq >= ?5 AND model NOT IN (SELECT value FROM json_each(?3))
-    AND seq NOT IN (SELECT value FROM json_each(?4)) AND maybe_billed <= ?6 ORDER BY seq LIMIT 1";
+    AND seq NOT IN (SELECT value FROM json_each(?4)) AND seq NOT IN (SELECT value FROM json_each(?7))
+    AND maybe_billed <= ?6 ORDER BY seq LIMIT 1";
 
 /// A lease as the writer gives it to the handle.
 #[derive(Debug)]
@@ -86,9 +87,10 @@ pub(super) fn lease(
 }
 
 fn next_but(store: &mut Store, except: Option<&str>, labelled: bool) -> Result<Option<Standing>, SpoolError> {
-    if except.is_none() && labelled && store.rescue.behind.is_empty() {
+    if except.is_none() && labelled && store.rescue.behind.is_empty() && store.unheard.is_empty() {
         return next(store);
     }
+    let unheard = serde_json::json!(store.unheard).to_string();
     let lanes: Vec<(i64, i64)> = {
         let mut statement = store.conn.prepare_cached(LANES)?;
         let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
@@ -96,7 +98,7 @@ fn next_but(store: &mut Store, except: Option<&str>, labelled: bool) -> Result<O
     };
     for (priority, source_id) in lanes {
         let (behind, from) = store.rescue.behind.bounds();
-        let bounds = params![priority, source_id, except.unwrap_or("[]"), behind, from, labelled];
+        let bounds = params![priority, source_id, except.unwrap_or("[]"), behind, from, labelled, unheard];
         let mut statement = store.conn.prepare_cached(NEXT_AROUND)?;
         let seq: Option<i64> = statement.query_row(bounds, |r| r.get(0)).optional()?;
         drop(statement);

@@ -23,7 +23,9 @@ pub(super) fn with_standing(store: &Store, row: &SalvagedRow, old: &Standing) ->
         }
     }
     for local in [false, true] {
-        if !row.has_answer(local) {
+        // What an earlier send brought is not what the request ended with.
+        let is_earlier = !local && row.ended_with_an_answer() && !row.is_in(old.state);
+        if !row.has_answer(local) && !is_earlier {
             row.answers.extend(answer(store, old.seq, local)?);
         }
     }

@@ -16,6 +16,7 @@ mod error;
 mod files;
 mod handle;
 mod lease;
+mod marks;
 mod merge;
 mod migrate;
 mod mounts;

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::mem::take;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +15,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::accept::FreeSpace;
 use super::ballast::Ballast;
-use super::codes::{num, sql};
+use super::codes::sql;
 use super::handle::{Seen, Spool};
 use super::outcomes::{self, Outcomes};
 use super::powered::{Mark, Powered};
+use super::record::Tally;
 use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Counts, Standing, Store};
@@ -64,16 +66,22 @@ fn begin(options: Options, base: Base) -> Result<Spool, SpoolError> {
         tracing::warn!("the data folder has less than queue.min_disk_free left: new requests are refused");
     }
     let mut store = attach(&options, base)?;
-    match adopt_on_full_disk_too(&mut store) {
+    let tally = match adopt_on_full_disk_too(&mut store) {
         Err(SpoolError::Damaged(what)) => {
             tracing::error!(what, "the spool's database is damaged: it is set aside and what can be read is salvaged");
             start_over(&mut store)?;
-            adopt(&mut store)?;
+            adopt(&mut store)?
         }
         done => done?,
-    }
+    };
     store.ballast.make(options.min_disk_free);
-    start(store, lock)
+    start(store, tally, lock)
+}
+
+/// As if the time for looking at the file had been up before anything was found.
+#[cfg(test)]
+pub(super) fn open_unchecked(options: Options) -> Result<Spool, SpoolError> {
+    begin(options, |options| Ok((schema::connect(&files::database(&options.data_dir), options)?, Floors::default())))
 }
 
 fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
@@ -87,13 +95,14 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         Box::leak(Box::new(reader));
     }
     Ok(Store {
-        device_keys: device::keys(&conn)?,
+        device_keys: 0,
         conn,
         options: options.clone(),
         powered: Powered::resume_now(&mark),
         counts,
         effects: store::Effects::default(),
         held: HashSet::new(),
+        unheard: HashSet::new(),
         told: Vec::new(),
         free: FreeSpace::default(),
         orphans: sweep::Orphans::default(),
@@ -118,14 +127,32 @@ struct Floors {
 
 impl Floors {
     /// From what stands outside the database: the outcome log and the names of bodies. Above the highest that ended
-    /// there are at most as many as may be unfinished.
+    /// there are at most as many as may be unfinished; each set that was made since may stand for one more leap.
     fn find(options: &Options) -> Floors {
         let known = outcomes::read(&options.data_dir);
+        let leap = options.max_requests.max(LEAP).saturating_mul(quarantine::newest(&options.data_dir).max(1));
         Floors {
-            next_seq: known.highest_seq.saturating_add(options.max_requests.max(LEAP)),
+            next_seq: known.highest_seq.saturating_add(leap),
             starts: files::latest_start(&options.data_dir),
             powered_ms: known.powered_ms,
         }
+    }
+
+    /// The same for a database of whose log a part is dropped: what was accepted in that part is known to devices by
+    /// its number. On disk before the log is folded in, because a start that dies in between finds no damage any more.
+    fn above(conn: &Connection, options: &Options) -> Result<Floors, SpoolError> {
+        let mut floors = Floors::find(options);
+        let (mut mark, mut counts) = store::load(conn)?;
+        let leap = options.max_requests.max(LEAP);
+        floors.next_seq = floors.next_seq.max(counts.next_seq.saturating_add(leap));
+        floors.raise(&mut counts, &mut mark);
+        let text = "UPDATE service SET next_seq = ?1, starts = ?2, powered_ms = ?3";
+        match conn.execute(text, params![sql(counts.next_seq), sql(counts.starts), sql(mark.powered_ms)]) {
+            // The start's own transaction writes it, or there is none.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {}
+            done => drop(done?),
+        }
+        Ok(floors)
     }
 
     fn raise(&self, counts: &mut Counts, mark: &mut Mark) {
@@ -153,13 +180,21 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
     if dropped && !is_log_kept(dir) {
         return anew(options);
     }
-    match schema::connect(&files::database(dir), options).and_then(|conn| checked(conn, log > 0)) {
-        Ok(conn) => {
+    let connected = schema::connect(&files::database(dir), options).and_then(|conn| {
+        let floors = if dropped { Floors::above(&conn, options) } else { Ok(Floors::default()) };
+        if floors.is_err() {
+            conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        }
+        let floors = floors?;
+        Ok((checked(conn, log > 0)?, floors))
+    });
+    match connected {
+        Ok((conn, floors)) => {
             if dropped && let Err(error) = checkpoint(&conn) {
                 // The log keeps what is dropped of it; the next start will know that from the set.
                 tracing::warn!(%error, "the damaged log could not be folded in yet");
             }
-            Ok((conn, Floors::default()))
+            Ok((conn, floors))
         }
         Err(SpoolError::Damaged(what)) => {
             tracing::error!(what, "the spool's database is damaged: it is set aside and what can be read is salvaged");
@@ -254,7 +289,7 @@ pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
 }
 
 /// What an earlier process left on its way is an outcome too: the reserve is for it.
-fn adopt_on_full_disk_too(store: &mut Store) -> Result<(), SpoolError> {
+fn adopt_on_full_disk_too(store: &mut Store) -> Result<Tally, SpoolError> {
     let good = store.counts;
     let done = adopt(store);
     if done != Err(SpoolError::DiskFull) || !store.ballast.give_up() {
@@ -267,12 +302,15 @@ fn adopt_on_full_disk_too(store: &mut Store) -> Result<(), SpoolError> {
     adopt(store)
 }
 
-/// Takes over from the process before, in one transaction.
-fn adopt(store: &mut Store) -> Result<(), SpoolError> {
+/// Takes over from the process before, in one transaction. All that a start reads is read in here, because the look at
+/// the file may have ended before its damage was found: who calls this sets a damaged one aside.
+fn adopt(store: &mut Store) -> Result<Tally, SpoolError> {
     store.conn.execute_batch("BEGIN IMMEDIATE")?;
     store.counts.starts += 1;
     settle_orphans(store)?;
     sweep::undo_stale(store)?;
+    store.device_keys = device::keys(&store.conn)?;
+    let tally = read::tally(store, 0)?;
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
     store.effects.freed.clear();
@@ -281,7 +319,7 @@ fn adopt(store: &mut Store) -> Result<(), SpoolError> {
     if let Err(error) = store.outcomes.append(&ends, store.powered.now_ms()) {
         tracing::warn!(%error, "the outcome log could not be written; it is tried again");
     }
-    Ok(())
+    Ok(tally)
 }
 
 /// Ends or repeats what an earlier process was sending; what is behind waits for the salvage.
@@ -320,10 +358,10 @@ fn settle_orphan(store: &mut Store, row: &Standing) -> Result<(), SpoolError> {
     Ok(())
 }
 
-fn start(store: Store, lock: File) -> Result<Spool, SpoolError> {
+fn start(store: Store, tally: Tally, lock: File) -> Result<Spool, SpoolError> {
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
     let mut store = store;
-    let (tally, tally_seen) = watch::channel(read::tally(&store, 0)?);
+    let (tally, tally_seen) = watch::channel(tally);
     let (condition, condition_seen) = watch::channel(store.condition);
     let seen = Seen { tally: tally_seen, condition: condition_seen };
     rescue::start(&mut store, sender.downgrade());
@@ -359,7 +397,8 @@ pub(super) struct Doubtful {
 
 /// Opens the database anew after a failed commit and says whether that commit landed. A landed one whose callers wait
 /// still is as good as any: the log is folded in and synced. Where they heard of an error, requests accepted in it are
-/// removed and leases of it given back, since nobody was told of them; ends stand, and get their line.
+/// removed and leases of it given back, since nobody was told of them; ends stand, and get their line, and whoever tells
+/// one again is heard before the request is handed out anew. What the salvage brought back stands too.
 pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, SpoolError> {
     #[cfg(test)]
     if std::mem::take(&mut store.faults.stays_shut) {
@@ -378,13 +417,17 @@ pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, Spo
         return Ok(true);
     }
     store.effects.held.clear();
+    let (accepted, settled) = (take(&mut store.effects.accepted), take(&mut store.effects.settled));
+    store.effects.freed.retain(|seq| !settled.contains(seq));
+    store.unheard.extend(settled);
     store.conn.execute_batch("BEGIN IMMEDIATE")?;
-    for seq in unacknowledged(store, doubtful.good.next_seq)? {
-        if let Some(row) = store.by_seq(seq)? {
+    // Of two writings of one mailbox the later goes first.
+    for new in accepted.iter().rev() {
+        if let Some(row) = store.by_seq(new.seq)? {
             store.remove(&row)?;
         }
+        device::forget(store, new.seq, new.mailbox.as_ref())?;
     }
-    device::forget_unacknowledged(store, doubtful.good.next_seq)?;
     for seq in change::seqs_in(store, State::Sending, STEP)? {
         if !store.held.contains(&seq) {
             super::lease::give_back(store, &[seq])?;
@@ -393,12 +436,6 @@ pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, Spo
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
     Ok(false)
-}
-
-fn unacknowledged(store: &Store, from: u64) -> Result<Vec<u64>, SpoolError> {
-    let mut statement = store.conn.prepare("SELECT seq FROM request WHERE seq >= ?1")?;
-    let rows = statement.query_map([sql(from)], |r| r.get(0).map(num))?;
-    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 /// Folds the whole WAL into the database; says so where it could not.

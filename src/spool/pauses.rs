@@ -35,7 +35,7 @@ impl Spool {
 
     /// What an earlier process knew of shut routes.
     pub async fn load_pauses(&self) -> Result<Vec<SavedPause>, SpoolError> {
-        self.read(|store| load(store)).await
+        self.read_at_start(load).await
     }
 
     /// The latest wall time that could be believed, in milliseconds; it never goes back.
@@ -50,7 +50,21 @@ impl Spool {
 
     /// The latest wall time that an earlier process could believe; 0 where there was none.
     pub async fn load_floor(&self) -> Result<u64, SpoolError> {
-        self.read(|store| Ok(store.conn.query_row("SELECT unix_floor FROM service", [], |r| r.get(0).map(num))?)).await
+        self.read_at_start(|store| {
+            Ok(store.conn.query_row("SELECT unix_floor FROM service", [], |r| r.get(0).map(num))?)
+        })
+        .await
+    }
+
+    /// A start must not end where damage is met here first: the second time, another file is in its place.
+    async fn read_at_start<T: Send + 'static>(
+        &self,
+        work: fn(&Store) -> Result<T, SpoolError>,
+    ) -> Result<T, SpoolError> {
+        match self.read(move |store| work(store)).await {
+            Err(SpoolError::Damaged(_)) => self.read(move |store| work(store)).await,
+            done => done,
+        }
     }
 }
 

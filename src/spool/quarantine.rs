@@ -140,6 +140,16 @@ pub(super) fn drop_unused(data_dir: &Path) -> Result<(), SpoolError> {
     remove(&files::wal(data_dir))
 }
 
+/// The number of a set: a newer one has a higher.
+pub(super) fn number(set: &Path) -> u64 {
+    set.file_name().and_then(|name| name.to_str()?.parse().ok()).unwrap_or(0)
+}
+
+/// The number of the newest set; 0 where there is none.
+pub(super) fn newest(data_dir: &Path) -> u64 {
+    sets(data_dir).last().map_or(0, |(n, _)| *n)
+}
+
 /// Sets that wait to be salvaged, oldest first.
 pub(super) fn due(data_dir: &Path) -> Vec<PathBuf> {
     sets(data_dir).into_iter().map(|(_, path)| path).filter(|path| is_due(path)).collect()

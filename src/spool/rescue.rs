@@ -3,7 +3,8 @@
 //! Owns the thread that reads a set and hands its rows to the writer in small batches; never writes the database
 //! itself and never holds new work up.
 
-use std::path::Path;
+use std::cmp::Reverse;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -12,10 +13,10 @@ use super::adopt::{self, Adopted, InDoubt, LostRow, SalvagedBody, SalvagedRow};
 use super::behind::Behind;
 use super::codes::num;
 use super::outcomes::{self, Known, Line};
-use super::salvage::{Body, Found, Salvage};
+use super::salvage::{Body, Found, Mark, Report, Salvage};
 use super::store::Store;
 use super::writer::{Command, Job};
-use super::{SpoolError, open, quarantine};
+use super::{SpoolError, marks, open, quarantine};
 
 /// Rows per transaction: new work waits behind one batch only.
 const BATCH: usize = 64;
@@ -61,6 +62,12 @@ impl Rescue {
     /// Before anything of an earlier process is judged: what of it must wait.
     pub(super) fn before(data_dir: &Path, next_seq: u64) -> Rescue {
         Rescue { behind: Behind::find(&quarantine::due(data_dir), next_seq), ..Rescue::default() }
+    }
+
+    /// As if it were so.
+    #[cfg(test)]
+    pub(super) fn pretend(&mut self, is_under_way: bool) {
+        self.under_way = is_under_way;
     }
 
     /// Whether rows are still to come back.
@@ -162,10 +169,7 @@ fn salvage_all(data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
     let mut tries = 0;
     loop {
         tries += 1;
-        // Whole ones first: an excerpt names bodies that only its database has.
-        let mut sets = quarantine::due(data_dir);
-        sets.sort_by_key(|set| quarantine::is_excerpt(set));
-        if sets.iter().all(|set| salvage(set, data_dir, tries, commands)) {
+        if in_turn(&in_order(quarantine::due(data_dir)), data_dir, tries, commands) {
             return true;
         }
         let told = send(commands, |store| {
@@ -179,17 +183,59 @@ fn salvage_all(data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> bool {
     }
 }
 
-fn salvage(set: &Path, data_dir: &Path, tries: u32, commands: &mpsc::WeakSender<Command>) -> bool {
-    match bring_back(set, data_dir, tries, commands) {
-        Ok(rows) => {
-            tracing::warn!(set = %set.display(), adopted = rows.adopted, known = rows.known, ended = rows.ended,
-                refused = rows.refused, "a damaged spool was salvaged; its report lies beside it");
-            true
+/// Whole ones first: an excerpt names bodies that only its database has. Of these the newest first: between two damages
+/// a request may have gone on, and what an older set says of it must not be handed out before the newer one was read.
+pub(super) fn in_order(mut sets: Vec<PathBuf>) -> Vec<PathBuf> {
+    sets.sort_by_key(|set| (quarantine::is_excerpt(set), Reverse(quarantine::number(set))));
+    sets
+}
+
+/// The rows of all sets, then what is only a name in them: an older set may have a row of which the newer has no more.
+fn in_turn(sets: &[PathBuf], data_dir: &Path, tries: u32, commands: &mpsc::WeakSender<Command>) -> bool {
+    let mut read: Vec<Remains> = Vec::with_capacity(sets.len());
+    for set in sets {
+        match rows_back(set, data_dir, tries, &read, commands) {
+            Ok(remains) => read.push(remains),
+            Err(error) => return stop(set, &error),
         }
-        Err(error) => {
-            tracing::error!(%error, set = %set.display(), "the salvage stopped; it is tried again in a minute");
-            false
+    }
+    for remains in read {
+        let set = remains.set.clone();
+        match names_back(remains, data_dir, commands) {
+            Ok(rows) => {
+                tracing::warn!(set = %set.display(), adopted = rows.adopted, known = rows.known, ended = rows.ended,
+                    refused = rows.refused, "a damaged spool was salvaged; its report lies beside it");
+            }
+            Err(error) => return stop(&set, &error),
         }
+    }
+    true
+}
+
+fn stop(set: &Path, error: &SpoolError) -> bool {
+    tracing::error!(%error, set = %set.display(), "the salvage stopped; it is tried again in a minute");
+    false
+}
+
+/// What is left to do with a set whose rows are back.
+struct Remains {
+    set: PathBuf,
+    rows: Rows,
+    report: Report,
+    /// Requests that are lost but for their names.
+    lost: Vec<LostRow>,
+    /// What devices rely on beside their requests: after these, which may say more.
+    marks: Vec<Mark>,
+    /// Requests that may have been on their way.
+    in_doubt: Vec<u64>,
+    lacks_its_log: bool,
+}
+
+impl Remains {
+    /// Whether a newer copy of this row stood in this set and is lost.
+    fn outdates(&self, set: &Path, row: &SalvagedRow) -> bool {
+        let is_newer = quarantine::number(&self.set) > quarantine::number(set);
+        is_newer && self.lost.binary_search_by_key(&row.seq(), |lost| lost.seq).is_ok()
     }
 }
 
@@ -215,46 +261,68 @@ impl Rows {
     }
 }
 
-/// Requests that are lost but for their names.
-fn lost(reader: &Salvage) -> Vec<LostRow> {
-    let whole = reader.report().lost.iter().filter(|lost| lost.what == "request");
-    whole.filter_map(|lost| Some(LostRow { seq: lost.seq?, id: lost.id.clone()?, state: lost.state })).collect()
+/// Requests that are lost but for their names, by number.
+fn lost(report: &Report) -> Vec<LostRow> {
+    let whole = report.lost.iter().filter(|lost| lost.what == "request");
+    let lost = whole.filter_map(|lost| Some(LostRow { seq: lost.seq?, id: lost.id.clone()?, state: lost.state }));
+    let mut lost: Vec<LostRow> = lost.collect();
+    lost.sort_by_key(|lost| lost.seq);
+    lost
 }
 
-fn bring_back(
+fn rows_back(
     set: &Path,
     data_dir: &Path,
     tries: u32,
+    read: &[Remains],
     commands: &mpsc::WeakSender<Command>,
-) -> Result<Rows, SpoolError> {
+) -> Result<Remains, SpoolError> {
     let mut reader = Salvage::of_set(set, data_dir)?;
     if reader.lacks_its_log() && tries < LOG_TRIES {
         return Err(SpoolError::Storage("the disk gives nothing of the log".into()));
     }
     let mut rows = Rows::default();
-    let to = Adopter { commands, is_excerpt: quarantine::is_excerpt(set) };
+    let to = Adopter::of(set, read, commands);
     loop {
         let batch = reader.next_batch(BATCH);
         if batch.is_empty() {
             break;
         }
-        rows.count(to.adopt(batch.into_iter().map(row).collect(), adopt::adopt_row, SalvagedRow::seq)?);
+        let mut batch: Vec<SalvagedRow> = batch.into_iter().map(row).collect();
+        for row in &mut batch {
+            // It may have been sent since.
+            row.superseded |= read.iter().any(|newer| newer.outdates(set, row));
+        }
+        rows.count(to.adopt(batch, adopt::adopt_row, SalvagedRow::seq)?);
     }
-    // Last, so that no name stands in the way of a row.
-    for batch in lost(&reader).chunks(BATCH) {
+    let lost = lost(reader.report());
+    let (in_doubt, lacks_its_log) = (reader.in_doubt().to_vec(), reader.lacks_its_log());
+    let (report, marks) = reader.end();
+    Ok(Remains { set: set.to_owned(), rows, report, lost, marks, in_doubt, lacks_its_log })
+}
+
+/// Last, so that no name stands in the way of a row.
+fn names_back(remains: Remains, data_dir: &Path, commands: &mpsc::WeakSender<Command>) -> Result<Rows, SpoolError> {
+    let Remains { set, mut rows, report, lost, marks, in_doubt, lacks_its_log } = remains;
+    // Whole sets are over before an excerpt's turn comes.
+    let to = Adopter::of(&set, &[], commands);
+    for batch in lost.chunks(BATCH) {
         rows.count(to.adopt(batch.to_vec(), adopt::adopt_lost, |lost| lost.seq)?);
     }
-    for batch in reader.in_doubt().chunks(BATCH) {
+    for batch in marks.chunks(BATCH) {
+        to.adopt(batch.to_vec(), marks::adopt_mark, |_| 0)?;
+    }
+    for batch in in_doubt.chunks(BATCH) {
         let batch = batch.iter().copied().map(InDoubt).collect();
         rows.count(to.adopt(batch, adopt::adopt_doubt, |seq| seq.0)?);
     }
-    if reader.lacks_its_log() {
+    if lacks_its_log {
         tracing::error!(set = %set.display(), "nothing of a set's log can be read: what waits is labelled and goes on");
         while send(commands, |store| adopt::doubt_older(store, BATCH as u32))? > 0 {}
     }
-    reader.report().write(set)?;
+    report.write(&set)?;
     let now = send(commands, |store| Ok(store.powered.now_ms()))?;
-    quarantine::done(data_dir, set, now)?;
+    quarantine::done(data_dir, &set, now)?;
     Ok(rows)
 }
 
@@ -262,9 +330,16 @@ fn bring_back(
 struct Adopter<'a> {
     commands: &'a mpsc::WeakSender<Command>,
     is_excerpt: bool,
+    /// Sets whose rows are back.
+    read: Vec<PathBuf>,
 }
 
 impl Adopter<'_> {
+    fn of<'a>(set: &Path, read: &[Remains], commands: &'a mpsc::WeakSender<Command>) -> Adopter<'a> {
+        let read = read.iter().map(|remains| remains.set.clone()).collect();
+        Adopter { commands, is_excerpt: quarantine::is_excerpt(set), read }
+    }
+
     /// One transaction; a row that cannot be taken costs none of the others.
     fn adopt<T: Send + 'static>(
         &self,
@@ -272,11 +347,11 @@ impl Adopter<'_> {
         adopt: fn(&mut Store, &T) -> Result<Adopted, SpoolError>,
         seq: fn(&T) -> u64,
     ) -> Result<Vec<Option<Adopted>>, SpoolError> {
-        let is_excerpt = self.is_excerpt;
+        let (is_excerpt, read) = (self.is_excerpt, self.read.clone());
         send(self.commands, move |store| {
             // The database of an excerpt may be set aside itself at any time: then it has to be back first.
             let before = if is_excerpt { quarantine::due(&store.options.data_dir) } else { Vec::new() };
-            if before.iter().any(|set| !quarantine::is_excerpt(set)) {
+            if before.iter().any(|set| !quarantine::is_excerpt(set) && !read.contains(set)) {
                 return Err(SpoolError::Storage("another set has to be salvaged before this one".into()));
             }
             let mut verdicts = Vec::with_capacity(batch.len());

@@ -21,7 +21,7 @@ pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option
     let row = store.by_seq(seq)?;
     if row.is_none() && store.rescue.is_under_way() && store.held.contains(&seq) {
         // Its row is on its way back: the outcome waits for it, at the caller's.
-        return Err(SpoolError::Storage("this request is being salvaged; its outcome is tried again".into()));
+        return Err(SpoolError::Salvaging);
     }
     let Some(row) = row.as_ref().filter(|row| row.state == State::Sending) else {
         if store.held.contains(&seq) {
@@ -30,6 +30,7 @@ pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option
         }
         return Ok(());
     };
+    store.effects.settled.push(seq);
     match how {
         Settlement::Answered(answer) => {
             put(store, seq, &Kept::uplink(answer), file)?;
@@ -38,19 +39,29 @@ pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option
         }
         Settlement::Requeue { counted, deferred, maybe_billed, error, came } => {
             if let Some(came) = came {
-                put(store, seq, &Kept::uplink(came), file)?;
+                put_unless_paid(store, seq, came, file)?;
             }
             store.shift(row, State::Queued, *deferred)?;
             remember(store, seq, *counted, *maybe_billed, error.as_ref())
         }
         Settlement::Dead { reason, error, answer } => {
             if let Some(answer) = answer {
-                put(store, seq, &Kept::uplink(answer), file)?;
+                put_unless_paid(store, seq, answer, file)?;
             }
             store.end(row, State::Dead, Some(reason))?;
             remember(store, seq, false, false, Some(error))
         }
     }
+}
+
+/// Keeps what came of a send that is not the request's answer. The words of a refusal take no place of bytes that an
+/// earlier send was paid for.
+fn put_unless_paid(store: &mut Store, seq: u64, came: &UplinkAnswer, file: Option<Staged>) -> Result<(), SpoolError> {
+    let text = "SELECT 1 FROM answer WHERE seq = ?1 AND local = 0 AND status BETWEEN 200 AND 299";
+    if !(200..300).contains(&came.status) && store.conn.prepare_cached(text)?.exists([sql(seq)])? {
+        return Ok(());
+    }
+    put(store, seq, &Kept::uplink(came), file)
 }
 
 /// Keeps the local model's answer; a request that is gone has nowhere to keep it.
@@ -88,6 +99,7 @@ pub(super) fn record_local_first(
     answer: &LocalAnswer,
     file: Option<Staged>,
 ) -> Result<bool, SpoolError> {
+    store.rescue.behind.check(seq)?;
     let waits = store.by_seq(seq)?.is_some_and(|row| !row.state.is_final());
     if waits {
         put(store, seq, &Kept::local(answer), file)?;
@@ -103,6 +115,7 @@ pub(super) fn settle_here(
     how: &Settlement,
     file: Option<Staged>,
 ) -> Result<bool, SpoolError> {
+    store.rescue.behind.check(seq)?;
     let Some(row) = store.by_seq(seq)?.filter(|row| row.state == State::Queued && row.local_only) else {
         return Ok(false);
     };

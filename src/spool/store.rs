@@ -11,7 +11,7 @@ use super::ballast::Ballast;
 use super::codes::{self, num, sql, state_code};
 use super::outcomes::{Line, Outcomes};
 use super::powered::{Mark, Powered};
-use super::{Condition, Options, SpoolError, sum};
+use super::{Condition, Options, SpoolError, device, sum};
 use crate::control::types::State;
 
 /// Everything that is counted instead of asked; persisted with each commit in the row `service`.
@@ -52,19 +52,35 @@ pub(super) struct Effects {
     pub(super) notices: Vec<(u64, String, State)>,
     /// For the outcome log.
     pub(super) outcomes: Vec<Line>,
+    /// Accepted from a caller who was told nothing yet.
+    pub(super) accepted: Vec<Accepted>,
+    /// Leases ended by a caller who was told nothing yet.
+    pub(super) settled: Vec<u64>,
+}
+
+/// One acceptance, and what it took the place of.
+#[derive(Debug, Clone)]
+pub(super) struct Accepted {
+    pub(super) seq: u64,
+    /// The mailbox it was written into, and what that held before.
+    pub(super) mailbox: Option<device::Before>,
 }
 
 impl Effects {
-    fn lengths(&self) -> [usize; 5] {
-        [self.unlink.len(), self.held.len(), self.freed.len(), self.notices.len(), self.outcomes.len()]
+    fn lengths(&self) -> [usize; 7] {
+        let told = [self.unlink.len(), self.held.len(), self.freed.len(), self.notices.len(), self.outcomes.len()];
+        let [unlink, held, freed, notices, outcomes] = told;
+        [unlink, held, freed, notices, outcomes, self.accepted.len(), self.settled.len()]
     }
 
-    fn truncate(&mut self, to: [usize; 5]) {
+    fn truncate(&mut self, to: [usize; 7]) {
         self.unlink.truncate(to[0]);
         self.held.truncate(to[1]);
         self.freed.truncate(to[2]);
         self.notices.truncate(to[3]);
         self.outcomes.truncate(to[4]);
+        self.accepted.truncate(to[5]);
+        self.settled.truncate(to[6]);
     }
 }
 
@@ -122,6 +138,9 @@ pub(super) struct Store {
     pub(super) effects: Effects,
     /// Leases of this process; after a failed commit they tell a real lease from a mark nobody saw.
     pub(super) held: HashSet<u64>,
+    /// Held leases whose end stands although its caller was told an error: until it is told again, the request is handed
+    /// out to nobody, or that would end the newer lease.
+    pub(super) unheard: HashSet<u64>,
     /// Endings nobody asked for, until the next sweep tells them.
     pub(super) told: Vec<(u64, String, State)>,
     pub(super) free: super::accept::FreeSpace,

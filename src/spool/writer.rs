@@ -312,7 +312,10 @@ impl Writer {
         store.held.extend(store.effects.held.drain(..));
         for seq in store.effects.freed.drain(..) {
             store.held.remove(&seq);
+            store.unheard.remove(&seq);
         }
+        store.effects.accepted.clear();
+        store.effects.settled.clear();
         let room = TOLD_MAX.saturating_sub(store.told.len());
         store.told.extend(store.effects.notices.drain(..).take(room));
         if let Ok(tally) = read::tally(store, self.commits) {

@@ -88,7 +88,6 @@ async fn each_mistake_is_seen() {
 
 #[cfg(feature = "planted")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the planted mistake waits for the commit too: its acknowledgement asks the spool for a place in the queue"]
 async fn an_ack_before_the_commit_is_seen() {
     all_are_seen(&run::Mistake::NARROW).await;
 }

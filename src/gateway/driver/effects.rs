@@ -2,21 +2,16 @@
 //!
 //! Whatever takes time is a task of its own that reports back; nothing here decides.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::super::deliver::{Delivery, deliver};
-use super::super::opinion;
 use super::super::otherwise::Otherwise;
-use super::super::{Input, LiveAttempt, Shared, Target, routes};
+use super::super::{Input, LiveAttempt, Target, routes};
 use super::{Driver, SETTLE_RETRY};
-use crate::control::event::{AskId, AttemptId, Effect, Event, Outcome, Route, Shut, Verdict};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Outcome, Route, Shut};
 use crate::control::types::State;
 use crate::spool::SpoolError;
-use crate::spool::record::{LastError, Leased, Settlement};
 
 impl Driver {
     pub(super) fn perform(&mut self, effect: Effect) {
@@ -133,54 +128,6 @@ impl Driver {
         });
     }
 
-    fn settle(&mut self, seq: u64, attempt: Option<AttemptId>, verdict: Verdict) {
-        let delivery = attempt.and_then(|attempt| self.deliveries.remove(&attempt)).map(|boxed| *boxed);
-        let Some(leased) = self.leased.remove(&seq) else { return };
-        let (settlement, end) = settlement(verdict, delivery, &leased);
-        let shared = self.shared.clone();
-        let refused = self.refused.clone();
-        let (settled, on_disk) = oneshot::channel::<()>();
-        if matches!(verdict, Verdict::Requeue { deferred: true, .. }) {
-            self.settling.insert(seq, on_disk);
-        }
-        self.tasks.spawn(async move {
-            // Dropped when this task ends, whatever way it does.
-            let _settled = settled;
-            let mut trouble = None;
-            while let Err(error) = shared.spool.settle(seq, settlement.clone()).await {
-                // An outcome that cannot be recorded is kept and tried again: it may have been paid for.
-                tracing::error!(
-                    HOLDFAST_REQUEST_ID = leased.id,
-                    HOLDFAST_REASON = error.kind(),
-                    "not recorded: {error}"
-                );
-                if matches!(error, SpoolError::Closed) {
-                    return;
-                }
-                trouble.get_or_insert_with(|| Trouble::begin(&shared, &refused));
-                tokio::time::sleep(SETTLE_RETRY).await;
-            }
-            drop(trouble);
-            match end {
-                Some((state, reason, route)) => {
-                    shared.finished(&leased.id, Some(&leased.source), state, reason, route);
-                    if state == State::Answered {
-                        opinion::tell(&shared, &leased.id).await;
-                    }
-                }
-                None => {
-                    shared.report_request(
-                        &leased.id,
-                        Some(&leased.source),
-                        State::Queued,
-                        reason_of(&settlement),
-                        None,
-                    );
-                }
-            }
-        });
-    }
-
     /// Shut routes outlive a restart under names, in powered-on time, and with the configuration they were shut under.
     fn keep(&mut self, shut: &[Shut]) {
         let shared = self.shared.clone();
@@ -194,78 +141,5 @@ impl Driver {
                 );
             }
         });
-    }
-}
-
-/// An outcome that the disk refuses; while there is one, nothing more is sent whose outcome would join it.
-struct Trouble {
-    shared: Arc<Shared>,
-    refused: Arc<AtomicUsize>,
-}
-
-impl Trouble {
-    fn begin(shared: &Arc<Shared>, refused: &Arc<AtomicUsize>) -> Trouble {
-        refused.fetch_add(1, Ordering::AcqRel);
-        shared.tell(Input::Event(Event::Storage(false)));
-        Trouble { shared: shared.clone(), refused: refused.clone() }
-    }
-}
-
-impl Drop for Trouble {
-    fn drop(&mut self) {
-        if self.refused.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.shared.tell(Input::Event(Event::Storage(true)));
-        }
-    }
-}
-
-type End = (State, Option<&'static str>, Option<String>);
-
-/// Control's verdict and what was received, as one settlement; with the final state, where it is one.
-fn settlement(verdict: Verdict, delivery: Option<Delivery>, leased: &Leased) -> (Settlement, Option<End>) {
-    let (answer, error) = delivery.map_or((None, None), |d| (d.answer, d.error));
-    let unsaid = || LastError { kind: "unknown".to_owned(), message: "no answer was seen".to_owned() };
-    match (verdict, answer) {
-        (Verdict::Answered, Some(answer)) => {
-            let route = Some(format!("uplink:{}", answer.uplink));
-            (Settlement::Answered(answer), Some((State::Answered, None, route)))
-        }
-        // Cannot be: an answered attempt always brings its answer. The request is kept rather than lost.
-        (Verdict::Answered, None) => {
-            (Settlement::Requeue { counted: true, deferred: false, maybe_billed: true, error, came: None }, None)
-        }
-        (Verdict::Requeue { counted, deferred, maybe_billed }, came) => {
-            // Only what may have been paid for is worth keeping while the request waits.
-            let came = came.filter(|_| maybe_billed);
-            (Settlement::Requeue { counted, deferred, maybe_billed, error, came }, None)
-        }
-        (Verdict::Dead(reason), answer) => {
-            let mut error = error.unwrap_or_else(unsaid);
-            if reason == "unknown" {
-                error.message += &why_unknown(leased);
-            }
-            let settlement = Settlement::Dead { reason: reason.to_owned(), error, answer };
-            (settlement, Some((State::Dead, Some(reason), None)))
-        }
-    }
-}
-
-/// Why a request that was sent and not answered is not sent again by itself, and what to do.
-fn why_unknown(leased: &Leased) -> String {
-    let why = if leased.maybe_billed {
-        "this was its second send, and there is no third"
-    } else {
-        "held by [retry] on_unknown = \"hold\""
-    };
-    let id = &leased.id;
-    format!(
-        "; {why}: look whether the uplink's own records show it, and send it again with `holdfast queue retry {id}`"
-    )
-}
-
-fn reason_of(settlement: &Settlement) -> Option<&str> {
-    match settlement {
-        Settlement::Requeue { error, .. } => error.as_ref().map(|e| e.kind.as_str()),
-        _ => None,
     }
 }

@@ -9,12 +9,13 @@ use std::path::Path;
 use rusqlite::types::Value;
 use sha2::{Digest, Sha256};
 
-use super::images::Images;
+use super::images::{Image, Images};
 use super::index::{self, Index, Place, VIEWS};
 use super::report::{Lost, Report};
 use super::rows::{self, Worth};
 use super::{pages, record};
 use crate::control::types::State;
+use crate::spool::adopt::is_about_an_answer;
 use crate::spool::store::DAMAGED;
 use crate::spool::{codes, files};
 
@@ -85,6 +86,16 @@ impl Found {
         rows::text(&self.values, rows::REASON) == Some(DAMAGED)
     }
 
+    /// Whether it ended with an answer and an earlier send may have brought one that was kept: labelled ones had such a
+    /// send, and one that was queued again by hand has its last error still.
+    fn may_have_had_others(&self) -> bool {
+        let reason = rows::text(&self.values, rows::REASON);
+        let answered = self.state_code() == codes::state_code(State::Answered);
+        let ended_with_it = answered || reason.is_some_and(is_about_an_answer);
+        let was_sent_before = rows::integer(&self.values, rows::MAYBE_BILLED) != Some(0);
+        ended_with_it && (was_sent_before || rows::text(&self.values, rows::ERROR_KIND).is_some())
+    }
+
     /// The code of its state.
     pub(in crate::spool) fn state_code(&self) -> i64 {
         rows::integer(&self.values, rows::STATE).unwrap_or(0)
@@ -144,7 +155,7 @@ impl Reader<'_> {
             values: row.values,
         };
         found.body = self.body(&found, bodies);
-        self.answers(&mut found, bodies, report);
+        self.answers(&mut found, place.image, bodies, report);
         if found.source.is_none() {
             report.lose(found.loss("source", "its source's name is gone"));
         }
@@ -198,11 +209,12 @@ impl Reader<'_> {
         Body::Lost(if copies.is_empty() { "its body is gone" } else { "its body is damaged" })
     }
 
-    fn answers(&mut self, found: &mut Found, bodies: &Path, report: &mut Report) {
+    fn answers(&mut self, found: &mut Found, row: Image, bodies: &Path, report: &mut Report) {
         let copies = index::copies(&self.index.answers, found.seq() as i64);
         let mut damaged = false;
         for place in copies.iter().rev().take(COPIES_MAX) {
-            match self.first(place, |values| whole_answer(values, bodies)) {
+            let is_sure = !found.may_have_had_others() || self.is_newest(place, row);
+            match self.first(place, |values| whole_answer(values, bodies).filter(|a| is_sure || a.is_local())) {
                 // The newest copy of each kind.
                 Some(answer) if !found.answers.iter().any(|a| a.is_local() == answer.is_local()) => {
                     found.answers.push(answer);
@@ -218,6 +230,11 @@ impl Reader<'_> {
                 report.lose(found.loss("answer", if damaged { "its answer is damaged" } else { "its answer is gone" }));
             }
         }
+    }
+
+    /// Whether a copy is the newest there was when the row's image was written.
+    fn is_newest(&self, place: &Place, row: Image) -> bool {
+        place.depth.0 == 0 && !self.images.is_torn_between(place.image, row)
     }
 
     /// Whether a request should have an answer of this kind, as far as anything says so.

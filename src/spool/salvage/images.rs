@@ -139,6 +139,13 @@ impl Images {
         self.wal.len() > 0 && !self.wal.fill(0, &mut [0]) && !images.any(|image| self.read(image, &mut frame))
     }
 
+    /// Whether a frame between the two is not what was written: a newer image than the older of them may have been there.
+    pub(super) fn is_torn_between(&self, one: Image, other: Image) -> bool {
+        let place = |image| if let Image::Frame(n) = image { n as usize + 1 } else { 0 };
+        let (from, to) = (place(one).min(place(other)), place(one).max(place(other)));
+        self.log.frames.get(from..to).is_some_and(|frames| frames.iter().any(|frame| !frame.whole))
+    }
+
     /// Whether the file has a page of this number.
     pub(super) fn has(&self, page: u32) -> bool {
         (1..=self.file_pages).contains(&page)

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use rusqlite::types::Value;
 
 use super::images::{Image, Images, View};
+use super::marks::Mark;
 use super::pages::{self, Cell};
 use super::record::{self, Header};
 use super::report::Report;
@@ -58,6 +59,8 @@ pub(super) struct Index {
     pub(super) answers_root: Option<u32>,
     /// Which answers there should be, as [`answer_key`]s in order; `None` where their index is not whole.
     pub(super) answers_wanted: Option<Vec<i64>>,
+    /// What devices rely on beside their requests.
+    pub(super) marks: Vec<Mark>,
     /// The next sequence number, as far as any row of `service` says it.
     pub(super) next_seq: i64,
     /// The same of the service clock.

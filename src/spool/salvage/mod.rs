@@ -8,6 +8,7 @@ pub(super) mod excerpt;
 mod found;
 mod images;
 mod index;
+mod marks;
 mod names;
 pub(super) mod offline;
 mod pages;
@@ -29,6 +30,7 @@ use index::{Index, Place};
 use rows::Worth;
 
 pub(super) use found::{Answer, Body, Found};
+pub(super) use marks::{Mark, What};
 pub(super) use report::{Lost, Report};
 
 /// Bytes of bodies and answers after which a batch ends; one more row may go beyond it.
@@ -93,6 +95,11 @@ impl Salvage {
     /// What was found and lost so far; complete after the last batch.
     pub(super) fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// The same at the end, with what devices rely on beside their requests; everything else is given up.
+    pub(super) fn end(self) -> (Report, Vec<Mark>) {
+        (self.report, self.index.marks)
     }
 
     /// Whether there is a log of which the disk gives nothing at all.

@@ -8,6 +8,7 @@ use rusqlite::types::Value;
 
 use super::images::{Images, View};
 use super::index::{self, Index};
+use super::marks::Marks;
 use super::report::{Lost, Report};
 use super::rows::{self, Worth};
 use super::{pages, record};
@@ -27,12 +28,15 @@ struct Trace {
 
 /// Reports every request that left a trace and is not among the rows, and the runs of numbers that left none.
 ///
-/// Adds sources whose row is gone and whose name the index of names still has.
+/// Adds sources whose row is gone and whose name the index of names still has, and the marks of devices.
 pub(super) fn lost(images: &Images, index: &mut Index, report: &mut Report) {
     let mut sources = std::mem::take(&mut index.sources);
-    let in_doubt = name(images, index, &mut sources, report);
+    let mut marks = Marks::default();
+    let in_doubt = name(images, index, &mut sources, &mut marks, report);
     index.in_doubt = if images.has_unreadable_log() { in_doubt } else { Vec::new() };
     index.sources = sources;
+    let is_whole = report.pages_damaged + report.pages_unreadable == 0;
+    index.marks = marks.end(&index.sources, is_whole);
     if !index.is_excerpt {
         index.answers_wanted = answers(images, index);
         report.answers_unsure = index.answers_wanted.is_none();
@@ -62,7 +66,13 @@ fn answers(images: &Images, index: &Index) -> Option<Vec<i64>> {
     Some(wanted)
 }
 
-fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Worth)>, report: &mut Report) -> Vec<u64> {
+fn name(
+    images: &Images,
+    index: &Index,
+    sources: &mut HashMap<i64, (String, Worth)>,
+    marks: &mut Marks,
+    report: &mut Report,
+) -> Vec<u64> {
     let found = |seq: i64| index.requests.binary_search_by_key(&seq, |p| p.seq).is_ok();
     let mut traces: BTreeMap<i64, Trace> = BTreeMap::new();
     for (seq, id, state) in index.damaged.iter().filter(|d| !found(d.0)).take(NAMES_MAX) {
@@ -82,6 +92,7 @@ fn name(images: &Images, index: &Index, sources: &mut HashMap<i64, (String, Wort
     let mut in_doubt = Vec::new();
     entries(images, View::Newest, &mut |values| {
         let room = traces.len() < NAMES_MAX;
+        marks.tell(values);
         in_doubt.extend(rows::sending_entry(values).filter(|_| in_doubt.len() < NAMES_MAX));
         match (rows::id_entry(values), rows::source_entry(values)) {
             (Some((id, seq)), _) if (room && !found(seq)) || traces.contains_key(&seq) => {

@@ -9,7 +9,7 @@ use crate::spool::behind::Behind;
 use crate::spool::{Condition, SpoolError, quarantine, sum};
 
 /// A row as the salvage will hand it over.
-async fn salvaged(spool: &Spool, id: &'static str) -> SalvagedRow {
+pub(super) async fn salvaged(spool: &Spool, id: &'static str) -> SalvagedRow {
     spool
         .look(move |store| {
             let columns = sum::REQUEST[..29].join(", ");
@@ -30,11 +30,11 @@ async fn salvaged(spool: &Spool, id: &'static str) -> SalvagedRow {
         .unwrap()
 }
 
-async fn adopted(spool: &Spool, row: SalvagedRow) -> Adopted {
+pub(super) async fn adopted(spool: &Spool, row: SalvagedRow) -> Adopted {
     spool.change(move |store| adopt_row(store, &row)).await.unwrap()
 }
 
-fn spoil(path: &Path, at: usize, with: &[u8]) {
+pub(super) fn spoil(path: &Path, at: usize, with: &[u8]) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at..at + with.len()].copy_from_slice(with);
     std::fs::write(path, bytes).unwrap();
@@ -74,7 +74,7 @@ async fn a_wiped_header_stops_nothing_and_is_kept() {
 }
 
 /// Waits until what was set aside is back and what was held back for it is free again.
-async fn salvaged_all(spool: &Spool, dir: &Path) {
+pub(super) async fn salvaged_all(spool: &Spool, dir: &Path) {
     // What the disk stopped is tried again.
     let whole = async { while !spool.salvaged().await.unwrap() {} };
     tokio::time::timeout(std::time::Duration::from_secs(30), whole).await.unwrap();
@@ -106,7 +106,7 @@ async fn a_flipped_bit_in_the_log_loses_nothing() {
 }
 
 /// The folder as a kill leaves it, log and all: nothing is written while it is copied.
-async fn killed(spool: &Spool) -> tempfile::TempDir {
+pub(super) async fn killed(spool: &Spool) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     let path = to.path().to_owned();
     let copied = spool.look(move |store| {
@@ -117,7 +117,7 @@ async fn killed(spool: &Spool) -> tempfile::TempDir {
     to
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let to = to.join(entry.file_name());
@@ -268,7 +268,7 @@ async fn no_lack_of_room_for_a_copy_stops_a_start() {
 }
 
 /// These are behind from now on.
-async fn hold(spool: &Spool, seqs: &'static [u64]) {
+pub(super) async fn hold(spool: &Spool, seqs: &'static [u64]) {
     let held = spool.look(|store| {
         store.rescue.behind = Behind::of(seqs);
         Ok(())

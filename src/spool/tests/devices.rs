@@ -5,10 +5,10 @@ use crate::control::types::State;
 use crate::spool::record::{Ask, Asked, DeviceKey, NewDevice};
 use crate::spool::{SpoolError, device};
 
-const LINK: &str = "link:plc";
-const UID: &str = "0a0b0c0d";
+pub(super) const LINK: &str = "link:plc";
+pub(super) const UID: &str = "0a0b0c0d";
 
-fn of_device(key: DeviceKey, content: u8) -> NewRequest {
+pub(super) fn of_device(key: DeviceKey, content: u8) -> NewRequest {
     let device = NewDevice {
         uid: UID.to_owned(),
         key,
@@ -21,11 +21,11 @@ fn of_device(key: DeviceKey, content: u8) -> NewRequest {
     NewRequest { label: Some(UID.to_owned()), device: Some(device), ..from(LINK, &id) }
 }
 
-fn number(key: u64) -> DeviceKey {
+pub(super) fn number(key: u64) -> DeviceKey {
     DeviceKey::Number(key)
 }
 
-async fn answer_next(spool: &Spool) -> u64 {
+pub(super) async fn answer_next(spool: &Spool) -> u64 {
     let seq = spool.lease(1).await.unwrap()[0].seq;
     spool.settle(seq, answered("yes")).await.unwrap();
     seq
@@ -42,11 +42,11 @@ async fn a_key_names_one_content_and_outlives_its_request() {
     assert!(matches!(reused, Err(SpoolError::KeyReused)), "{reused:?}");
     let seq = answer_next(&spool).await;
     assert!(!take(&spool, of_device(number(5), 1)).await.finished, "its result is still to be handed over");
-    spool.handed_over(seq).await.unwrap();
+    spool.handed_over(LINK, UID, seq).await.unwrap();
     assert!(take(&spool, of_device(number(5), 1)).await.finished);
     spool.advance(2_000);
     spool.sweep().await.unwrap();
-    assert!(spool.device_request(seq).await.unwrap().is_none(), "pruned");
+    assert!(spool.device_request(LINK, UID, seq).await.unwrap().is_none(), "pruned");
     assert!(take(&spool, of_device(number(5), 1)).await.finished);
     assert_eq!(spool.device_key(LINK, UID, number(5)).await.unwrap(), Asked::Finished);
     let lower = take(&spool, of_device(number(4), 1)).await;
@@ -60,11 +60,11 @@ async fn a_compacted_key_stays_as_the_highest_of_its_epoch() {
     for key in [0x7_0000_0003, 0x7_0000_0009] {
         take(&spool, of_device(number(key), 1)).await;
         let seq = answer_next(&spool).await;
-        spool.handed_over(seq).await.unwrap();
+        spool.handed_over(LINK, UID, seq).await.unwrap();
     }
     take(&spool, of_device(DeviceKey::Text("a-1".into()), 1)).await;
     let seq = answer_next(&spool).await;
-    spool.handed_over(seq).await.unwrap();
+    spool.handed_over(LINK, UID, seq).await.unwrap();
     spool.advance(2_000);
     spool.sweep().await.unwrap();
     spool.advance(8 * 24 * HOUR);
@@ -110,14 +110,30 @@ async fn results_wait_in_order_until_they_are_handed_over() {
     let waiting = spool.undelivered(LINK, UID, 9).await.unwrap();
     assert_eq!(waiting.iter().map(|r| r.seq).collect::<Vec<_>>(), seqs, "not pruned for room");
     assert_eq!((waiting[0].ask, waiting[0].max_reply, waiting[0].key.clone()), (Ask::Task(7), 200, Some(number(1))));
-    spool.handed_over(seqs[0]).await.unwrap();
+    spool.handed_over(LINK, UID, seqs[0]).await.unwrap();
     assert_eq!(
         (spool.device_open(LINK, UID).await.unwrap(), spool.undelivered(LINK, UID, 9).await.unwrap().len()),
         (1, 1)
     );
     spool.sweep().await.unwrap();
-    assert!(spool.device_request(seqs[0]).await.unwrap().is_none(), "handed over, it may go");
+    assert!(spool.device_request(LINK, UID, seqs[0]).await.unwrap().is_none(), "handed over, it may go");
     assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn a_number_means_something_to_its_own_device_only() {
+    let (_dir, spool) = fresh();
+    take(&spool, of_device(number(1), 1)).await;
+    let seq = answer_next(&spool).await;
+    let other = take(&spool, request("of nobody's device")).await.seq;
+    for (source, uid) in [(LINK, "0a0b0c0e"), ("link:other", UID), ("uid:1000", UID)] {
+        assert_eq!(spool.device_request(source, uid, seq).await.unwrap(), None, "{source} {uid}");
+        spool.handed_over(source, uid, seq).await.unwrap();
+    }
+    assert_eq!(spool.device_request(LINK, UID, other).await.unwrap(), None);
+    assert_eq!(spool.undelivered(LINK, UID, 9).await.unwrap().len(), 1, "still to be handed over");
+    spool.handed_over(LINK, UID, seq).await.unwrap();
+    assert!(spool.device_request(LINK, UID, seq).await.unwrap().unwrap().handed_over);
 }
 
 #[tokio::test]
@@ -166,7 +182,7 @@ async fn a_device_that_makes_too_many_keys_loses_its_own() {
     let (_dir, spool) = fresh_with(|o| o.keep_results_ms = 1_000);
     take(&spool, of_device(number(5), 1)).await;
     let seq = answer_next(&spool).await;
-    spool.handed_over(seq).await.unwrap();
+    spool.handed_over(LINK, UID, seq).await.unwrap();
     spool.advance(2_000);
     spool.sweep().await.unwrap();
     let mut bad = of_device(number(1), 1);

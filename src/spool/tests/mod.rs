@@ -1,9 +1,13 @@
 //! Behaviour of the durable queue, through its handle.
 
+mod behind;
 mod bounds;
 mod damage;
 mod devices;
+mod doubtful;
+mod earlier;
 mod life;
+mod marks;
 mod migrating;
 mod model;
 mod opening;

@@ -33,6 +33,38 @@ async fn a_send_cut_off_can_be_held_instead() {
     assert_eq!(spool.tally().in_state(State::Dead), 1);
 }
 
+/// Overwrites the front of the page on which a tree begins.
+fn spoil_root(dir: &Path, tree: &str) {
+    let conn = rusqlite::Connection::open(files::database(dir)).unwrap();
+    let text = "SELECT rootpage FROM sqlite_schema WHERE name = ?1";
+    let page = conn.query_row(text, [tree], |r| r.get::<_, i64>(0)).unwrap() as usize;
+    drop(conn);
+    let mut bytes = std::fs::read(files::database(dir)).unwrap();
+    bytes[(page - 1) * 4096..][..64].fill(0xff);
+    std::fs::write(files::database(dir), bytes).unwrap();
+}
+
+#[tokio::test]
+async fn damage_that_the_look_at_the_file_did_not_come_to_stops_no_start() {
+    for tree in ["device_key_until", "request", "pause"] {
+        let (dir, spool) = fresh();
+        take(&spool, request("a")).await;
+        spool.close().await;
+        drop(spool);
+        spoil_root(dir.path(), tree);
+        let spool = crate::spool::open::open_unchecked(options(dir.path())).expect(tree);
+        assert_eq!(spool.load_pauses().await.expect(tree), [], "{tree}");
+        assert_eq!(spool.load_floor().await.unwrap(), 0);
+        assert!(dir.path().join("quarantine/1/spool.db").exists(), "{tree}");
+        take(&spool, request("new")).await;
+        assert!(spool.salvaged().await.unwrap());
+        // Of the request itself nothing may be left but its name.
+        let state = spool.get("a".into()).await.unwrap().map(|record| record.state);
+        assert!(tree == "request" || state == Some(State::Queued), "{tree}: {state:?}");
+        assert_counted(&spool).await;
+    }
+}
+
 #[tokio::test]
 async fn deferrals_end_with_the_process() {
     let (dir, spool) = fresh();

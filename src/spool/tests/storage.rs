@@ -168,7 +168,7 @@ async fn ends(spool: &Spool, id: &'static str) -> (Option<State>, Vec<u64>) {
 }
 
 /// The next commit lands and reports an error; where `stays_shut`, its callers cannot wait until that is known.
-async fn lie(spool: &Spool, stays_shut: bool) {
+pub(super) async fn lie(spool: &Spool, stays_shut: bool) {
     let planted = spool.look(move |store| {
         (store.faults.commit_lies, store.faults.stays_shut) = (true, stays_shut);
         Ok(())
@@ -201,8 +201,9 @@ async fn an_end_that_landed_is_logged_when_the_file_is_open_again_and_before_any
     let seq = spool.lease(1).await.unwrap()[0].seq;
     lie(&spool, true).await;
     assert!(spool.settle(seq, answered("yes")).await.is_err(), "nobody knows yet");
-    assert_eq!(ends(&spool, "a").await, (Some(State::Answered), vec![]));
+    assert_eq!(ends(&spool, "a").await, (Some(State::Answered), vec![seq]), "whoever told it has not heard of it");
     spool.settle(seq, answered("yes")).await.unwrap();
+    assert_eq!(ends(&spool, "a").await, (Some(State::Answered), vec![]));
     assert_eq!(spool.tally().in_state(State::Answered), 1);
     lie(&spool, true).await;
     assert!(spool.accept(request("c")).await.is_err());
@@ -228,9 +229,10 @@ async fn what_a_failed_commit_left_on_disk_is_removed_when_opened_anew() {
             store.conn.execute_batch("UPDATE request SET state = 1 WHERE seq = 2; UPDATE lane SET ready = 1")?;
             (store.counts.requests[0], store.counts.requests[1], store.counts.ready) = (1, 2, 1);
             store.save()?;
-            let good = crate::spool::store::Counts { next_seq: 3, ..store.counts };
-            let effects = crate::spool::store::Effects::default();
-            let doubtful = crate::spool::open::Doubtful { good, turn: 0, effects, is_told: true };
+            let good = crate::spool::store::Counts { next_seq: 3, turn: 0, ..store.counts };
+            let mut effects = crate::spool::store::Effects::default();
+            effects.accepted.push(crate::spool::store::Accepted { seq: 3, mailbox: None });
+            let doubtful = crate::spool::open::Doubtful { good, turn: store.counts.turn, effects, is_told: true };
             crate::spool::open::reopen(store, &doubtful)
         })
         .await

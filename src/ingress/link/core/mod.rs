@@ -183,9 +183,9 @@ impl Core {
         waiting.map_or(0, |waiting| waiting.len() as u16)
     }
 
-    /// The device has the whole result of this request.
-    pub async fn acked(&self, request: u64) -> Result<(), Refusal> {
-        self.inner.gateway.spool().handed_over(request).await.map_err(refusal)
+    /// The device has the whole result of this request of its own.
+    pub async fn acked(&self, uid: &str, request: u64) -> Result<(), Refusal> {
+        self.inner.gateway.spool().handed_over(&self.inner.source, uid, request).await.map_err(refusal)
     }
 
     /// What the mailboxes of this link were last written with.
@@ -193,9 +193,10 @@ impl Core {
         self.inner.gateway.spool().mailboxes(&self.inner.source).await.map_err(refusal)
     }
 
-    /// A request by its number: its result where it has one, else where it stands.
-    pub async fn by_number(&self, request: u64) -> Result<Answer, Refusal> {
-        match self.inner.gateway.spool().device_request(request).await.map_err(refusal)? {
+    /// A device's request by its number: its result where it has one, else where it stands.
+    pub async fn by_number(&self, uid: &str, request: u64) -> Result<Answer, Refusal> {
+        let spool = self.inner.gateway.spool();
+        match spool.device_request(&self.inner.source, uid, request).await.map_err(refusal)? {
             None => Ok(Answer::Unknown),
             Some(found) => match self.outcome(&found).await? {
                 Some(outcome) => Ok(Answer::Result(outcome)),
@@ -337,6 +338,10 @@ impl Core {
     }
 
     async fn position(&self, id: &str) -> u64 {
+        // Reading waits for the commit.
+        if crate::plant::is(crate::plant::Fault::LinkAckBeforeCommit) {
+            return 0;
+        }
         let record = self.inner.gateway.spool().get(id.to_owned()).await;
         record.ok().flatten().map_or(0, |record| record.position)
     }

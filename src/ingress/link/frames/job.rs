@@ -125,7 +125,7 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             Done::Progress { key, progress }
         }
         Job::Acked { request } => {
-            let noted = core.acked(request).await.is_ok();
+            let noted = core.acked(uid, request).await.is_ok();
             link.account.add(Count::Results, u64::from(noted));
             Done::Acked { request, noted }
         }

@@ -221,7 +221,7 @@ fn begin(
                 };
                 Done::Cancelled(key, cancelled.map(number))
             }
-            Deed::Taken(request) => Done::Taken(request, core.acked(request).await),
+            Deed::Taken(request) => Done::Taken(request, core.acked(&uid, request).await),
             // Where its name could not be noted down, that is tried again before anything is stored.
             Deed::Greet(nonce) => Done::Greeted(nonce, core.uplink().await),
             Deed::Look => {

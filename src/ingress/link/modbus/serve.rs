@@ -274,7 +274,7 @@ impl Keeper {
 async fn found(core: Core, uid: String, open: Vec<(u8, u64)>) -> Done {
     let (mut states, mut again) = (Vec::new(), false);
     for (slot, request) in open {
-        match core.by_number(request).await {
+        match core.by_number(&uid, request).await {
             Ok(Answer::Progress(progress)) => states.push((slot, request, progress.state, progress.position)),
             Ok(Answer::Result(outcome)) => states.push((slot, request, over(outcome.status), 0)),
             Ok(Answer::Unknown) => {}
@@ -315,7 +315,7 @@ fn begin(deed: Deed, core: Core, uid: String) -> BoxFuture<'static, Done> {
             }
             Deed::Taken(request) => {
                 for _ in 0..NOTE_TRIES {
-                    if core.acked(request).await.is_ok() {
+                    if core.acked(&uid, request).await.is_ok() {
                         return Done::Taken(request, true);
                     }
                     tokio::time::sleep(AGAIN).await;
