@@ -271,6 +271,8 @@ pub(super) struct LostRow {
     pub(super) id: String,
     /// The code of its latest readable state.
     pub(super) state: Option<i64>,
+    /// Only a torn frame of the log names it.
+    pub(super) is_doubtful: bool,
 }
 
 /// Version of a row of which nothing is left: above every copy that another file may hold, since nothing says
@@ -284,6 +286,8 @@ pub(super) fn adopt_lost(store: &mut Store, lost: &LostRow) -> Result<Adopted, S
     }
     let end = match ended(store, &lost.id) {
         Some((None, _)) => return Ok(Adopted::Ended),
+        // It ended, was told and was pruned: what names it are bytes of long ago.
+        Some(_) if lost.is_doubtful => return Ok(Adopted::Ended),
         Some((Some(state), _)) => Some(state),
         // The number ended under another id: this one was read from a page that is half noise.
         None if has_ended(store, lost.seq) => return Ok(Adopted::Ended),

@@ -13,7 +13,7 @@ use super::adopt::{self, Adopted, InDoubt, LostRow, SalvagedBody, SalvagedRow};
 use super::behind::Behind;
 use super::codes::num;
 use super::outcomes::{self, Known, Line};
-use super::salvage::{Body, Found, Mark, Report, Salvage};
+use super::salvage::{Body, Found, Lost, Mark, Report, Salvage};
 use super::store::Store;
 use super::writer::{Command, Job};
 use super::{SpoolError, marks, open, quarantine};
@@ -264,7 +264,11 @@ impl Rows {
 /// Requests that are lost but for their names, by number.
 fn lost(report: &Report) -> Vec<LostRow> {
     let whole = report.lost.iter().filter(|lost| lost.what == "request");
-    let lost = whole.filter_map(|lost| Some(LostRow { seq: lost.seq?, id: lost.id.clone()?, state: lost.state }));
+    let row = |lost: &Lost| {
+        let Lost { state, is_doubtful, .. } = *lost;
+        Some(LostRow { seq: lost.seq?, id: lost.id.clone()?, state, is_doubtful })
+    };
+    let lost = whole.filter_map(row);
     let mut lost: Vec<LostRow> = lost.collect();
     lost.sort_by_key(|lost| lost.seq);
     lost

@@ -114,7 +114,14 @@ impl Found {
 
     /// Says that a part of it is lost.
     pub(super) fn loss(&self, what: &'static str, why: &'static str) -> Lost {
-        Lost { seq: Some(self.seq()), id: Some(self.id().to_owned()), state: Some(self.state_code()), what, why }
+        Lost {
+            seq: Some(self.seq()),
+            id: Some(self.id().to_owned()),
+            state: Some(self.state_code()),
+            what,
+            why,
+            is_doubtful: false,
+        }
     }
 
     /// Bytes it brings along.

@@ -146,6 +146,13 @@ impl Images {
         self.log.frames.get(from..to).is_some_and(|frames| frames.iter().any(|frame| !frame.whole))
     }
 
+    /// Whether an image is a frame of the log that is not what was written: where the power went between its header and
+    /// its page, the page is one of an earlier generation of the log.
+    pub(super) fn is_torn(&self, image: Image) -> bool {
+        let frame = if let Image::Frame(n) = image { self.log.frames.get(n as usize) } else { None };
+        frame.is_some_and(|frame| !frame.whole)
+    }
+
     /// Whether the file has a page of this number.
     pub(super) fn has(&self, page: u32) -> bool {
         (1..=self.file_pages).contains(&page)

@@ -126,7 +126,14 @@ impl Salvage {
         let mut reader = found::Reader { images: &self.images, index: &self.index, budget: &mut self.budget };
         let Some(found) = reader.read(place, superseded, &self.bodies, &mut self.report) else {
             let seq = u64::try_from(place.seq).ok();
-            self.report.lose(Lost { seq, id: None, state: None, what: "request", why: "its row cannot be read" });
+            self.report.lose(Lost {
+                seq,
+                id: None,
+                state: None,
+                what: "request",
+                why: "its row cannot be read",
+                is_doubtful: false,
+            });
             return None;
         };
         match place.worth {

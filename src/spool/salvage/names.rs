@@ -24,6 +24,7 @@ struct Trace {
     id: Option<String>,
     state: Option<i64>,
     why: &'static str,
+    is_doubtful: bool,
 }
 
 /// Reports every request that left a trace and is not among the rows, and the runs of numbers that left none.
@@ -76,7 +77,7 @@ fn name(
     let found = |seq: i64| index.requests.binary_search_by_key(&seq, |p| p.seq).is_ok();
     let mut traces: BTreeMap<i64, Trace> = BTreeMap::new();
     for (seq, id, state) in index.damaged.iter().filter(|d| !found(d.0)).take(NAMES_MAX) {
-        traces.insert(*seq, Trace { id: id.clone(), state: *state, why: "its row is damaged" });
+        traces.insert(*seq, Trace { id: id.clone(), state: *state, why: "its row is damaged", is_doubtful: false });
     }
     let sure = index.bodies.iter().chain(&index.answers).filter(|p| p.worth > Worth::Damaged);
     let orphans = sure.map(|p| p.seq).filter(|seq| !found(*seq));
@@ -86,17 +87,18 @@ fn name(
     // Of an excerpt, what SQLite goes on to list is not lost.
     let mut stands = HashSet::new();
     if index.is_excerpt {
-        entries(images, View::Applied, &mut |values| stands.extend(rows::id_entry(values).map(|(_, seq)| seq)));
+        entries(images, View::Applied, &mut |values, _| stands.extend(rows::id_entry(values).map(|(_, seq)| seq)));
     }
     let found = |seq: i64| found(seq) || stands.contains(&seq);
     let mut in_doubt = Vec::new();
-    entries(images, View::Newest, &mut |values| {
+    entries(images, View::Newest, &mut |values, is_whole| {
         let room = traces.len() < NAMES_MAX;
         marks.tell(values);
         in_doubt.extend(rows::sending_entry(values).filter(|_| in_doubt.len() < NAMES_MAX));
         match (rows::id_entry(values), rows::source_entry(values)) {
             (Some((id, seq)), _) if (room && !found(seq)) || traces.contains_key(&seq) => {
-                let trace = traces.entry(seq).or_insert_with(|| Trace { why: "its row is gone", ..Trace::default() });
+                let gone = || Trace { why: "its row is gone", is_doubtful: !is_whole, ..Trace::default() };
+                let trace = traces.entry(seq).or_insert_with(gone);
                 // The index repeats the id apart from the row, whose own copy may be what is damaged.
                 trace.id = Some(id.to_owned());
             }
@@ -111,7 +113,8 @@ fn name(
     }
     for (seq, trace) in traces {
         let seq = u64::try_from(seq).ok();
-        report.lose(Lost { seq, id: trace.id, state: trace.state, what: "request", why: trace.why });
+        let Trace { id, state, why, is_doubtful } = trace;
+        report.lose(Lost { seq, id, state, what: "request", why, is_doubtful });
     }
     in_doubt
 }
@@ -122,17 +125,15 @@ fn is_name(index: &Index, id: i64, name: &str) -> bool {
     damaged.is_none_or(|(in_row, sum)| believed(id, in_row.as_deref(), sum, Some(name)) == Some(name))
 }
 
-/// Tells every entry of every index in a view.
-fn entries(images: &Images, view: View, tell: &mut dyn FnMut(&[Value])) {
+/// Tells every entry of every index in a view, and whether its page is no torn frame of the log. Entries have no sums.
+fn entries(images: &Images, view: View, tell: &mut dyn FnMut(&[Value], bool)) {
     let mut buffer = images.buffer();
     for page in 1..=images.pages {
-        let newest = images.newest(page, view);
-        if !newest.is_some_and(|image| images.read(image, &mut buffer)) {
-            continue;
-        }
+        let Some(newest) = images.newest(page, view).filter(|image| images.read(*image, &mut buffer)) else { continue };
+        let is_whole = !images.is_torn(newest);
         for cell in pages::index(&buffer, page) {
             if let Some(values) = buffer.get(cell.local).and_then(record::decode) {
-                tell(&values);
+                tell(&values, is_whole);
             }
         }
     }

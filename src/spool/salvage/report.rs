@@ -32,6 +32,8 @@ pub(in crate::spool) struct Lost {
     pub(in crate::spool) what: &'static str,
     /// What is wrong, in words that stay the same.
     pub(in crate::spool) why: &'static str,
+    /// Only a torn frame names it: its bytes may be those of a page of long ago.
+    pub(in crate::spool) is_doubtful: bool,
 }
 
 /// Everything worth saying about one salvage.

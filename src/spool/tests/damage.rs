@@ -424,7 +424,7 @@ async fn what_is_lost_is_on_record_and_what_is_behind_is_not_sent_as_if_new() {
     take(&spool, request("doubtful")).await;
     assert_eq!(adopted(&spool, doubtful).await, Adopted::Known);
     assert_eq!(adopted(&spool, bodiless).await, Adopted::Inserted);
-    let lost = |id: &str, seq| LostRow { seq, id: id.to_owned(), state: None };
+    let lost = |id: &str, seq| LostRow { seq, id: id.to_owned(), state: None, is_doubtful: false };
     for (row, verdict) in [
         // Its number ended under its own name: this one is half noise.
         (lost("ovfr", seq), Adopted::Ended),
@@ -445,6 +445,22 @@ async fn what_is_lost_is_on_record_and_what_is_behind_is_not_sent_as_if_new() {
         assert_eq!(seen, (state, Some("damaged"), billed), "{id}");
     }
     assert_eq!(spool.retry("gone".into()).await.unwrap(), Some(State::Dead), "there is nothing to send");
+}
+
+/// A power cut between a frame's header and its page leaves a page of an earlier generation of the log there, and with
+/// it the names of requests that were pruned since.
+#[tokio::test]
+async fn a_pruned_request_does_not_come_back_by_a_torn_frame() {
+    let (_dir, spool) = fresh();
+    let seq = take(&spool, NewRequest { leased: true, ..request("pruned") }).await.seq;
+    spool.settle(seq, answered("yes")).await.unwrap();
+    spool.purge(State::Answered).await.unwrap();
+    let torn = |id: &str, seq| LostRow { seq, id: id.to_owned(), state: None, is_doubtful: true };
+    for (row, verdict) in [(torn("pruned", seq), Adopted::Ended), (torn("never ended", 77), Adopted::Inserted)] {
+        assert_eq!(spool.change(move |store| adopt_lost(store, &row)).await.unwrap(), verdict);
+    }
+    assert!(spool.get("pruned".into()).await.unwrap().is_none());
+    assert_counted(&spool).await;
 }
 
 #[tokio::test]
