@@ -1,4 +1,4 @@
-//! The house rule itself: which room may know which, and that every file says what it owns.
+//! The layer rule itself: which room may know which, and that every file says what it owns.
 //!
 //! Reads the sources as text. A new room must be given its place here before it builds.
 

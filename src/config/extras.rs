@@ -96,7 +96,7 @@ pub(super) fn cache(t: &mut Table<'_>) -> Cache {
 pub(super) fn limits(t: &mut Table<'_>) -> Limits {
     Limits {
         rate: t.count("rate", 10, 0..=1_000_000),
-        burst: t.count("burst", 50, 0..=1_000_000),
+        burst: t.count("burst", 50, 1..=1_000_000),
         per_source_backlog: t.count("per_source_backlog", 10_000, 1..=u32::MAX).into(),
     }
 }

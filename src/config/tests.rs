@@ -136,7 +136,7 @@ fn defaults_have_the_meaning_of_their_text() {
 }
 
 #[test]
-fn the_contracts_example_is_accepted() {
+fn an_example_of_every_section_is_accepted() {
     let text = r#"
 [gateway]
 device_id = "line3-gw1"

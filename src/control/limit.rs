@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 /// Sources remembered, about 100 bytes each. Beyond it new ones share one bucket, so that inventing sources helps nobody.
-pub const SOURCES_MAX: usize = 4096;
+const SOURCES_MAX: usize = 4096;
 /// A bucket counts thousandths of a request: what one request a second earns in a millisecond.
 const REQUEST: u64 = 1000;
 

@@ -22,10 +22,7 @@ pub struct Price {
     pub usd_per_mtok_out: f64,
 }
 
-/// The month of which the built-in prices are.
-pub const LISTED_IN: &str = "2025-12";
-
-/// The makers' list prices without discounts; a reseller's own prices belong into `[[model]]`.
+/// The makers' list prices of December 2025 without discounts; a reseller's own prices belong into `[[model]]`.
 const LISTED: [(&str, f64, f64); 17] = [
     ("claude-haiku-4-5", 1.0, 5.0),
     ("claude-sonnet-4-5", 3.0, 15.0),

@@ -110,6 +110,12 @@ enum Input {
 impl Gateway {
     /// Starts the driver.
     pub fn start(parts: Parts) -> (Gateway, JoinHandle<()>) {
+        let (gateway, driver) = Gateway::build(parts);
+        (gateway, tokio::spawn(driver.run()))
+    }
+
+    /// All of it, with the driver not running yet.
+    fn build(parts: Parts) -> (Gateway, driver::Driver) {
         let (input, inbox) = mpsc::unbounded_channel();
         let started = clock::now();
         let shared = Arc::new(Shared {
@@ -134,7 +140,7 @@ impl Gateway {
         let powered_ms = shared.spool.powered_ms();
         let restored = parts.pauses.iter().filter_map(|p| routes::restore(p, &shared.uplinks, powered_ms)).collect();
         let driver = driver::Driver::new(shared.clone(), control, inbox, parts.network, restored);
-        (Gateway { shared }, tokio::spawn(driver.run()))
+        (Gateway { shared }, driver)
     }
 
     /// What models cost.

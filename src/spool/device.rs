@@ -193,15 +193,12 @@ pub(super) fn remember(store: &mut Store, seq: u64) -> Result<(), SpoolError> {
     Ok(())
 }
 
-const OLDEST_KEYS: &str =
-    "SELECT source_id, key, until_ms FROM device_key INDEXED BY device_key_until ORDER BY until_ms";
-
-pub(super) const OLDEST_KEY: &str =
-    "SELECT source_id, key, until_ms FROM device_key INDEXED BY device_key_until ORDER BY until_ms LIMIT 1";
+pub(super) const OLDEST_KEYS: &str =
+    "SELECT source_id, key, until_ms FROM device_key INDEXED BY device_key_until ORDER BY until_ms LIMIT ?1";
 
 /// Whether [`sweep`] has anything to do.
 pub(super) fn is_due(store: &Store, now: u64) -> Result<bool, SpoolError> {
-    let oldest = store.conn.prepare_cached(OLDEST_KEY)?.query_row([], |r| r.get(2).map(num)).optional()?;
+    let oldest = store.conn.prepare_cached(OLDEST_KEYS)?.query_row([1], |r| r.get(2).map(num)).optional()?;
     Ok(oldest.is_some_and(|until| until <= now) || store.device_keys > KEYS_MAX)
 }
 
@@ -219,8 +216,7 @@ pub(super) fn sweep(store: &mut Store) -> Result<(), SpoolError> {
         let over = (store.device_keys - KEYS_MAX).min(STEP.into());
         spent = of_the_greediest(store, over)?;
     } else {
-        let oldest = format!("{OLDEST_KEYS} LIMIT ?1");
-        let mut oldest = store.conn.prepare_cached(&oldest)?;
+        let mut oldest = store.conn.prepare_cached(OLDEST_KEYS)?;
         let rows = oldest.query_map([STEP], |r| Ok((r.get(0)?, r.get(1)?, num(r.get(2)?))))?;
         for row in rows {
             let (source_id, key, until): (i64, String, u64) = row?;

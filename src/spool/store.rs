@@ -68,9 +68,15 @@ pub(super) struct Accepted {
 
 impl Effects {
     fn lengths(&self) -> [usize; 7] {
-        let told = [self.unlink.len(), self.held.len(), self.freed.len(), self.notices.len(), self.outcomes.len()];
-        let [unlink, held, freed, notices, outcomes] = told;
-        [unlink, held, freed, notices, outcomes, self.accepted.len(), self.settled.len()]
+        [
+            self.unlink.len(),
+            self.held.len(),
+            self.freed.len(),
+            self.notices.len(),
+            self.outcomes.len(),
+            self.accepted.len(),
+            self.settled.len(),
+        ]
     }
 
     fn truncate(&mut self, to: [usize; 7]) {

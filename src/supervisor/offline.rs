@@ -2,6 +2,8 @@
 //!
 //! Owns the form of an exported line; contains no behaviour of its own.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
@@ -52,7 +54,10 @@ pub fn export(
     tell: &mut dyn FnMut(Value) -> bool,
 ) -> Result<Vec<Finding>, SupervisorError> {
     // A schema file that is broken now is no reason to keep what is stored.
-    let tasks = super::tasks(settings).unwrap_or_default();
+    let tasks = super::tasks(settings).unwrap_or_else(|fault| {
+        tracing::warn!("results of tasks are left out: {fault}");
+        Arc::default()
+    });
     let prices = super::prices(settings);
     let offline = Offline::take(&settings.gateway.data_dir).map_err(SupervisorError::of_spool)?;
     let lost =

@@ -37,11 +37,11 @@ words!(Rule { Code => "code", Json => "json", Text => "text" });
 const SHORT_WORDS: usize = 8;
 /// Longer texts with at least this share of words in common say the same (Sørensen and Dice's coefficient).
 const ALIKE: f64 = 0.9;
+/// With less than this they do not. In between nobody can tell: two models word one thing in two ways.
+const UNLIKE: f64 = 0.3;
 /// One of these, or a number, in one text alone turns its meaning round however much else is shared.
 const TURNING: [&str; 12] =
     ["not", "no", "nok", "never", "none", "without", "nicht", "kein", "keine", "nie", "ohne", "nein"];
-/// With less than this they do not. In between nobody can tell: two models word one thing in two ways.
-const UNLIKE: f64 = 0.3;
 /// As much of a text is looked at.
 const COMPARED_BYTES_MAX: usize = 64 * 1024;
 
@@ -50,7 +50,7 @@ pub(super) fn compare(local: &str, uplink: &str, task: Option<&Task>) -> (Agreem
     if let Some(codes) = task.and_then(|task| codes(task, local, uplink)) {
         return (same(codes.0 == codes.1), Rule::Code);
     }
-    if let (Some(local), Some(uplink)) = (object(local), object(uplink)) {
+    if let (Some(local), Some(uplink)) = (structured(local), structured(uplink)) {
         return (same(local == uplink), Rule::Json);
     }
     (texts(start(local), start(uplink)), Rule::Text)
@@ -76,7 +76,7 @@ fn has_code(task: &Task, json: &Value) -> bool {
 }
 
 /// Numbers and single words are texts here: as JSON, 1 and 1.0 would differ.
-fn object(text: &str) -> Option<Value> {
+fn structured(text: &str) -> Option<Value> {
     answer::parse(text).filter(|json| json.is_object() || json.is_array())
 }
 

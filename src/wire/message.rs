@@ -253,12 +253,30 @@ message! {
     }
 }
 
+/// Where a request stands, as [`Progress::state`] says it. From [`DONE`](state::DONE) on it is over.
+pub mod state {
+    /// Its pictures are on their way.
+    pub const UPLOADING: u8 = 1;
+    /// It waits for an uplink.
+    pub const QUEUED: u8 = 2;
+    /// It is being answered.
+    pub const IN_FLIGHT: u8 = 3;
+    /// It was answered.
+    pub const DONE: u8 = 4;
+    /// It was not, and will not be.
+    pub const FAILED: u8 = 5;
+    /// Its time to live was over.
+    pub const EXPIRED: u8 = 6;
+    /// It was cancelled.
+    pub const CANCELLED: u8 = 7;
+}
+
 message! {
     /// Where a request stands.
     Progress {
         /// Whose.
         key: u64,
-        /// 1 uploading, 2 queued, 3 in flight, 4 done, 5 failed, 6 expired, 7 cancelled.
+        /// One of [`state`].
         state: u8,
         /// How many stand before it.
         queue_pos: u16,

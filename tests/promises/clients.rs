@@ -10,7 +10,7 @@ use holdfast::cli::simulate::{Faults, Mode};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::support::{Ask, Bench, Settings, wired, within};
+use crate::support::{Ask, Bench, Settings, free_port, wired, within};
 
 const HINT: &str = "this test needs python3 with venv and pip, and a package index that pip can reach \
                     (Debian: apt-get install python3-venv python3-pip)";
@@ -21,8 +21,12 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name)
 }
 
+/// One environment is made at a time: two tests may want the same one.
+static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// The python of a virtual environment with these packages, made at the first use.
 async fn python(name: &str, packages: &[&str]) -> PathBuf {
+    let _making = MAKING.lock().await;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("venv-{name}"));
     let (python, complete) = (folder.join("bin/python"), folder.join("complete"));
     let wanted = packages.join(" ");
@@ -105,10 +109,6 @@ async fn real_server(python: &Path, folder: &Path, port: u16) -> Child {
     // Whatever else it says must not fill the pipe and stop it.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
     server
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 #[tokio::test]

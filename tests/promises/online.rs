@@ -56,12 +56,12 @@ async fn tokens_and_their_price_are_counted_plain_streamed_and_stored() {
     body["stream"] = true.into();
     body["stream_options"] = serde_json::json!({"include_usage": true});
     assert_eq!(bench.daemon.send(Ask::post("/v1/chat/completions", body.to_string())).await.status, 200);
-    assert_eq!(counted(&bench).await.0, 2.0 * prompt);
+    assert!((counted(&bench).await.0 - 2.0 * prompt).abs() < 0.5);
     let stored = bench.daemon.send(Ask::chat("what does it cost").header("idempotency-key", "k")).await;
     let record = bench.daemon.record(stored.header("x-holdfast-id")).await;
     assert!((record["uplink"]["cost_usd"].as_f64().unwrap() - price).abs() < 1e-12, "{record}");
     let (input, _, cost) = counted(&bench).await;
-    assert_eq!(input, 3.0 * prompt);
+    assert!((input - 3.0 * prompt).abs() < 0.5, "{input}");
     assert!((cost - 3.0 * price).abs() < 1e-12);
 }
 

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::support::{Bench, Settings, until, within};
+use crate::support::{Bench, Settings, free_port, until, within};
 
 fn settings(protocol: &str) -> Settings {
     let extra = format!(
@@ -229,7 +229,11 @@ async fn what_one_device_asked_is_not_told_to_the_next_on_its_line() {
 #[tokio::test]
 async fn a_line_that_breaks_off_by_a_fault_of_ours_is_opened_again() {
     let mut plc = SerialBox::new().await;
-    let bench = Bench::offline(Settings { plant: Some("panic-in-a-link"), ..plc.settings() }).await;
+    let bench = Bench::offline(Settings {
+        environment: vec![("HOLDFAST_PLANT", "panic-in-a-link".to_owned())],
+        ..plc.settings()
+    })
+    .await;
     for restarts in 1..=2 {
         plc.says(&["SUB,815-1,1,86400,12,Naht 1,23.5"], "$ACK,815-1,1,").await;
         assert!(plc.round(&line("CAN,815-1"), "$CNA").await.is_none(), "the line is gone");
@@ -339,7 +343,7 @@ async fn from_the_bell_to_the_result_over_a_restart() {
 
 #[tokio::test]
 async fn from_the_bell_to_the_result_over_modbus_tcp() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let mut settings = settings("modbus");
     settings.extra = settings.extra.replace("socket = \"@DIR@/plc.sock\"", &format!("listen = \"{free}\""));
     let bench = Bench::offline(settings).await;

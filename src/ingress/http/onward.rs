@@ -20,7 +20,7 @@ use crate::control::event::{Fault, Outcome};
 use crate::gateway::LiveAttempt;
 use crate::uplink::classify;
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Reply, Whole};
-use crate::uplink::usage::{self, TAIL_BYTES};
+use crate::uplink::usage::{self, Summary, TAIL_BYTES};
 
 /// So much of an answer is held back: one that fails before is replaced silently by the next target, and most answers
 /// are whole by then. It is what each caller's answer costs in memory; the number of requests at once bounds the sum.
@@ -88,7 +88,8 @@ pub fn pass(call: Arc<Call>, begun: Box<Begun>, attempt: LiveAttempt, origin: Or
     let length = reply.length().map(|left| left + first.len() as u64);
     let mut response = answer::from_uplink(reply.with_body(Bytes::new()), &origin);
     let bytes = first.len() as u64;
-    let tail = Vec::new();
+    let mut tail = Vec::new();
+    keep_tail(&mut tail, &first);
     let onward = Onward { reply, scan, held: first, attempt, call, origin, bytes, tail, handed: clock::now() };
     let body = stream::unfold(Some(onward), |onward| async move { Some(onward?.next().await) });
     *response.body_mut() = Body::from_stream(body);
@@ -127,9 +128,8 @@ impl Onward {
     }
 
     fn end(self, outcome: Outcome, how: &'static str) {
-        let cloud = self.attempt.cloud();
-        let model = cloud.alias(&self.call.head.model).unwrap_or(&self.call.head.model);
-        self.call.app.gateway.spent(cloud.name(), model, usage::in_tail(&self.tail));
+        let summary = Summary { model: None, usage: usage::in_tail(&self.tail) };
+        self.call.spent(&self.attempt.cloud(), &summary);
         self.attempt.end(outcome);
         self.call.app.answered(&self.call, &self.origin, how);
     }

@@ -31,9 +31,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 match try_uplink(&call, &mut attempt).await {
                     (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
                     (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole))) => {
-                        let summary = usage::read(&*whole.body);
-                        let model = summary.model.as_deref().unwrap_or(&call.head.model);
-                        call.app.gateway.spent(attempt.cloud().name(), model, summary.usage);
+                        call.spent(&attempt.cloud(), &usage::read(&*whole.body));
                         attempt.end(outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);

@@ -14,6 +14,7 @@ use futures_util::stream;
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use tokio::sync::{SemaphorePermit, mpsc};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{self, Finished, Origin};
@@ -30,6 +31,7 @@ use crate::uplink::classify;
 use crate::uplink::cloud::{Cloud, Reply, Whole};
 use crate::uplink::local::{self, LocalError};
 use crate::uplink::sse::{self, Splitter};
+use crate::uplink::usage;
 
 /// How long the head is held back, so that a target that fails early is replaced and an error has its status.
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
@@ -221,7 +223,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
         return relay(call, &cloud, reply, parts).await;
     }
     if reply.status.is_success() {
-        return unstreamed(call, &mut reply, parts).await;
+        return unstreamed(call, &cloud, &mut reply, parts).await;
     }
     let whole = match reply.beginning(ERROR_BYTES_MAX).await {
         Ok((words, _)) => reply.with_body(words),
@@ -236,7 +238,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
 }
 
 /// A service that ignores `stream` still answered.
-async fn unstreamed(call: &Call, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
+async fn unstreamed(call: &Call, cloud: &Cloud, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
     let bodies = call.app.gateway.spool().bodies();
     let (body, failed) = reply.receive(bodies, sse::EVENT_BYTES_MAX as u64).await;
     let start = reply.with_body(body.start_off_thread(ERROR_BYTES_MAX).await.unwrap_or_default());
@@ -247,6 +249,9 @@ async fn unstreamed(call: &Call, reply: &mut Reply, parts: &Parts) -> Result<Tri
     if let Some(failed) = failed {
         return Ok(Tried::Failed(failed));
     }
+    let counted = body.clone();
+    let summary = spawn_blocking(move || usage::read(counted.reader())).await;
+    call.spent(cloud, &summary.unwrap_or_default());
     let Some((events, _room)) = reshaped(call, &body).await else {
         return Ok(Tried::Failed(Outcome::Unknown(Fault::Truncated)));
     };
@@ -299,14 +304,14 @@ async fn relay(call: &Call, cloud: &Cloud, mut reply: Reply, parts: &Parts) -> R
                     return Ok(Tried::Done(Outcome::Unknown(Fault::Truncated)));
                 }
                 Seen::Done => {
-                    spent(call, cloud, &gist);
+                    call.spent(cloud, gist.summary());
                     return finish(parts, held).await;
                 }
             }
         }
         if ended {
             if gist.is_finished() {
-                spent(call, cloud, &gist);
+                call.spent(cloud, gist.summary());
                 return finish(parts, held).await;
             }
             break Outcome::Unknown(Fault::Truncated);
@@ -336,11 +341,6 @@ async fn say_failure(failure: Outcome, parts: &Parts) -> Result<Tried, Gone> {
     let refusal = Refusal::new(StatusCode::BAD_GATEWAY, code, message);
     say(parts, Part::Event(error_event(&refusal.json()))).await?;
     Ok(Tried::Done(failure))
-}
-
-fn spent(call: &Call, cloud: &Cloud, gist: &Gist) {
-    let summary = gist.summary();
-    call.app.gateway.spent(cloud.name(), summary.model.as_deref().unwrap_or(&call.head.model), summary.usage);
 }
 
 async fn finish(parts: &Parts, mut held: HeldBack) -> Result<Tried, Gone> {

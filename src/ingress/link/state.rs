@@ -83,7 +83,7 @@ pub enum Count {
     Silent,
     /// Turns on a bus that were ended because a device went on and on.
     Babbled,
-    /// Times the link's own task broke off and was started anew.
+    /// Times something of the link broke off by a panic and was begun anew.
     Restarts,
 }
 

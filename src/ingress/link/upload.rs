@@ -18,7 +18,7 @@ use crate::clock;
 
 /// Bytes of all half uploads together: eight devices' shares.
 const TOTAL_MAX: u64 = 64 << 20;
-/// Half uploads at once, over all links: one per device, and as many devices as are there in any real plant.
+/// Half uploads at once, over all links: the shares of 32 devices that use all of theirs.
 const FILES_MAX: usize = 256;
 /// One device's share of the bytes: the largest request's. Its latest upload takes the place of its older ones.
 const SHARE_MAX: u64 = BLOB_BYTES_MAX as u64;

@@ -198,7 +198,7 @@ fn no_question_reads_the_whole_backlog() {
         sweep::DUE,
         sweep::OLDEST_ENDED,
         sweep::OLDEST_UNDELIVERED,
-        device::OLDEST_KEY,
+        device::OLDEST_KEYS,
         sweep::STALE_DEFERRED,
         sweep::NAMED,
         read::BEFORE,

@@ -5,15 +5,13 @@ use super::repeat::Repeat;
 use super::{Device, Event, Session, State, Upload};
 use crate::Code;
 use crate::frame::{BROADCAST, Frame};
-use crate::message::{Answer, HelloAck, Message, Nack, Progress, SubmitAck};
+use crate::message::{Answer, HelloAck, Message, Nack, Progress, SubmitAck, state};
 
 /// A refusal that gives no time of its own: ask again after this.
 const BUSY_MS: u32 = 2_000;
 /// Queries for the result of a finished request after which "finished" is all that is to be had. More than one, since a
 /// result that is there may meet the same bad line.
 const QUERIES_MAX: u8 = 3;
-/// The first of the states that are an end ([`Progress::state`]): done.
-const STATE_DONE: u8 = 4;
 
 impl<const OPEN: usize> Device<'_, OPEN> {
     /// Takes one byte from the port.
@@ -138,7 +136,7 @@ impl<const OPEN: usize> State<'_, OPEN> {
     fn stands<'a>(&mut self, progress: Progress, now_ms: u64) -> Event<'a> {
         let key = progress.key;
         let is_over = |open: &mut super::Open| open.stage == Stage::Asking && open.repeat.sends() >= QUERIES_MAX;
-        if progress.state >= STATE_DONE && self.find(key).is_some_and(is_over) {
+        if progress.state >= state::DONE && self.find(key).is_some_and(is_over) {
             self.finish(key, now_ms);
             return Event::Gone { key };
         }

@@ -212,6 +212,11 @@ pub fn refusing(status: u16) -> Faults {
     Faults { status_on: StatusOn::Post, ..Faults::status(status) }
 }
 
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Asks again every 10 ms until there is something; fails the test after `seconds`.
 pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, seconds: u64, mut ask: impl FnMut() -> F) -> T {
     let started = clock::now();

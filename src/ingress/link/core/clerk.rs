@@ -108,7 +108,11 @@ impl Clerk {
     async fn broken(&mut self, core: &Core, work: &DeviceRequest, error: &SpoolError) -> Result<(), SpoolError> {
         match error {
             SpoolError::Closed => return Err(SpoolError::Closed),
-            SpoolError::Unreadable if work.policy == Policy::Local => return self.end(core, work, error).await,
+            SpoolError::Unreadable if work.policy == Policy::Local => {
+                let error = LastError { kind: error.kind().to_owned(), message: error.to_string() };
+                self.end(core, work, "damaged", error).await;
+                return Ok(());
+            }
             _ => {}
         }
         tracing::warn!(HOLDFAST_REQUEST_ID = work.id, HOLDFAST_REASON = error.kind(), "no local answer: {error}");
@@ -118,15 +122,13 @@ impl Clerk {
         Ok(())
     }
 
-    /// Its body is lost, and nobody else may answer it.
-    async fn end(&mut self, core: &Core, work: &DeviceRequest, error: &SpoolError) -> Result<(), SpoolError> {
-        tracing::warn!(HOLDFAST_REQUEST_ID = work.id, HOLDFAST_REASON = error.kind(), "request ended: {error}");
-        let error = LastError { kind: error.kind().to_owned(), message: error.to_string() };
-        let settlement = Settlement::Dead { reason: "damaged".to_owned(), error, answer: None };
+    /// Nobody else may answer it, and the local model never will.
+    async fn end(&mut self, core: &Core, work: &DeviceRequest, reason: &str, error: LastError) {
+        tracing::warn!(HOLDFAST_REQUEST_ID = work.id, HOLDFAST_REASON = error.kind, "request ended: {}", error.message);
+        let settlement = Settlement::Dead { reason: reason.to_owned(), error, answer: None };
         if core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await.is_err() {
             self.later(work.seq, Some(clock::now() + RETRY));
         }
-        Ok(())
     }
 
     fn later(&mut self, seq: u64, at: Option<Instant>) {
@@ -143,8 +145,7 @@ impl Clerk {
             matches!(error, LocalError::Unsupported { .. } | LocalError::ContextLength | LocalError::Invalid { .. });
         if hopeless && work.policy == Policy::Local {
             let error = LastError { kind: error.kind().to_owned(), message: error.to_string() };
-            let settlement = Settlement::Dead { reason: "refused".to_owned(), error, answer: None };
-            core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await?;
+            self.end(core, work, "refused", error).await;
             return Ok(());
         }
         self.later(work.seq, (!hopeless).then(|| clock::now() + RETRY));

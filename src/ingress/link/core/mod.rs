@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use holdfast_wire::Code;
 use holdfast_wire::message::{ARG_BYTES_MAX, ARGS_MAX, BLOB_BYTES_MAX, BLOBS_MAX, OPEN_MAX};
-use holdfast_wire::message::{LOCAL_ONLY, NO_RESULT, UPLINK_ONLY};
+use holdfast_wire::message::{LOCAL_ONLY, NO_RESULT, UPLINK_ONLY, state};
 use tokio::sync::{Notify, watch};
 
 use super::restart;
@@ -123,7 +123,7 @@ impl Core {
     pub async fn query(&self, uid: &str, key: DeviceKey) -> Result<Answer, Refusal> {
         match self.asked(uid, key).await? {
             Asked::Unknown => Ok(Answer::Unknown),
-            Asked::Finished => Ok(Answer::Progress(Progress { state: 4, position: 0, eta_s: 0 })),
+            Asked::Finished => Ok(Answer::Progress(Progress { state: state::DONE, position: 0, eta_s: 0 })),
             Asked::Found(found) => match self.outcome(&found).await? {
                 Some(outcome) => Ok(Answer::Result(outcome)),
                 None => Ok(Answer::Progress(self.progress(&found).await)),
@@ -347,12 +347,12 @@ impl Core {
     }
 
     async fn progress(&self, found: &DeviceRequest) -> Progress {
-        let state = state_of(found.state);
-        if state != 2 {
-            return Progress { state, position: 0, eta_s: 0 };
+        let stands = state_of(found.state);
+        if stands != state::QUEUED {
+            return Progress { state: stands, position: 0, eta_s: 0 };
         }
         let eta_s = self.inner.gateway.view().await.and_then(|view| view.seconds_to_drain).unwrap_or(0);
-        Progress { state, position: self.position(&found.id).await, eta_s }
+        Progress { state: stands, position: self.position(&found.id).await, eta_s }
     }
 
     async fn outcome(&self, found: &DeviceRequest) -> Result<Option<Outcome>, Refusal> {
@@ -378,12 +378,12 @@ impl Core {
 /// The numbers of Progress.
 fn state_of(state: State) -> u8 {
     match state {
-        State::Queued => 2,
-        State::Sending | State::Unknown => 3,
-        State::Answered => 4,
-        State::Dead | State::Evicted => 5,
-        State::Expired => 6,
-        State::Cancelled => 7,
+        State::Queued => state::QUEUED,
+        State::Sending | State::Unknown => state::IN_FLIGHT,
+        State::Answered => state::DONE,
+        State::Dead | State::Evicted => state::FAILED,
+        State::Expired => state::EXPIRED,
+        State::Cancelled => state::CANCELLED,
     }
 }
 

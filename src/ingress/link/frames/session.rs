@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use holdfast_wire::Code;
 use holdfast_wire::frame::{FRAME_MAX, FRAME_MIN};
 use holdfast_wire::message::{
-    BLOB_BYTES_MAX, BlobRef, CancelAck, Chunk, ChunkAck, HelloAck, Message, Nack, OPEN_MAX, Progress, Submit, SubmitAck,
+    BLOB_BYTES_MAX, BlobRef, CancelAck, Chunk, ChunkAck, HelloAck, Message, Nack, OPEN_MAX, Progress, Submit,
+    SubmitAck, state,
 };
 
 use super::job::{self, Done, Job, Said};
@@ -28,8 +29,6 @@ const CHUNK_FIELDS_LEAST: u16 = 22;
 const ROOMY: u16 = 256;
 /// What could not be looked up or noted down is tried again after this: a disk in trouble needs some time.
 const LOOK_AGAIN_MS: u64 = 2_000;
-/// As Progress says it.
-const QUEUED: u8 = 2;
 /// A Nack's detail.
 const DETAIL_BYTES: usize = 64;
 
@@ -270,7 +269,7 @@ impl Session {
     /// Tells of each change once; what is lost on the way is not repeated, since a device that wants to know asks.
     fn changed(&mut self, states: &[(u64, u8)]) {
         for (key, state) in states {
-            let is_told = self.states.get(key).copied().unwrap_or(QUEUED) == *state;
+            let is_told = self.states.get(key).copied().unwrap_or(state::QUEUED) == *state;
             if !is_told && !self.queue(Job::Progress { key: *key }) {
                 return;
             }

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::sleep;
 
-use super::names::Names;
+use super::last_name::LastName;
 use super::session::{Deed, Found, OFFERS_MAX, Offer, Options, Session};
 use crate::clock;
 use crate::ingress::link::core::{Answer, Cancelled, Core, How, Op, Outcome, Refusal, Submission};
@@ -48,9 +48,9 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
         needs_crc: !link.options.crc_optional,
         push: link.options.push,
     };
-    let names = Names::of(&link);
-    let session = Session::new(options, names.last().await);
-    let mut spoken = Spoken { session, link, names, doing: FuturesUnordered::new(), dropped: 0 };
+    let last_name = LastName::of(&link);
+    let session = Session::new(options, last_name.last().await);
+    let mut spoken = Spoken { session, link, last_name, doing: FuturesUnordered::new(), dropped: 0 };
     let mut changes = spoken.link.core.changes();
     let mut buffer = [0; READ_BYTES];
     let first = spoken.session.changed();
@@ -88,7 +88,7 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
 struct Spoken {
     session: Session,
     link: Link,
-    names: Names,
+    last_name: LastName,
     /// Bounded by the session: so many requests being stored, one look, and one answer for each line that came. Each
     /// with the device for which it was begun.
     doing: FuturesUnordered<BoxFuture<'static, (u64, Done)>>,
@@ -135,7 +135,7 @@ impl Spoken {
                 self.link.account.add(Count::FramesOut, 1);
                 continue;
             }
-            let naming = self.names.clone().keeps(self.session.uid().to_owned());
+            let naming = self.last_name.clone().note(self.session.uid().to_owned());
             let doing = begin(deed, self.link.core.clone(), uid.clone(), naming);
             self.doing.push(Box::pin(doing.map(move |done| (generation, done))));
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use holdfast_wire::message::state;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -288,10 +289,10 @@ async fn found(core: Core, uid: String, open: Vec<(u8, u64)>) -> Done {
 /// A result's status as a state of Progress.
 fn over(status: u8) -> u8 {
     match status {
-        0 | 4 => 4,
-        2 => 6,
-        3 => 7,
-        _ => 5,
+        0 | 4 => state::DONE,
+        2 => state::EXPIRED,
+        3 => state::CANCELLED,
+        _ => state::FAILED,
     }
 }
 

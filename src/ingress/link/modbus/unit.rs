@@ -2,6 +2,8 @@
 //!
 //! Pure state: questions in, answers and deeds out. Nothing here waits for a disk, so an answer never does either.
 
+use holdfast_wire::message::state;
+
 use crate::ingress::link::WordOrder;
 use crate::ingress::link::lines::line::ascii;
 
@@ -45,10 +47,9 @@ const BAD_PAYLOAD: u16 = 1;
 const BAD_ARGUMENTS: u16 = 10;
 const OK: u8 = 0;
 const TRUNCATED: u8 = 4;
-/// States of what is over, as Progress says them: done and all that follow.
-const DONE: u16 = 4;
-/// Queued, as Progress says it.
-const QUEUED: u16 = 2;
+/// States of what is over: done and all that follow.
+const DONE: u16 = state::DONE as u16;
+const QUEUED: u16 = state::QUEUED as u16;
 
 /// Why a question is not answered with data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -59,7 +59,7 @@ impl Line {
 
     /// Sends all of it; false when the line is gone or takes nothing any more.
     pub async fn write(&mut self, bytes: &[u8]) -> bool {
-        let limit = WRITE_MAX + self.time_of(bytes.len()) * 2;
+        let limit = WRITE_MAX + time_on_wire(bytes.len(), self.baud) * 2;
         let written = timeout(limit, async {
             self.writer.write_all(bytes).await?;
             self.writer.flush().await
@@ -69,11 +69,6 @@ impl Line {
             self.link.account.add(Count::BytesOut, bytes.len() as u64);
         }
         done
-    }
-
-    /// How long so many bytes take on the wire; nothing where it is no serial port.
-    pub fn time_of(&self, bytes: usize) -> Duration {
-        time_on_wire(bytes, self.baud)
     }
 }
 
@@ -158,7 +153,7 @@ fn is_taken(error: &io::Error) -> bool {
 }
 
 /// Says how a link stands where that is news: in the journal, the live events and the status.
-pub fn tell(link: &Link, state: State) {
+pub(super) fn tell(link: &Link, state: State) {
     let (word, why) = (state.as_str(), state.reason().map(str::to_owned));
     if !link.account.set(state) {
         return;

@@ -17,19 +17,19 @@ const FOLDER: &str = "links";
 
 /// One port's note; clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Names {
+pub(super) struct LastName {
     /// None where connections come and go with their devices.
     path: Option<PathBuf>,
     /// What is on the disk; held while it is written, so that the latest name is the one that stays.
     noted: Arc<Mutex<String>>,
 }
 
-impl Names {
+impl LastName {
     /// Of this link.
-    pub(super) fn of(link: &Link) -> Names {
+    pub(super) fn of(link: &Link) -> LastName {
         let is_port = matches!(link.options.place, Place::Device(_) | Place::Address(_));
         let path = is_port.then(|| link.data_dir.join(FOLDER).join(format!("{}.uid", link.options.name)));
-        Names { path, noted: Arc::default() }
+        LastName { path, noted: Arc::default() }
     }
 
     /// The name that was said last; empty where none was.
@@ -47,8 +47,8 @@ impl Names {
         name
     }
 
-    /// Whether this name is on the disk; writes it there where it is not. The empty one always is.
-    pub(super) async fn keeps(self, name: String) -> bool {
+    /// Notes a name down where it is not yet; says whether it is on the disk. The empty one always is.
+    pub(super) async fn note(self, name: String) -> bool {
         let is_noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner) == name;
         if self.path.is_none() || name.is_empty() || is_noted {
             return true;
@@ -89,17 +89,17 @@ mod tests {
     #[tokio::test]
     async fn the_last_name_stays_and_what_is_no_name_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let port = || Names { path: Some(dir.path().join(FOLDER).join("press.uid")), noted: Arc::default() };
+        let port = || LastName { path: Some(dir.path().join(FOLDER).join("press.uid")), noted: Arc::default() };
         let names = port();
         assert_eq!(names.last().await, "");
-        assert!(names.clone().keeps("S7-1".to_owned()).await && names.clone().keeps("S7-2".to_owned()).await);
+        assert!(names.clone().note("S7-1".to_owned()).await && names.clone().note("S7-2".to_owned()).await);
         assert_eq!(port().last().await, "S7-2");
         fs::write(dir.path().join(FOLDER).join("press.uid"), b"\x00\xff").unwrap();
         assert_eq!(port().last().await, "");
-        let nowhere = Names { path: Some("/proc/nobody/press.uid".into()), noted: Arc::default() };
-        assert!(!nowhere.clone().keeps("S7-1".to_owned()).await && nowhere.keeps(String::new()).await);
-        let socket = Names { path: None, noted: Arc::default() };
-        assert!(socket.clone().keeps("S7-1".to_owned()).await);
+        let nowhere = LastName { path: Some("/proc/nobody/press.uid".into()), noted: Arc::default() };
+        assert!(!nowhere.clone().note("S7-1".to_owned()).await && nowhere.note(String::new()).await);
+        let socket = LastName { path: None, noted: Arc::default() };
+        assert!(socket.clone().note("S7-1".to_owned()).await);
         assert_eq!(socket.last().await, "");
     }
 }
