@@ -76,6 +76,8 @@ struct Uplink {
     health: HealthCheck,
     breaker: Breaker,
     in_flight: u32,
+    /// Live requests in a row that were refused for money.
+    unpaid: u32,
     /// Requests in a row that something else answered in its place.
     portals: u32,
     /// That something is there, and no trial is due: as good as down.
@@ -207,6 +209,7 @@ impl Control {
             health: HealthCheck::new(s.probe, now_ms),
             breaker: Breaker::new(s.breaker),
             in_flight: 0,
+            unpaid: 0,
             portals: 0,
             walled: false,
         });

@@ -19,6 +19,9 @@ pub(super) enum Grant {
     Refunded,
 }
 
+/// Live requests that are refused for money in a row before the uplink is shut for everybody.
+const UNPAID_MAX: u32 = 3;
+
 impl Control {
     /// An uplink whose requests meet a page or a redirect is down for everybody until a trial is due.
     pub(super) fn see_walls(&mut self, now_ms: u64) {
@@ -163,8 +166,18 @@ impl Control {
     /// A live request's end, as far as its uplink is concerned. Models are not judged by it: a caller may ask for any.
     pub(super) fn learn_live(&mut self, i: UplinkIndex, outcome: Outcome, now_ms: u64, effects: &mut Vec<Effect>) {
         match outcome {
-            Outcome::Delivered => self.route_works(i, "", now_ms, effects),
-            Outcome::Blocked(block @ (Block::Key | Block::Quota)) => self.shut(i, "", block, now_ms, effects),
+            Outcome::Delivered => {
+                self.uplinks[i].unpaid = 0;
+                self.route_works(i, "", now_ms, effects);
+            }
+            Outcome::Blocked(Block::Key) => self.shut(i, "", Block::Key, now_ms, effects),
+            Outcome::Blocked(Block::Quota) => {
+                // Some services refuse one request that may become too dear, and answer the next.
+                self.uplinks[i].unpaid = self.uplinks[i].unpaid.saturating_add(1);
+                if self.uplinks[i].unpaid >= UNPAID_MAX {
+                    self.shut(i, "", Block::Quota, now_ms, effects);
+                }
+            }
             _ => {}
         }
     }

@@ -27,6 +27,9 @@ pub fn agreement(record: &Record, tasks: &Book) -> Option<(Agreement, Option<Rul
 
 /// Looks at a request that an uplink has just answered.
 pub(super) async fn tell(shared: &Arc<Shared>, id: &str) {
+    if !shared.spool.has_local_answer(id.to_owned()).await.unwrap_or_default() {
+        return;
+    }
     let Ok(Some(record)) = shared.spool.get(id.to_owned()).await else { return };
     let Some(model) = record.local.as_ref().map(|(answer, _)| answer.model.clone()) else { return };
     let (task, source) = (record.task, record.source.clone());

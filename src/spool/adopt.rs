@@ -120,7 +120,14 @@ impl SalvagedRow {
     }
 
     fn is_of_device(&self) -> bool {
-        matches!(self.values.get(CONTENT), Some(Value::Blob(_)))
+        self.content().is_some()
+    }
+
+    fn content(&self) -> Option<&[u8]> {
+        match self.values.get(CONTENT) {
+            Some(Value::Blob(content)) => Some(content),
+            _ => None,
+        }
     }
 
     /// No uplink is ever to have it.
@@ -405,7 +412,8 @@ fn is_taken(store: &Store, source_id: i64, row: &SalvagedRow) -> Result<bool, Sp
         return sources::keyed_by_anybody(&store.conn, key, hash);
     }
     let text = "SELECT 1 FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
-    Ok(store.conn.prepare_cached(text)?.exists(rusqlite::params![source_id, key])?)
+    let there = store.conn.prepare_cached(text)?.exists(rusqlite::params![source_id, key])?;
+    Ok(there || device::is_written_again(store, source_id, key, row.content())?)
 }
 
 /// Its own number where that is free, else the next.

@@ -109,6 +109,24 @@ fn mailbox(store: &Store, source_id: i64, uid: &str, slot: u8, seq: u16) -> Resu
     }
 }
 
+/// Whether a mailbox' order that comes back was written again meanwhile: the same number and content, under a later turn.
+pub(super) fn is_written_again(
+    store: &Store,
+    source_id: i64,
+    key: &str,
+    content: Option<&[u8]>,
+) -> Result<bool, SpoolError> {
+    let place = key.rsplit_once(":m").and_then(|(uid, rest)| {
+        let mut parts = rest.split('-');
+        let (slot, _turn, seq) = (parts.next()?, parts.next()?, parts.next()?);
+        Some((uid, slot.parse::<u8>().ok()?, seq.parse::<u16>().ok()?))
+    });
+    let (Some((uid, slot, seq)), Some(content)) = (place, content) else { return Ok(false) };
+    let text = "SELECT 1 FROM mailbox m JOIN request r ON r.seq = m.request
+        WHERE m.source_id = ?1 AND m.uid = ?2 AND m.slot = ?3 AND m.last = ?4 AND r.content = ?5";
+    Ok(store.conn.prepare_cached(text)?.exists(params![source_id, uid, slot, seq, content])?)
+}
+
 /// What a mailbox held before it was written: number, turn and request; nothing where it was new.
 #[derive(Debug, Clone)]
 pub(super) struct Before {
@@ -199,7 +217,12 @@ pub(super) const OLDEST_KEYS: &str =
 /// Whether [`sweep`] has anything to do.
 pub(super) fn is_due(store: &Store, now: u64) -> Result<bool, SpoolError> {
     let oldest = store.conn.prepare_cached(OLDEST_KEYS)?.query_row([1], |r| r.get(2).map(num)).optional()?;
-    Ok(oldest.is_some_and(|until| until <= now) || store.device_keys > KEYS_MAX)
+    Ok(oldest.is_some_and(|until| until <= now) || are_too_many(store))
+}
+
+/// Seen a step late and then brought down by a whole one: finding the greediest walks along all of them.
+fn are_too_many(store: &Store) -> bool {
+    store.device_keys >= KEYS_MAX + u64::from(STEP)
 }
 
 /// How many keys are remembered.
@@ -212,9 +235,8 @@ pub(super) fn keys(conn: &rusqlite::Connection) -> Result<u64, SpoolError> {
 pub(super) fn sweep(store: &mut Store) -> Result<(), SpoolError> {
     let now = store.powered.now_ms();
     let mut spent = Vec::new();
-    if store.device_keys > KEYS_MAX {
-        let over = (store.device_keys - KEYS_MAX).min(STEP.into());
-        spent = of_the_greediest(store, over)?;
+    if are_too_many(store) {
+        spent = of_the_greediest(store, STEP.into())?;
     } else {
         let mut oldest = store.conn.prepare_cached(OLDEST_KEYS)?;
         let rows = oldest.query_map([STEP], |r| Ok((r.get(0)?, r.get(1)?, num(r.get(2)?))))?;

@@ -201,6 +201,12 @@ impl Spool {
         .await?
     }
 
+    /// Whether a request has the local model's answer; opens no file.
+    pub async fn has_local_answer(&self, id: String) -> Result<bool, SpoolError> {
+        let found = self.read(move |store| read::get(store, &id)).await?;
+        Ok(found.is_some_and(|found| found.local.is_some()))
+    }
+
     /// The request's own body, while it is kept.
     pub async fn body(&self, id: String) -> Result<Option<Bytes>, SpoolError> {
         let Some(stored) = self.read(move |store| read::body(store, &id)).await? else { return Ok(None) };

@@ -127,13 +127,7 @@ pub(super) fn start(store: &mut Store, commands: mpsc::WeakSender<Command>) {
         if !salvage_all(&data_dir, &commands) || !orphans(&commands) {
             return;
         }
-        let again = commands.clone();
-        let _ = send(&commands, move |store| {
-            store.rescue.end();
-            // A set that was made meanwhile.
-            start(store, again);
-            Ok(())
-        });
+        over(&commands);
     };
     if let Err(error) = std::thread::Builder::new().name("salvage".into()).spawn(work) {
         tracing::error!(%error, "the salvage could not be started; the next start tries again");
@@ -158,6 +152,23 @@ fn orphans(commands: &mpsc::WeakSender<Command>) -> bool {
             Err(error) => {
                 tracing::error!(%error, "what was being sent cannot be judged; it is tried again in a minute");
             }
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// Says that nothing is under way any more, and begins again where a set was made meanwhile.
+#[allow(clippy::disallowed_methods, reason = "a thread of its own that waits for the disk to become well")]
+fn over(commands: &mpsc::WeakSender<Command>) {
+    loop {
+        let again = commands.clone();
+        let done = send(commands, move |store| {
+            store.rescue.end();
+            start(store, again);
+            Ok(())
+        });
+        if matches!(done, Ok(()) | Err(SpoolError::Closed)) {
+            return;
         }
         std::thread::sleep(RETRY);
     }

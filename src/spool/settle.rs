@@ -26,6 +26,8 @@ pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option
     let Some(row) = row.as_ref().filter(|row| row.state == State::Sending) else {
         if store.held.contains(&seq) {
             store.effects.freed.push(seq);
+            // Should this commit land and be told as an error, it is told again, and must end no newer lease.
+            store.effects.settled.push(seq);
             row.filter(|row| row.state.is_final()).iter().for_each(|row| store.end_stands(row));
         }
         return Ok(());

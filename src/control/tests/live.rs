@@ -257,9 +257,14 @@ fn stopping_answers_everybody_and_starts_nothing() {
 fn a_refused_key_is_replaced_by_another_uplink_and_remembered() {
     for block in [Block::Key, Block::Quota] {
         let mut bench = Bench::up(settings(2));
-        let first = bench.ask_for(1, 0);
-        let effects = bench.end(first, Outcome::Blocked(block), true);
-        assert!(matches!(answer(&effects, 1), Some(Route::Uplink { uplink: 1, .. })), "{block:?}");
+        let refused = if block == Block::Quota { 3 } else { 1 };
+        let mut effects = Vec::new();
+        for ask in 100..100 + refused {
+            assert_eq!(count(&effects, |e| matches!(e, Effect::Notice(Notice::RoutePaused { .. }))), 0);
+            let first = bench.ask_for(ask, 0);
+            effects = bench.end(first, Outcome::Blocked(block), true);
+            assert!(matches!(answer(&effects, ask), Some(Route::Uplink { uplink: 1, .. })), "{block:?}");
+        }
         assert_eq!(count(&effects, |e| matches!(e, Effect::Notice(Notice::RoutePaused { uplink: 0, .. }))), 1);
         let next = bench.ask_for(2, 1);
         bench.end(next, Outcome::Delivered, false);

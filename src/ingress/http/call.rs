@@ -159,7 +159,7 @@ pub fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
 }
 
 /// Headers that stay on this side: hop-by-hop ones, who we are, and what is ours to say.
-const KEPT_BACK: [&str; 20] = [
+const KEPT_BACK: [&str; 23] = [
     "host",
     "connection",
     "keep-alive",
@@ -177,6 +177,10 @@ const KEPT_BACK: [&str; 20] = [
     "content-encoding",
     "authorization",
     "api-key",
+    // These belong to a key, and the key is ours.
+    "x-api-key",
+    "openai-organization",
+    "openai-project",
     "expect",
     "prefer",
     "origin",

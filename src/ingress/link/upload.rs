@@ -27,6 +27,9 @@ const SHARE_FILES: usize = 8;
 /// A half upload that nobody has gone on with for so long is removed. Counted while the machine runs, from the start of
 /// the gateway on: what is older than that is as good as new.
 const KEEP: Duration = Duration::from_hours(24);
+/// One that nobody has gone on with for so long makes room for another device's, where there is none: a machine that is
+/// switched off every night never sees the day above.
+const LEFT: Duration = Duration::from_mins(10);
 /// Bytes read at once when a whole upload is checked.
 const PIECE_BYTES: usize = 64 * 1024;
 
@@ -150,6 +153,18 @@ impl Uploads {
     /// Appends bytes that begin at `off`; gives the length then. Only the next ones are taken. `with` are the device's
     /// numbers for all uploads of the same request: others of this device make room where its share is full. Blocks.
     pub fn append(&self, name: &Name, with: &[u32], off: u32, data: &[u8], len: u32) -> Result<u32, UploadError> {
+        self.append_at(name, with, off, data, len, clock::since_boot())
+    }
+
+    fn append_at(
+        &self,
+        name: &Name,
+        with: &[u32],
+        off: u32,
+        data: &[u8],
+        len: u32,
+        now: Duration,
+    ) -> Result<u32, UploadError> {
         let (file, path) = (name.file(), self.inner.dir.join(name.file()));
         let mut used = self.inner.used();
         let there = fs::metadata(&path).map_or(0, |meta| meta.len() as u32);
@@ -163,7 +178,13 @@ impl Uploads {
             let Some(oldest) = oldest else { return Err(UploadError::Full) };
             self.inner.drop_one(&mut used, &oldest);
         }
-        if !fits(&used, "", &file, data.len() as u64, TOTAL_MAX, FILES_MAX) || !self.has_room() {
+        while !fits(&used, "", &file, data.len() as u64, TOTAL_MAX, FILES_MAX) {
+            let left = used.iter().filter(|(other, kept)| !other.starts_with(&name.prefix()) && is_left(kept, now));
+            let oldest = left.min_by_key(|(_, kept)| kept.at).map(|(other, _)| other.clone());
+            let Some(oldest) = oldest else { return Err(UploadError::Full) };
+            self.inner.drop_one(&mut used, &oldest);
+        }
+        if !self.has_room() {
             return Err(UploadError::Full);
         }
         let written = self.write(&path, data);
@@ -172,7 +193,7 @@ impl Uploads {
             let _ = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(there.into()));
             return Err(UploadError::Disk);
         }
-        used.insert(file, Kept { bytes: end.into(), at: clock::since_boot() });
+        used.insert(file, Kept { bytes: end.into(), at: now });
         Ok(end)
     }
 
@@ -219,6 +240,11 @@ fn name_of(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
+/// Whether its device has not gone on with it for so long that another one may have its room.
+fn is_left(kept: &Kept, now: Duration) -> bool {
+    now.saturating_sub(kept.at) > LEFT
+}
+
 /// Whether a file may grow by so much beside all whose names begin so.
 fn fits(used: &Used, prefix: &str, file: &str, more: u64, bytes_max: u64, files_max: usize) -> bool {
     let among = || used.iter().filter(|(name, _)| name.starts_with(prefix));
@@ -253,6 +279,24 @@ mod tests {
 
     fn name(boot: u32, blob: u32) -> Name {
         Name { uid: "0a0b0c0d".to_owned(), boot, blob }
+    }
+
+    #[test]
+    fn devices_that_went_away_leave_their_room_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path(), 0);
+        let of = |device: usize, blob: u32| Name { uid: format!("{device:08x}"), boot: 1, blob };
+        let start = Duration::from_secs(1_000);
+        for n in 0..FILES_MAX {
+            let (device, blob) = (n / SHARE_FILES, (n % SHARE_FILES) as u32);
+            let at = start + Duration::from_millis(n as u64);
+            assert_eq!(uploads.append_at(&of(device, blob), &[blob], 0, b"1", 2, at), Ok(1));
+        }
+        let late = of(FILES_MAX, 0);
+        assert_eq!(uploads.append_at(&late, &[0], 0, b"1", 2, start + LEFT), Err(UploadError::Full), "all go on");
+        assert_eq!(uploads.append_at(&late, &[0], 0, b"1", 2, start + LEFT + Duration::from_millis(1)), Ok(1));
+        assert_eq!(uploads.have(&of(0, 0), 2, 0).unwrap(), Have::Part(0), "the oldest made room");
+        assert_eq!(uploads.have(&of(0, 1), 2, 0).unwrap(), Have::Part(1));
     }
 
     #[test]
@@ -293,7 +337,7 @@ mod tests {
     fn all_of_them_together_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let uploads = Uploads::open(dir.path(), 0);
-        uploads.inner.used().insert("others".to_owned(), Kept { bytes: TOTAL_MAX - 2, at: Duration::ZERO });
+        uploads.inner.used().insert("others".to_owned(), Kept { bytes: TOTAL_MAX - 2, at: clock::since_boot() });
         assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"123", 9), Err(UploadError::Full));
         assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"12", 9), Ok(2));
         let full = Uploads::open(dir.path(), u64::MAX);

@@ -447,6 +447,30 @@ async fn what_is_lost_is_on_record_and_what_is_behind_is_not_sent_as_if_new() {
     assert_eq!(spool.retry("gone".into()).await.unwrap(), Some(State::Dead), "there is nothing to send");
 }
 
+/// A master that saw no acknowledgement writes its order again, maybe before the salvage has come to the first one.
+#[tokio::test]
+async fn an_order_of_a_mailbox_that_was_written_again_is_not_sent_twice() {
+    use super::devices::of_device;
+    use crate::spool::record::DeviceKey;
+    let order = |id: &str| NewRequest { id: id.into(), ..of_device(DeviceKey::Mailbox { slot: 0, seq: 6 }, 1) };
+    let (_old, source) = fresh();
+    take(&source, order("first")).await;
+    let first = salvaged(&source, "first").await;
+    let (_dir, spool) = fresh();
+    // Other requests came meanwhile, so that its turn is another.
+    take(&spool, request("other")).await;
+    take(&spool, order("again")).await;
+    assert_eq!(adopted(&spool, first.clone()).await, Adopted::Inserted);
+    let record = spool.get("first".into()).await.unwrap().unwrap();
+    assert_eq!((record.state, record.reason.as_deref()), (State::Dead, Some("duplicate")));
+    assert_eq!(leased(&spool, 9).await.len(), 2, "the other one and one of both orders");
+    assert_counted(&spool).await;
+    // Without the second writing it is queued.
+    let (_dir, spool) = fresh();
+    assert_eq!(adopted(&spool, first).await, Adopted::Inserted);
+    assert_eq!(leased(&spool, 9).await, ["first"]);
+}
+
 /// A power cut between a frame's header and its page leaves a page of an earlier generation of the log there, and with
 /// it the names of requests that were pruned since.
 #[tokio::test]

@@ -20,8 +20,10 @@ const FOLDER: &str = "links";
 pub(super) struct LastName {
     /// None where connections come and go with their devices.
     path: Option<PathBuf>,
-    /// What is on the disk; held while it is written, so that the latest name is the one that stays.
+    /// What is on the disk; held for a copy only, since whoever has the line looks here.
     noted: Arc<Mutex<String>>,
+    /// Held while it is written, so that the latest name is the one that stays.
+    writing: Arc<Mutex<()>>,
 }
 
 impl LastName {
@@ -29,7 +31,7 @@ impl LastName {
     pub(super) fn of(link: &Link) -> LastName {
         let is_port = matches!(link.options.place, Place::Device(_) | Place::Address(_));
         let path = is_port.then(|| link.data_dir.join(FOLDER).join(format!("{}.uid", link.options.name)));
-        LastName { path, noted: Arc::default() }
+        LastName { path, noted: Arc::default(), writing: Arc::default() }
     }
 
     /// The name that was said last; empty where none was.
@@ -66,7 +68,7 @@ impl LastName {
     /// Complete and synced before it has its own file's name.
     fn write(&self, name: &str) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = path.parent().unwrap_or(Path::new("."));
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let fresh = path.with_extension("new");
@@ -77,7 +79,7 @@ impl LastName {
         File::open(folder)?.sync_all()?;
         // The folder's own name, where it was made a moment ago.
         folder.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())?;
-        name.clone_into(&mut noted);
+        name.clone_into(&mut self.noted.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
 }
@@ -89,16 +91,21 @@ mod tests {
     #[tokio::test]
     async fn the_last_name_stays_and_what_is_no_name_is_none() {
         let dir = tempfile::tempdir().unwrap();
-        let port = || LastName { path: Some(dir.path().join(FOLDER).join("press.uid")), noted: Arc::default() };
+        let port = || LastName {
+            path: Some(dir.path().join(FOLDER).join("press.uid")),
+            noted: Arc::default(),
+            writing: Arc::default(),
+        };
         let names = port();
         assert_eq!(names.last().await, "");
         assert!(names.clone().note("S7-1".to_owned()).await && names.clone().note("S7-2".to_owned()).await);
         assert_eq!(port().last().await, "S7-2");
         fs::write(dir.path().join(FOLDER).join("press.uid"), b"\x00\xff").unwrap();
         assert_eq!(port().last().await, "");
-        let nowhere = LastName { path: Some("/proc/nobody/press.uid".into()), noted: Arc::default() };
+        let nowhere =
+            LastName { path: Some("/proc/nobody/press.uid".into()), noted: Arc::default(), writing: Arc::default() };
         assert!(!nowhere.clone().note("S7-1".to_owned()).await && nowhere.note(String::new()).await);
-        let socket = LastName { path: None, noted: Arc::default() };
+        let socket = LastName { path: None, noted: Arc::default(), writing: Arc::default() };
         assert!(socket.clone().note("S7-1".to_owned()).await);
         assert_eq!(socket.last().await, "");
     }

@@ -254,6 +254,9 @@ impl Keeper {
                     self.unit.progress(slot, request, state, position);
                 }
                 self.unit.results(waiting);
+                for request in self.unit.taken() {
+                    self.doing.push(begin(Deed::Taken(request), self.link.core.clone(), self.uid.clone()));
+                }
                 if std::mem::take(&mut self.look_again) {
                     self.look();
                 }

@@ -107,6 +107,22 @@ fn after_a_restart_the_mailbox_knows_its_last_number() {
     assert_eq!(unit.open(), [(3, 4800)]);
 }
 
+/// A master writes its acknowledgement once, however long the disk needs for it.
+#[test]
+fn what_could_not_be_noted_down_is_tried_again_without_the_master() {
+    let mut unit = ready();
+    unit.results(vec![(1, result(6, 11))]);
+    assert_eq!(unit.taken(), [0; 0], "nobody took it yet");
+    assert_eq!(write(&mut unit, 256 + 120, &[6]).1, [Deed::Taken(11)]);
+    assert_eq!(unit.taken(), [0; 0], "it is under way");
+    unit.noted(11, false);
+    assert_eq!(unit.taken(), [11]);
+    assert_eq!(unit.taken(), [0; 0]);
+    unit.noted(11, true);
+    unit.results(vec![(1, result(7, 12))]);
+    assert_eq!((unit.taken(), read(&mut unit, 1262, 1)), (Vec::new(), vec![7]));
+}
+
 #[test]
 fn a_result_is_shown_until_it_is_taken_and_then_the_next() {
     let mut unit = ready();

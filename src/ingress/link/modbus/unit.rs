@@ -199,6 +199,18 @@ impl Unit {
         }
     }
 
+    /// Results that the master has taken and of which that could not be noted down: to be tried again. A master writes
+    /// its acknowledgement once.
+    pub fn taken(&mut self) -> Vec<u64> {
+        let again = |mailbox: &mut Mailbox| {
+            let shown =
+                mailbox.result.as_ref().filter(|shown| shown.seq == mailbox.holding[RES_ACK] && !mailbox.taking)?;
+            mailbox.taking = true;
+            Some(shown.request)
+        };
+        self.mailboxes.iter_mut().filter_map(again).collect()
+    }
+
     /// That a result was taken is durably noted down, or could not be: then it stays, and may be taken again.
     pub fn noted(&mut self, request: u64, is_durable: bool) {
         let shows = |mailbox: &&mut Mailbox| mailbox.result.as_ref().is_some_and(|shown| shown.request == request);
