@@ -48,6 +48,8 @@ pub(super) struct SalvagedRow {
     pub(super) version: u64,
     /// A newer image of the row could not be read: its state may be behind.
     pub(super) superseded: bool,
+    /// Only a torn frame of the log has it: its page may be one of long ago.
+    pub(super) is_doubtful: bool,
     /// The name of its source, where that was found.
     pub(super) source: Option<String>,
     pub(super) body: SalvagedBody,
@@ -168,7 +170,12 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         // The newer copy is of a pruning that the power cut short: what stands has its answer still.
         return Ok(Adopted::Known);
     }
-    let torn = answerless && ended(store, &id).is_none();
+    let has_ended = answerless && ended(store, &id).is_some();
+    if has_ended && row.is_doubtful && standing.is_none() {
+        // It ended, was told and was pruned, its answer with it.
+        return Ok(Adopted::Ended);
+    }
+    let torn = answerless && !has_ended;
     if let Some(old) = standing.as_ref().filter(|old| torn && !old.state.is_final()) {
         if !old.maybe_billed {
             doubt(store, old)?;
@@ -322,7 +329,8 @@ pub(super) fn adopt_lost(store: &mut Store, lost: &LostRow) -> Result<Adopted, S
     // Nothing says that it was never sent, unless it was seen waiting.
     let superseded = lost.state != Some(state_code(State::Queued));
     let (source, body, answers) = (None, SalvagedBody::Lost, Vec::new());
-    let row = SalvagedRow { values, version: LOST_VERSION, superseded, source, body, answers };
+    let is_doubtful = lost.is_doubtful;
+    let row = SalvagedRow { values, version: LOST_VERSION, superseded, is_doubtful, source, body, answers };
     insert(store, &row, &lost.id, end.unwrap_or(State::Queued), false)?;
     Ok(Adopted::Inserted)
 }

@@ -37,6 +37,7 @@ fn row(found: Found) -> SalvagedRow {
         values: found.values,
         version: num(found.version),
         superseded: found.superseded,
+        is_doubtful: found.is_doubtful,
         source: found.source,
         body,
         answers: found.answers.into_iter().map(|answer| answer.values).collect(),

@@ -62,6 +62,8 @@ pub(in crate::spool) struct Found {
     pub(in crate::spool) superseded: bool,
     /// SQLite drops the frame of the log in which it stands.
     pub(in crate::spool) is_dropped: bool,
+    /// It stands on a torn frame: its page may be one of long ago.
+    pub(in crate::spool) is_doubtful: bool,
     /// Its source's name, where that is left.
     pub(in crate::spool) source: Option<String>,
     /// Its body.
@@ -156,6 +158,7 @@ impl Reader<'_> {
             verified: row.worth == Worth::Proven,
             superseded,
             is_dropped: self.images.is_dropped(place.image),
+            is_doubtful: self.images.is_torn(place.image),
             source: source.map(|(name, _)| name.clone()),
             body: Body::NotKept,
             answers: Vec::new(),

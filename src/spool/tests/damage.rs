@@ -23,7 +23,15 @@ pub(super) async fn salvaged(spool: &Spool, id: &'static str) -> SalvagedRow {
                 let version = r.get::<_, i64>(29)? as u64;
                 let bytes: Option<Vec<u8>> = r.get(31)?;
                 let body = bytes.map_or(SalvagedBody::NotKept, SalvagedBody::Inline);
-                Ok(SalvagedRow { values, version, superseded: false, source: r.get(30)?, body, answers: Vec::new() })
+                Ok(SalvagedRow {
+                    values,
+                    version,
+                    superseded: false,
+                    is_doubtful: false,
+                    source: r.get(30)?,
+                    body,
+                    answers: Vec::new(),
+                })
             })?)
         })
         .await
@@ -478,12 +486,16 @@ async fn a_pruned_request_does_not_come_back_by_a_torn_frame() {
     let (_dir, spool) = fresh();
     let seq = take(&spool, NewRequest { leased: true, ..request("pruned") }).await.seq;
     spool.settle(seq, answered("yes")).await.unwrap();
+    let row = SalvagedRow { is_doubtful: true, ..salvaged(&spool, "pruned").await };
     spool.purge(State::Answered).await.unwrap();
     let torn = |id: &str, seq| LostRow { seq, id: id.to_owned(), state: None, is_doubtful: true };
     for (row, verdict) in [(torn("pruned", seq), Adopted::Ended), (torn("never ended", 77), Adopted::Inserted)] {
         assert_eq!(spool.change(move |store| adopt_lost(store, &row)).await.unwrap(), verdict);
     }
+    assert_eq!(adopted(&spool, row.clone()).await, Adopted::Ended, "a row is no better than a name there");
     assert!(spool.get("pruned".into()).await.unwrap().is_none());
+    let sound = SalvagedRow { is_doubtful: false, ..row };
+    assert_eq!(adopted(&spool, sound).await, Adopted::Inserted, "from a whole frame it was lost, and says so");
     assert_counted(&spool).await;
 }
 
