@@ -6,7 +6,6 @@
 mod clerk;
 mod compose;
 mod outcome;
-mod rate;
 mod submission;
 pub mod tasks;
 #[cfg(test)]
@@ -23,11 +22,11 @@ use tokio::sync::{Notify, watch};
 use super::restart;
 use crate::clock;
 use crate::control::health::Health;
+use crate::control::limit::Limiter;
 use crate::control::types::{Policy, Priority, State};
 use crate::gateway::Gateway;
 use crate::spool::SpoolError;
 use crate::spool::record::{Asked, DeviceKey, DeviceRequest, Mailbox, NewDevice, NewRequest, Tally};
-use rate::Rate;
 pub use submission::{Answer, Cancelled, How, Op, Outcome, Progress, Refusal, Results, Stored, Submission, Upload};
 use tasks::Tasks;
 
@@ -39,6 +38,10 @@ const FULL_RETRY_MS: u32 = 30_000;
 const FAULT_RETRY_MS: u32 = 5_000;
 /// A device with too many open requests takes its results first.
 const BUSY_RETRY_MS: u32 = 2_000;
+/// New requests of one device per second, in the long run. Repeats cost nothing: a device that repeats does what it must.
+const PER_SECOND: u32 = 10;
+/// How many may come at once: all that a device may have open, and some that want no result.
+const BURST: u32 = 64;
 /// The word of what a fixed device is called longest, in bytes: 16 as hexadecimal digits.
 const UID_DIGITS_MAX: usize = 32;
 /// Requests looked at for results of one device: all that it may have open, and as many again from before a smaller bound.
@@ -73,7 +76,7 @@ struct Inner {
     source: String,
     /// Another number after each start.
     boot: u32,
-    rate: Mutex<Rate>,
+    limiter: Mutex<Limiter>,
     /// There may be something for the local model to do.
     work: Notify,
 }
@@ -82,9 +85,9 @@ impl Core {
     /// Builds it and starts its clerk, which ends with the gateway.
     pub fn start(gateway: Gateway, options: Options) -> Core {
         let source = format!("link:{}", options.link);
-        let (rate, work) = (Mutex::default(), Notify::new());
+        let (limiter, work) = (Mutex::new(Limiter::new(PER_SECOND, BURST)), Notify::new());
         let boot = clock::random_u64() as u32;
-        let core = Core { inner: Arc::new(Inner { gateway, options, source, boot, rate, work }) };
+        let core = Core { inner: Arc::new(Inner { gateway, options, source, boot, limiter, work }) };
         let clerks = core.clone();
         tokio::spawn(async move { restart::until_done(|| clerk::run(clerks.clone()), || {}).await });
         core
@@ -283,8 +286,8 @@ impl Core {
             return Err(Refusal::for_now(Code::Busy, FAULT_RETRY_MS, "the gateway is stopping"));
         }
         let now_ms = self.inner.gateway.now_ms();
-        let taken = self.inner.rate.lock().unwrap_or_else(PoisonError::into_inner).take(&submission.uid, now_ms);
-        taken.map_err(|wait_ms| Refusal::for_now(Code::RateLimited, wait_ms, "too many requests"))?;
+        let taken = self.inner.limiter.lock().unwrap_or_else(PoisonError::into_inner).take(&submission.uid, now_ms);
+        taken.map_err(|wait_ms| Refusal::for_now(Code::RateLimited, wait_ms as u32, "too many requests"))?;
         let spool = self.inner.gateway.spool();
         let open = spool.device_open(&self.inner.source, &submission.uid).await.map_err(refusal)?;
         if submission.flags & NO_RESULT == 0 && open >= OPEN_MAX as u64 {
