@@ -29,3 +29,4 @@ mod stopping;
 mod support;
 mod tasks;
 mod tls;
+mod turning;
