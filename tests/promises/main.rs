@@ -6,11 +6,13 @@
 
 mod abuse;
 mod answers;
+mod archive;
 mod brownout;
 mod clients;
 mod crash;
 mod disk;
 mod failover;
+mod ladder;
 mod limits;
 mod links;
 mod memory;
