@@ -58,7 +58,13 @@ impl Live {
     pub async fn next(&mut self, mut attempt: LiveAttempt, outcome: Outcome) -> Target {
         let (reply, granted) = oneshot::channel();
         attempt.report(outcome, Some((self.ask, reply)));
-        self.await_target(granted).await
+        let target = self.await_target(granted).await;
+        if let Target::Uplink(next) = &target
+            && next.cloud.name() != attempt.cloud.name()
+        {
+            self.shared.metrics.failed_over(attempt.cloud.name());
+        }
+        target
     }
 
     async fn await_target(&mut self, granted: oneshot::Receiver<Target>) -> Target {

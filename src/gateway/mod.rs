@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::body::Body;
 use crate::clock::{self, Floor};
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::price::{Prices, Usage};
@@ -31,7 +32,7 @@ use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
 use crate::uplink::ladder::Rung;
-use crate::uplink::local::Local;
+use crate::uplink::local::{Local, LocalAnswer, LocalError};
 pub use live::{Live, LiveAttempt, Target};
 pub use opinion::agreement;
 use waiters::Waiters;
@@ -180,6 +181,20 @@ impl Gateway {
     /// The on-site model.
     pub fn local(&self) -> &Local {
         &self.shared.local
+    }
+
+    /// Asks the local model; its time is counted. `created` is in Unix seconds.
+    pub async fn ask_local(
+        &self,
+        endpoint: &str,
+        body: &Body,
+        id: &str,
+        created: u64,
+    ) -> Result<LocalAnswer, LocalError> {
+        let begun = clock::now();
+        let answer = self.shared.local.answer(endpoint, body, id, created).await;
+        self.shared.metrics.local_answered(answer.is_ok(), clock::now().duration_since(begun));
+        answer
     }
 
     /// The durable queue.

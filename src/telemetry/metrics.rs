@@ -5,6 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -13,6 +14,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use super::host::Host;
 
 /// Where a request was answered and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -60,19 +63,37 @@ struct OfQuantile {
     quantile: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfHealth {
+    uplink: String,
+    health: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfOutcome {
+    outcome: &'static str,
+}
+
 /// Upper bounds in seconds: from a cached answer to a slow local model.
 const LATENCY_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 /// Latest latencies kept for the quantiles of the alias metric; 8 KiB.
 const RECENT: usize = 1024;
 
-type Histograms = Family<OfRoute, Histogram, fn() -> Histogram>;
+type Histograms<Label> = Family<Label, Histogram, fn() -> Histogram>;
 
 /// All metrics of the gateway.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter>,
     alias_requests: Counter,
-    latency: Histograms,
+    latency: Histograms<OfRoute>,
+    local: Histograms<OfOutcome>,
+    failovers: Family<OfUplink, Counter>,
+    health: Family<OfHealth, Gauge>,
+    temperature: Gauge<f64, AtomicU64>,
+    memory: Gauge,
+    disk_free: Gauge,
+    disk_written: Counter,
     attempts: Family<Attempted, Counter>,
     uplink_up: Family<OfUplink, Gauge>,
     breaker_open: Family<OfUplink, Gauge>,
@@ -109,8 +130,23 @@ pub struct Readings {
     pub seconds_to_drain: Option<u64>,
     /// Commits since start.
     pub commits: u64,
-    /// Name, whether it takes requests, whether its breaker is open.
-    pub uplinks: Vec<(String, bool, bool)>,
+    /// The uplinks.
+    pub uplinks: Vec<UplinkReading>,
+    /// The board.
+    pub host: Host,
+}
+
+/// One uplink as it stands.
+#[derive(Debug)]
+pub struct UplinkReading {
+    /// Its name.
+    pub name: String,
+    /// Whether it takes requests.
+    pub is_available: bool,
+    /// Whether its circuit breaker is not closed.
+    pub is_breaker_open: bool,
+    /// Each state it may be in, and whether it is.
+    pub health: [(&'static str, bool); 4],
 }
 
 fn histogram() -> Histogram {
@@ -124,6 +160,13 @@ impl Default for Metrics {
             requests: Family::default(),
             alias_requests: Counter::default(),
             latency: Family::new_with_constructor(histogram as fn() -> Histogram),
+            local: Family::new_with_constructor(histogram as fn() -> Histogram),
+            failovers: Family::default(),
+            health: Family::default(),
+            temperature: Gauge::default(),
+            memory: Gauge::default(),
+            disk_free: Gauge::default(),
+            disk_written: Counter::default(),
             attempts: Family::default(),
             uplink_up: Family::default(),
             breaker_open: Family::default(),
@@ -175,6 +218,40 @@ impl Metrics {
             self.seconds_to_drain.clone(),
         );
         r.register("holdfast_spool_commits", "Commits since start", self.commits.clone());
+        r.register(
+            "holdfast_local_duration_seconds",
+            "Time until the local model's answer, or the first words of a stream",
+            self.local.clone(),
+        );
+        r.register(
+            "holdfast_failovers",
+            "Live requests that went on to another uplink, by the one that failed",
+            self.failovers.clone(),
+        );
+        r.register("holdfast_uplink_health", "1 for the state that an uplink's probes found", self.health.clone());
+        r.register(
+            "holdfast_temperature_celsius",
+            "The hottest sensor of the board; NaN where none tells",
+            self.temperature.clone(),
+        );
+        r.register("holdfast_memory_resident_bytes", "Resident memory of the gateway", self.memory.clone());
+        r.register("holdfast_disk_free_bytes", "Free space where the spool lives", self.disk_free.clone());
+        r.register(
+            "holdfast_disk_written_bytes",
+            "What the gateway had written to disks since its start",
+            self.disk_written.clone(),
+        );
+    }
+
+    /// The local model was asked and has answered, or failed.
+    pub fn local_answered(&self, is_ok: bool, took: Duration) {
+        let outcome = if is_ok { "ok" } else { "failed" };
+        self.local.get_or_create(&OfOutcome { outcome }).observe(took.as_secs_f64());
+    }
+
+    /// A live request that this uplink failed goes on to another one.
+    pub fn failed_over(&self, uplink: &str) {
+        self.failovers.get_or_create(&OfUplink { uplink: uplink.to_owned() }).inc();
     }
 
     /// A caller got an answer.
@@ -234,16 +311,29 @@ impl Metrics {
         self.oldest_age.set(readings.oldest_age_s as i64);
         self.seconds_to_drain.set(readings.seconds_to_drain.map_or(-1, |s| s as i64));
         self.commits.set(readings.commits as i64);
-        for (uplink, up, open) in &readings.uplinks {
-            let label = OfUplink { uplink: uplink.clone() };
-            self.uplink_up.get_or_create(&label).set(i64::from(*up));
-            self.breaker_open.get_or_create(&label).set(i64::from(*open));
+        for uplink in &readings.uplinks {
+            let label = OfUplink { uplink: uplink.name.clone() };
+            self.uplink_up.get_or_create(&label).set(i64::from(uplink.is_available));
+            self.breaker_open.get_or_create(&label).set(i64::from(uplink.is_breaker_open));
+            for (health, is) in uplink.health {
+                let label = OfHealth { uplink: uplink.name.clone(), health };
+                self.health.get_or_create(&label).set(i64::from(is));
+            }
         }
+        self.set_host(&readings.host);
         self.set_quantiles();
         let mut text = String::new();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+
+    fn set_host(&self, host: &Host) {
+        self.temperature.set(host.temperature_c.map_or(f64::NAN, f64::from));
+        self.memory.set(host.memory_rss_bytes as i64);
+        self.disk_free.set(host.disk_free_bytes as i64);
+        // The system's counter only grows; one that was not read is 0.
+        self.disk_written.inc_by(host.disk_written_bytes.saturating_sub(self.disk_written.get()));
     }
 
     fn set_quantiles(&self) {
@@ -257,9 +347,39 @@ impl Metrics {
     }
 }
 
+/// The same in the older text format (version 0.0.4), for who does not ask for OpenMetrics: there a counter's family has its
+/// samples' name, and nothing marks the end.
+pub fn prometheus_text(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = "";
+    for line in open_metrics.lines() {
+        if line.starts_with("# HELP ") {
+            help = line;
+        } else if let Some(family) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = family.split_once(' ').unwrap_or((family, "untyped"));
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let words =
+                help.strip_prefix("# HELP ").and_then(|help| help.split_once(' ')).map_or("", |(_, words)| words);
+            text += &format!("# HELP {name}{suffix} {words}\n# TYPE {name}{suffix} {kind}\n");
+        } else if !line.starts_with("# ") {
+            text += line;
+            text.push('\n');
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_older_format_names_counters_as_their_samples_are_named() {
+        let open =
+            "# HELP a Counted.\n# TYPE a counter\na_total 1\n# HELP b Seen.\n# TYPE b gauge\nb{x=\"y\"} 2\n# EOF\n";
+        let old = "# HELP a_total Counted.\n# TYPE a_total counter\na_total 1\n# HELP b Seen.\n# TYPE b gauge\nb{x=\"y\"} 2\n";
+        assert_eq!(prometheus_text(open), old);
+    }
 
     #[test]
     fn counts_and_quantiles_show() {

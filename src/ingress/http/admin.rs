@@ -25,7 +25,6 @@ use crate::control::types::State as RequestState;
 use crate::control::{UplinkView, View};
 use crate::spool::record::{Filter, Record};
 use crate::telemetry::feed;
-use crate::telemetry::host;
 
 /// Records of one page of a listing, unless `limit` says less.
 const PAGE: u32 = 100;
@@ -43,8 +42,7 @@ fn ok(value: &Value) -> Response {
 /// `GET /holdfast/v1/status`.
 pub async fn status(State(app): State<Arc<App>>) -> Response {
     let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
-    let data_dir = app.options.data_dir.clone();
-    let host = tokio::task::spawn_blocking(move || host::read(&data_dir)).await.unwrap_or_default();
+    let host = app.board.latest().await;
     let local_models = if app.gateway.local().is_enabled() { Some(app.gateway.local().probe().await) } else { None };
     let load = app.gateway.local().load();
     let now_s = clock::unix_ms() / 1000;
@@ -74,6 +72,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "memory_rss_bytes": host.memory_rss_bytes,
             "memory_available_bytes": host.memory_available_bytes,
             "disk_free_bytes": host.disk_free_bytes,
+            "disk_written_bytes": host.disk_written_bytes,
         },
     }))
 }

@@ -50,6 +50,7 @@ use crate::control::limit::Limiter;
 use crate::control::types::Policy;
 use crate::gateway::Gateway;
 use crate::ingress::link::Links;
+use crate::telemetry::host::Board;
 use answer::Origin;
 use attach::Attach;
 use call::{Call, RequestId};
@@ -98,6 +99,7 @@ pub struct App {
     slots: Arc<Semaphore>,
     limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
+    board: Board,
     stop: watch::Receiver<bool>,
     started_unix_s: u64,
 }
@@ -126,6 +128,7 @@ impl App {
         let limiter = options.rate.map(|(rate, burst)| Mutex::new(Limiter::new(rate, burst)));
         let reshaping = Semaphore::new(RESHAPING_KIB);
         let started_unix_s = clock::unix_ms() / 1000;
+        let board = Board::new(options.data_dir.clone());
         Arc::new(App {
             gateway,
             options,
@@ -135,6 +138,7 @@ impl App {
             slots,
             limiter,
             reshaping,
+            board,
             stop,
             started_unix_s,
         })

@@ -116,7 +116,7 @@ async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Resu
 /// Asks the local model.
 pub async fn ask_local(call: &Call) -> Result<local::LocalAnswer, LocalError> {
     let created = clock::unix_ms() / 1000;
-    call.app.gateway.local().answer(call.endpoint, &call.body, &call.id, created).await
+    call.app.gateway.ask_local(call.endpoint, &call.body, &call.id, created).await
 }
 
 /// Where a local answer comes from.
