@@ -59,11 +59,6 @@ struct Agreed {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfQuantile {
-    quantile: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfHealth {
     uplink: String,
     health: &'static str,
@@ -76,6 +71,8 @@ struct OfOutcome {
 
 /// Upper bounds in seconds: from a cached answer to a slow local model.
 const LATENCY_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+/// The alias for latencies, in milliseconds.
+const QUANTILES: &str = "ai_gateway_latency_ms";
 /// Latest latencies kept for the quantiles of the alias metric; 8 KiB.
 const RECENT: usize = 1024;
 
@@ -108,13 +105,15 @@ pub struct Metrics {
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
     commits: Gauge,
-    quantiles: Family<OfQuantile, Gauge<f64, AtomicU64>>,
     recent: Mutex<Recent>,
 }
 
 struct Recent {
     latencies_ms: Vec<f64>,
     next: usize,
+    /// Of all since start, not only the latest.
+    count: u64,
+    sum_ms: u64,
 }
 
 /// What the gauges are set from just before they are shown.
@@ -181,8 +180,7 @@ impl Default for Metrics {
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
             commits: Gauge::default(),
-            quantiles: Family::default(),
-            recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0 }),
+            recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0, count: 0, sum_ms: 0 }),
         };
         metrics.register();
         metrics
@@ -195,7 +193,6 @@ impl Metrics {
         r.register("holdfast_requests", "Answers given to callers, by route and outcome", self.requests.clone());
         r.register("ai_gateway_requests", "Answers given to callers", self.alias_requests.clone());
         r.register("holdfast_request_duration_seconds", "From a request's head to its answer", self.latency.clone());
-        r.register("ai_gateway_latency_ms", "Quantiles of the latest answers, in milliseconds", self.quantiles.clone());
         r.register("holdfast_attempts", "Attempts at uplinks, by outcome", self.attempts.clone());
         r.register("holdfast_uplink_available", "1 while requests go to the uplink", self.uplink_up.clone());
         r.register("holdfast_breaker_open", "1 while the circuit breaker is not closed", self.breaker_open.clone());
@@ -260,6 +257,8 @@ impl Metrics {
         self.alias_requests.inc();
         self.latency.get_or_create(&OfRoute { route }).observe(latency_ms as f64 / 1000.0);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.count += 1;
+        recent.sum_ms += latency_ms;
         let next = recent.next;
         if recent.latencies_ms.len() < RECENT {
             recent.latencies_ms.push(latency_ms as f64);
@@ -321,8 +320,7 @@ impl Metrics {
             }
         }
         self.set_host(&readings.host);
-        self.set_quantiles();
-        let mut text = String::new();
+        let mut text = self.quantiles();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
@@ -336,14 +334,20 @@ impl Metrics {
         self.disk_written.inc_by(host.disk_written_bytes.saturating_sub(self.disk_written.get()));
     }
 
-    fn set_quantiles(&self) {
-        let mut sorted = self.recent.lock().unwrap_or_else(PoisonError::into_inner).latencies_ms.clone();
+    /// The alias for latencies: a summary, which the library has not.
+    fn quantiles(&self) -> String {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut sorted, count, sum_ms) = (recent.latencies_ms.clone(), recent.count, recent.sum_ms);
+        drop(recent);
         sorted.sort_by(f64::total_cmp);
+        let mut text =
+            format!("# HELP {QUANTILES} Time to answer; quantiles of the latest.\n# TYPE {QUANTILES} summary\n");
         for (name, share) in [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)] {
             let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
             let value = sorted.get(at).copied().unwrap_or(0.0);
-            self.quantiles.get_or_create(&OfQuantile { quantile: name }).set(value);
+            text += &format!("{QUANTILES}{{quantile=\"{name}\"}} {value}\n");
         }
+        text + &format!("{QUANTILES}_sum {sum_ms}\n{QUANTILES}_count {count}\n")
     }
 }
 

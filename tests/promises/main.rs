@@ -15,6 +15,7 @@ mod failover;
 mod ladder;
 mod limits;
 mod links;
+mod measured;
 mod memory;
 mod online;
 mod opinions;
