@@ -111,6 +111,21 @@ impl From<Body> for Spliced {
     }
 }
 
+/// Asks a stream to say what it took, for a caller who did not: the event that says so goes no further than here.
+pub fn with_usage(mut spliced: Spliced, head: &Head) -> Spliced {
+    if !head.stream || head.include_usage {
+        return spliced;
+    }
+    let wanted = Bytes::from_static(br#"{"include_usage":true}"#);
+    let behind = head.stream_at.as_ref().map_or(head.model_at.end, |at| at.end);
+    spliced.edits.push(head.stream_options_at.clone().map_or_else(
+        || (behind..behind, Bytes::from_static(br#","stream_options":{"include_usage":true}"#)),
+        |at| (at, wanted),
+    ));
+    spliced.edits.sort_by_key(|(at, _)| at.start);
+    spliced
+}
+
 /// The body for one uplink: `model` renamed where it has another name there, and for stored requests the
 /// stream switched off, because a record keeps one answer.
 pub fn for_uplink(body: &Body, head: &Head, model: Option<&str>, keep_stream: bool) -> Spliced {
@@ -159,6 +174,23 @@ mod tests {
         let edited = for_uplink(&body, &head, Some("deep\"seek"), false);
         let expected = br#"{ "x":1.50, "model" : "deep\"seek","messages":[{"a":"\u00e4"}] , "stream":false,"stream_options":null}"#;
         assert_eq!(&spliced(&edited)[..], &expected[..]);
+    }
+
+    #[test]
+    fn a_stream_is_asked_for_its_usage_where_its_caller_did_not() {
+        let asked = |text: &str| {
+            let body = body(text);
+            let head = read(CHAT, &body).unwrap();
+            let out = spliced(&with_usage(for_uplink(&body, &head, None, true), &head));
+            serde_json::from_slice::<serde_json::Value>(&out).unwrap()["stream_options"]["include_usage"].clone()
+        };
+        assert_eq!(asked(r#"{"stream":true,"messages":[1],"model":"m"}"#), true);
+        assert_eq!(asked(r#"{"stream":true,"stream_options":null,"messages":[1],"model":"m"}"#), true);
+        assert_eq!(
+            asked(r#"{"stream":true,"stream_options":{"include_usage":false},"messages":[1],"model":"m"}"#),
+            true
+        );
+        assert!(asked(r#"{"stream":false,"messages":[1],"model":"m"}"#).is_null());
     }
 
     #[test]

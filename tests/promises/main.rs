@@ -7,6 +7,7 @@
 mod abuse;
 mod answers;
 mod brownout;
+mod budget;
 mod clients;
 mod crash;
 mod disk;
