@@ -255,13 +255,15 @@ impl Money {
             Ok(()) => {
                 state.kept = *wanted;
                 if std::mem::take(&mut state.disk_failed) {
-                    tracing::warn!("what is spent can be written down again; paid requests go on");
+                    // Whoever was refused for it may go now.
+                    state.eased = true;
+                    tracing::warn!("what is spent can be written down again");
                 }
             }
-            Err(error) if !std::mem::replace(&mut state.disk_failed, true) => tracing::error!(
-                HOLDFAST_REASON = "storage",
-                "what is spent cannot be written down, so nothing more is paid under [budget] usd_per_day: {error}"
-            ),
+            Err(error) if !std::mem::replace(&mut state.disk_failed, true) => {
+                let so = if self.is_capped() { ", so nothing more is paid under [budget] usd_per_day" } else { "" };
+                tracing::error!(HOLDFAST_REASON = "storage", "what is spent cannot be written down{so}: {error}");
+            }
             Err(_) => {}
         }
     }

@@ -74,7 +74,8 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
         max_tokens: most.and_then(parse),
         model_at: model_is.at.clone(),
         stream_at: stream.map(|member| member.at.clone()),
-        stream_options_at: options.map(|member| member.at.clone()),
+        // Also where it is null: it must not stand there twice.
+        stream_options_at: layout.get("stream_options").map(|member| member.at.clone()),
     })
 }
 

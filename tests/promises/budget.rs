@@ -186,6 +186,31 @@ async fn a_damaged_purse_never_stops_the_start_and_spends_nothing_more_today() {
     assert!(log.contains("today's budget counts as spent"), "{log}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_money_there_are_the_local_model_tickets_and_what_is_free() {
+    let free = "[[model]]\nname = \"gpt-4o-mini\"\nusd_per_mtok_in = 0.0\nusd_per_mtok_out = 0.0\n";
+    let mut settings = Settings { local: None, ..capped(0.5) };
+    settings.extra += free;
+    let bench = Bench::with(settings).await;
+    for stream in [false, true] {
+        let local = bench.daemon.send(chat("from here", stream).offline("local")).await;
+        assert_eq!(local.status, 200, "{}", local.text());
+        assert!(local.header("x-holdfast-route").starts_with("local:"), "{local:?}");
+    }
+    let stored = bench.daemon.send(ask("for tomorrow").offline("queue").header("x-stainless-read-timeout", "1")).await;
+    stored.assert_error(503, "request_queued");
+    assert!(stored.text().contains("00:00 UTC"), "{}", stored.text());
+    let keyed = ask("with a key").header("idempotency-key", "k1").offline("fail");
+    bench.daemon.send(keyed).await.assert_error(429, "budget_spent");
+    let free = json!({"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "free"}]});
+    let reply = bench.daemon.send(Ask::post("/v1/chat/completions", free.to_string())).await;
+    assert_eq!((reply.status, reply.header("x-holdfast-route")), (200, "uplink:sim"));
+    let unknown = Ask::post("/v1/responses", json!({"model": "gpt-4o", "input": "x"}).to_string());
+    bench.daemon.send(unknown).await.assert_error(429, "budget_spent");
+    assert_eq!(bench.daemon.get("/v1/models").await.status, 200);
+    assert!(bench.uplink.log().iter().all(|entry| entry.model.as_deref() == Some("gpt-4o-mini")));
+}
+
 /// xorshift: the same schedules again from the same seed.
 struct Chance(u64);
 
