@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main -> cli -> supervisor -> { ingress, systemd, network } -> gateway
-//!      -> { spool, uplink, telemetry, task } -> { control, body, clock }
+//!      -> { spool, uplink, money, telemetry, task } -> { control, body, clock }
 //! ```
 //!
 //! `plant` holds mistakes that tests switch on; nothing of it is left in a released binary.
@@ -17,6 +17,7 @@ pub mod config;
 pub mod control;
 pub mod gateway;
 pub mod ingress;
+pub mod money;
 pub mod network;
 pub mod plant;
 pub mod spool;

@@ -26,6 +26,7 @@ use crate::control::price::{Price, Prices};
 use crate::control::retry::RetrySettings;
 use crate::gateway::{Gateway, Parts};
 use crate::ingress::http::{self, App, Listeners, Models, Tokens};
+use crate::money::{self, Money};
 use crate::plant::{self, Fault};
 use crate::spool::{self, SpoolError};
 use crate::systemd;
@@ -76,6 +77,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
     let on_models = models.clone();
     let floor = Arc::new(Floor::new(spool.load_floor().await.map_err(SupervisorError::of_spool)?));
+    let money = open_money(&settings).await?;
     let (gateway, driver) = Gateway::start(Parts {
         settings: control_settings(&settings),
         uplinks: uplinks(&settings, &floor)?,
@@ -85,6 +87,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         spool: spool.clone(),
         tasks: tasks.clone(),
         prices: prices(&settings),
+        money: money.clone(),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });
@@ -108,6 +111,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         }
         let _ = driver.await;
         pulse.abort();
+        money.close().await;
         spool.close().await;
     };
     tokio::select! {
@@ -170,8 +174,20 @@ fn prices(settings: &Settings) -> Prices {
     let price = |model: &config::Model| Price {
         usd_per_mtok_in: model.usd_per_mtok_in,
         usd_per_mtok_out: model.usd_per_mtok_out,
+        max_output_tokens: model.max_output_tokens,
     };
     Prices::new(settings.models.iter().map(|model| (model.name.clone(), price(model))))
+}
+
+async fn open_money(settings: &Settings) -> Result<Money, SupervisorError> {
+    let options = money::Options {
+        data_dir: settings.gateway.data_dir.clone(),
+        usd_per_day: settings.budget.usd_per_day,
+        prices: prices(settings),
+        free: settings.uplinks.iter().filter(|u| u.free).map(|u| u.name.clone()).collect(),
+    };
+    let opened = tokio::task::spawn_blocking(move || Money::open(options)).await;
+    opened.map_err(|e| SupervisorError::Io(e.to_string()))
 }
 
 async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError> {

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may use, from the bottom up. Arrows point down only.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("plant", &[]),
     ("control", &["plant"]),
     ("clock", &[]),
@@ -19,8 +19,9 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("telemetry", &["clock", "plant"]),
     ("spool", &["body", "clock", "control", "plant"]),
     ("uplink", &["body", "clock", "control", "plant"]),
-    ("gateway", &["body", "clock", "control", "plant", "spool", "task", "telemetry", "uplink"]),
-    ("ingress", &["body", "clock", "control", "gateway", "plant", "spool", "task", "telemetry", "uplink"]),
+    ("money", &["body", "clock", "control", "plant"]),
+    ("gateway", &["body", "clock", "control", "money", "plant", "spool", "task", "telemetry", "uplink"]),
+    ("ingress", &["body", "clock", "control", "gateway", "money", "plant", "spool", "task", "telemetry", "uplink"]),
     ("systemd", &["gateway"]),
     // What a task and a link are is said once, where they are used: their words, and not their behaviour.
     ("config", &["control", "ingress", "task"]),
@@ -32,6 +33,7 @@ const ROOMS: [(&str, &[&str]); 15] = [
             "control",
             "gateway",
             "ingress",
+            "money",
             "network",
             "plant",
             "spool",

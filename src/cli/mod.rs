@@ -18,6 +18,7 @@ pub mod out;
 pub mod queue;
 pub mod run;
 pub mod simulate;
+pub mod spend;
 pub mod status;
 pub mod switch;
 pub mod tap;
@@ -92,6 +93,8 @@ pub enum Command {
     Status(status::Args),
     /// Show the status, redrawn each second
     Top,
+    /// Show what was paid, by day, uplink, model and source
+    Spend(spend::Args),
     /// Ask one question
     Ask(ask::Args),
     /// Look at and change stored requests
@@ -149,6 +152,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Man(args) => man::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),
         Command::Status(args) => status::run(args.watch, &client(global), out).await,
+        Command::Spend(args) => spend::run(&args, &client(global), out).await,
         Command::Top => status::run(true, &client(global), out).await,
         Command::Ask(args) => ask::run(args, &client(global), out).await,
         Command::Queue(command) => queue::run(command, global, &client(global), out).await,

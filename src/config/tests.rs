@@ -23,6 +23,7 @@ uplink[0].auth = "bearer"
 uplink[0].priority = 1
 uplink[0].weight = 1
 uplink[0].max_in_flight = 32
+uplink[0].free = false
 uplink[0].ca_file = ""
 uplink[0].models = {}
 uplink[0].probe.path = "/models"

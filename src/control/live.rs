@@ -24,6 +24,8 @@ pub(super) struct Ask {
     refused: bool,
     /// An uplink failed it: what the others refused is not all there is to say.
     failed: bool,
+    /// An uplink would have taken it, but it may cost more than is left of today's budget.
+    too_dear: bool,
     /// It tells nothing of keys, quotas and money.
     aside: bool,
     /// Not before this.
@@ -39,6 +41,7 @@ impl Control {
             unsure_of: None,
             refused: false,
             failed: false,
+            too_dear: false,
             aside,
             retry_at_ms: None,
         };
@@ -69,6 +72,10 @@ impl Control {
                     let wait = backoff_ms(&self.settings.retry, tries.saturating_sub(1), 0, &mut self.chance);
                     ask.retry_at_ms = Some(now_ms + wait);
                 }
+            }
+            Outcome::Unaffordable => {
+                ask.too_dear = true;
+                again = false;
             }
             Outcome::RateLimited { .. } | Outcome::Blocked(_) => {
                 ask.refused = true;
@@ -128,6 +135,9 @@ impl Control {
         let worth_waiting = |u: &Uplink| u.health.is_undecided() || (u.health.is_up() && u.is_full());
         if self.uplinks.iter().enumerate().any(|(i, u)| open(i, u) && worth_waiting(u)) {
             return None;
+        }
+        if self.asks.get(&id).is_some_and(|ask| ask.too_dear) {
+            return Some(Route::Offline { reason: Reason::BudgetSpent, maybe_billed: false });
         }
         if self.asks.get(&id).is_some_and(|ask| ask.refused && !ask.failed) {
             return Some(Route::LastAnswer);

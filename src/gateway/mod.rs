@@ -9,6 +9,7 @@ mod ladder;
 mod live;
 mod opinion;
 mod otherwise;
+mod pay;
 mod routes;
 mod waiters;
 
@@ -25,6 +26,7 @@ use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::price::{Prices, Usage};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
+use crate::money::Money;
 use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
 use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::task::Book;
@@ -60,6 +62,8 @@ pub struct Parts {
     pub tasks: Arc<Book>,
     /// What models cost.
     pub prices: Prices,
+    /// What may be paid today, and what was.
+    pub money: Money,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
 }
@@ -88,6 +92,7 @@ struct Shared {
     floor: Arc<Floor>,
     tasks: Arc<Book>,
     prices: Prices,
+    money: Money,
     on_models: OnModels,
     ladders: ladder::Ladders,
 }
@@ -138,6 +143,7 @@ impl Gateway {
             floor: parts.floor,
             tasks: parts.tasks,
             prices: parts.prices,
+            money: parts.money,
             on_models: parts.on_models,
             ladders: ladder::Ladders::default(),
         });
@@ -153,9 +159,9 @@ impl Gateway {
         &self.shared.prices
     }
 
-    /// Counts the tokens of an uplink's answer, and their price where it is known.
-    pub fn spent(&self, uplink: &str, model: &str, usage: Option<Usage>) {
-        self.shared.spent(uplink, model, usage);
+    /// What may be paid today, and what was.
+    pub fn money(&self) -> &Money {
+        &self.shared.money
     }
 
     /// Climbs the ladder to the uplink of this index, rung by rung.

@@ -101,6 +101,9 @@ pub struct Metrics {
     tokens: Family<OfTokens, Counter>,
     cost: Family<OfUplink, Counter<f64, AtomicU64>>,
     alias_cost: Gauge<f64, AtomicU64>,
+    budget: Gauge<f64, AtomicU64>,
+    spent_today: Gauge<f64, AtomicU64>,
+    reserved: Gauge<f64, AtomicU64>,
     backlog_bytes: Gauge,
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
@@ -129,6 +132,8 @@ pub struct Readings {
     pub seconds_to_drain: Option<u64>,
     /// Commits since start.
     pub commits: u64,
+    /// US dollars of today: the cap (0 is none), spent, reserved.
+    pub budget: (f64, f64, f64),
     /// The uplinks.
     pub uplinks: Vec<UplinkReading>,
     /// The board.
@@ -176,6 +181,9 @@ impl Default for Metrics {
             tokens: Family::default(),
             cost: Family::default(),
             alias_cost: Gauge::default(),
+            budget: Gauge::default(),
+            spent_today: Gauge::default(),
+            reserved: Gauge::default(),
             backlog_bytes: Gauge::default(),
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
@@ -207,6 +215,13 @@ impl Metrics {
         r.register("holdfast_tokens", "Tokens of uplinks' answers, as they state them", self.tokens.clone());
         r.register("holdfast_cost_usd", "Price of uplinks' answers, where it is known", self.cost.clone());
         r.register("ai_gateway_cost_usd", "Price of all uplinks' answers since start", self.alias_cost.clone());
+        r.register("holdfast_budget_usd", "[budget] usd_per_day; 0 is none", self.budget.clone());
+        r.register(
+            "holdfast_spent_today_usd",
+            "Paid on this UTC day, or not known to be unpaid",
+            self.spent_today.clone(),
+        );
+        r.register("holdfast_reserved_usd", "Set aside for what is under way", self.reserved.clone());
         r.register("holdfast_backlog_bytes", "Body bytes that wait for an uplink", self.backlog_bytes.clone());
         r.register("holdfast_backlog_oldest_seconds", "Age of the oldest waiting request", self.oldest_age.clone());
         r.register(
@@ -306,6 +321,9 @@ impl Metrics {
         for (state, count) in &readings.states {
             self.states.get_or_create(&OfState { state }).set(*count as i64);
         }
+        self.budget.set(readings.budget.0);
+        self.spent_today.set(readings.budget.1);
+        self.reserved.set(readings.budget.2);
         self.backlog_bytes.set(readings.backlog_bytes as i64);
         self.oldest_age.set(readings.oldest_age_s as i64);
         self.seconds_to_drain.set(readings.seconds_to_drain.map_or(-1, |s| s as i64));

@@ -74,7 +74,8 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
         max_tokens: most.and_then(parse),
         model_at: model_is.at.clone(),
         stream_at: stream.map(|member| member.at.clone()),
-        stream_options_at: options.map(|member| member.at.clone()),
+        // Also where it is null: it must not stand there twice.
+        stream_options_at: layout.get("stream_options").map(|member| member.at.clone()),
     })
 }
 
@@ -109,6 +110,21 @@ impl From<Body> for Spliced {
     fn from(body: Body) -> Self {
         Spliced { body, edits: Vec::new() }
     }
+}
+
+/// Asks a stream to say what it took, for a caller who did not: the event that says so goes no further than here.
+pub fn with_usage(mut spliced: Spliced, head: &Head) -> Spliced {
+    if !head.stream || head.include_usage {
+        return spliced;
+    }
+    let wanted = Bytes::from_static(br#"{"include_usage":true}"#);
+    let behind = head.stream_at.as_ref().map_or(head.model_at.end, |at| at.end);
+    spliced.edits.push(head.stream_options_at.clone().map_or_else(
+        || (behind..behind, Bytes::from_static(br#","stream_options":{"include_usage":true}"#)),
+        |at| (at, wanted),
+    ));
+    spliced.edits.sort_by_key(|(at, _)| at.start);
+    spliced
 }
 
 /// The body for one uplink: `model` renamed where it has another name there, and for stored requests the
@@ -159,6 +175,23 @@ mod tests {
         let edited = for_uplink(&body, &head, Some("deep\"seek"), false);
         let expected = br#"{ "x":1.50, "model" : "deep\"seek","messages":[{"a":"\u00e4"}] , "stream":false,"stream_options":null}"#;
         assert_eq!(&spliced(&edited)[..], &expected[..]);
+    }
+
+    #[test]
+    fn a_stream_is_asked_for_its_usage_where_its_caller_did_not() {
+        let asked = |text: &str| {
+            let body = body(text);
+            let head = read(CHAT, &body).unwrap();
+            let out = spliced(&with_usage(for_uplink(&body, &head, None, true), &head));
+            serde_json::from_slice::<serde_json::Value>(&out).unwrap()["stream_options"]["include_usage"].clone()
+        };
+        assert_eq!(asked(r#"{"stream":true,"messages":[1],"model":"m"}"#), true);
+        assert_eq!(asked(r#"{"stream":true,"stream_options":null,"messages":[1],"model":"m"}"#), true);
+        assert_eq!(
+            asked(r#"{"stream":true,"stream_options":{"include_usage":false},"messages":[1],"model":"m"}"#),
+            true
+        );
+        assert!(asked(r#"{"stream":false,"messages":[1],"model":"m"}"#).is_null());
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod abuse;
 mod answers;
 mod archive;
 mod brownout;
+mod budget;
 mod clients;
 mod crash;
 mod disk;

@@ -66,6 +66,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "reason": local_models.and_then(Result::err).map(|e| e.to_string()),
         },
         "backlog": backlog(&app, &view),
+        "budget": super::spend::budget(&app.gateway.money().view()),
         "links": super::links::json(&app.links),
         "host": {
             "temperature_c": host.temperature_c,

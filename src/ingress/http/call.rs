@@ -22,8 +22,6 @@ use crate::control::route::offline;
 use crate::plant::{self, Fault};
 use crate::spool::record::NewRequest;
 use crate::uplink::body::{self, Head};
-use crate::uplink::cloud::Cloud;
-use crate::uplink::usage::Summary;
 
 /// A body may take this long, and a second more per [`BODY_BYTES_PER_S`] that have come: a slow modem gets
 /// through, a client that sends a byte a second does not.
@@ -119,12 +117,6 @@ impl Call {
             maybe_billed: maybe_billed || self.was_answered,
             task: self.task,
         }
-    }
-
-    /// Counts what an uplink's answer took, under the name that really answered where it says so.
-    pub fn spent(&self, cloud: &Cloud, summary: &Summary) {
-        let asked = cloud.alias(&self.head.model).unwrap_or(&self.head.model);
-        self.app.gateway.spent(cloud.name(), summary.model.as_deref().unwrap_or(asked), summary.usage);
     }
 
     /// Milliseconds since the request's head arrived.

@@ -93,6 +93,7 @@ pub async fn providers(State(app): State<Arc<App>>) -> Response {
         "overall_status": if unable.is_none() { overall } else { "unhealthy" },
         "reason": unable,
         "providers": providers,
+        "budget": super::spend::paused(&app.gateway.money().view()),
         "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
     });
     json(status, body.to_string(), &Origin::default())
@@ -114,6 +115,10 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Respons
             .oldest_powered_ms
             .map_or(0, |at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000),
         commits: tally.commits,
+        budget: {
+            let view = app.gateway.money().view();
+            (view.cap_usd.unwrap_or(0.0), view.spent_usd, view.reserved_usd)
+        },
         ..Readings::default()
     };
     readings.host = app.board.latest().await;

@@ -26,6 +26,7 @@ mod plain;
 mod record_json;
 mod refusal;
 mod relay;
+mod spend;
 mod stream;
 mod tasks;
 mod tokens;
@@ -232,6 +233,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/holdfast/v1/status", get(admin::status))
+        .route("/holdfast/v1/spend", get(spend::spend))
         .route("/holdfast/v1/tasks", get(tasks::list))
         .route("/holdfast/v1/requests", get(admin::list).delete(admin::purge))
         .route("/holdfast/v1/requests/{id}", get(admin::show).delete(admin::cancel))

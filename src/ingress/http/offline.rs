@@ -14,6 +14,7 @@ use super::call::Call;
 use super::refusal::Refusal;
 use crate::body::Body;
 use crate::clock;
+use crate::control::event::Reason;
 use crate::control::route::{Now, offline};
 use crate::control::types::State;
 use crate::spool::record::{self, Record};
@@ -93,6 +94,9 @@ pub async fn store(call: &Call, maybe_billed: bool) -> Result<Stored, Refusal> {
 async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Result<Begun, Refusal> {
     match (now, stored) {
         (Now::Ticket, Some(stored)) => Ok(Begun::Hold(stored)),
+        (Now::Refuse | Now::Ticket, _) if why == Reason::BudgetSpent.as_str() => {
+            Err(Refusal::budget_spent(&call.app.gateway.money().why()))
+        }
         (Now::Refuse | Now::Ticket, _) => {
             Err(Refusal::unavailable(&format!("this request is not to be stored or answered locally ({why})")))
         }
@@ -149,9 +153,11 @@ pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusa
 }
 
 /// 503 with everything a client needs to come back for its answer.
-pub fn ticket(stored: &Stored) -> Refusal {
+pub fn ticket(call: &Call, stored: &Stored) -> Refusal {
+    let money = call.app.gateway.money();
+    let why = if money.is_spent() { money.why() } else { "no uplink is available".to_owned() };
     let message = format!(
-        "no uplink is available and no local model can answer; the request is stored and will be sent: fetch \
+        "{why}, and no local model can answer; the request is stored and will be sent: fetch \
          /holdfast/v1/requests/{} later, or send the same body again within 10 minutes",
         stored.id
     );
@@ -179,7 +185,7 @@ pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
         }
         Begun::Hold(stored) => match hold(&call, &stored).await {
             Err(refusal) => call.app.refused(&call, refusal),
-            Ok(None) => call.app.refused(&call, ticket(&stored)),
+            Ok(None) => call.app.refused(&call, ticket(&call, &stored)),
             Ok(Some(record)) => {
                 stored.delivered();
                 finished(&call, record)

@@ -75,6 +75,13 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "uplink_unavailable", message).retry_after(10)
     }
 
+    /// 429 where it may cost more than is left of today. Clients take it for a spent quota; asking again before the day
+    /// is over would not help, so they are told not to.
+    pub fn budget_spent(why: &str) -> Self {
+        let message = format!("not sent, because {why}");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_spent", message).header("x-should-retry", "false")
+    }
+
     /// 504 where a request was sent and not answered.
     pub fn upstream_timeout() -> Self {
         let message = "the uplink took the request and did not answer; it may have been processed and billed, so it \

@@ -28,7 +28,7 @@ use crate::clock;
 use crate::control::event::{Fault, Outcome};
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::classify;
-use crate::uplink::cloud::{Cloud, Reply, Whole};
+use crate::uplink::cloud::{Reply, Whole};
 use crate::uplink::local::{self, LocalError};
 use crate::uplink::sse::{self, Splitter};
 use crate::uplink::usage;
@@ -141,7 +141,7 @@ fn error_event(json: &[u8]) -> Bytes {
 }
 
 async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
-    let mut live = call.app.gateway.live();
+    let mut live = call.app.gateway.live().of(&call.source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
     loop {
@@ -220,10 +220,10 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
     attempt.answering();
     let kind = reply.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if reply.status.is_success() && kind.starts_with("text/event-stream") {
-        return relay(call, &cloud, reply, parts).await;
+        return relay(call, attempt, reply, parts).await;
     }
     if reply.status.is_success() {
-        return unstreamed(call, &cloud, &mut reply, parts).await;
+        return unstreamed(call, attempt, &mut reply, parts).await;
     }
     let whole = match reply.beginning(ERROR_BYTES_MAX).await {
         Ok((words, _)) => reply.with_body(words),
@@ -238,7 +238,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
 }
 
 /// A service that ignores `stream` still answered.
-async fn unstreamed(call: &Call, cloud: &Cloud, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
+async fn unstreamed(call: &Call, attempt: &mut LiveAttempt, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
     let bodies = call.app.gateway.spool().bodies();
     let (body, failed) = reply.receive(bodies, sse::EVENT_BYTES_MAX as u64).await;
     let start = reply.with_body(body.start_off_thread(ERROR_BYTES_MAX).await.unwrap_or_default());
@@ -251,7 +251,7 @@ async fn unstreamed(call: &Call, cloud: &Cloud, reply: &mut Reply, parts: &Parts
     }
     let counted = body.clone();
     let summary = spawn_blocking(move || usage::read(counted.reader())).await;
-    call.spent(cloud, &summary.unwrap_or_default());
+    attempt.spent(&call.head.model, &summary.unwrap_or_default());
     let Some((events, _room)) = reshaped(call, &body).await else {
         return Ok(Tried::Failed(Outcome::Unknown(Fault::Truncated)));
     };
@@ -288,7 +288,7 @@ impl HeldBack {
 }
 
 /// Passes events on; nothing reaches the caller before the first content.
-async fn relay(call: &Call, cloud: &Cloud, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
+async fn relay(call: &Call, attempt: &mut LiveAttempt, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
     let mut splitter = Splitter::default();
     let mut gist = Gist::new(call.head.include_usage);
     let mut held = HeldBack::default();
@@ -304,14 +304,14 @@ async fn relay(call: &Call, cloud: &Cloud, mut reply: Reply, parts: &Parts) -> R
                     return Ok(Tried::Done(Outcome::Unknown(Fault::Truncated)));
                 }
                 Seen::Done => {
-                    call.spent(cloud, gist.summary());
+                    attempt.spent(&call.head.model, gist.summary());
                     return finish(parts, held).await;
                 }
             }
         }
         if ended {
             if gist.is_finished() {
-                call.spent(cloud, gist.summary());
+                attempt.spent(&call.head.model, gist.summary());
                 return finish(parts, held).await;
             }
             break Outcome::Unknown(Fault::Truncated);
@@ -374,7 +374,7 @@ async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result
             say(parts, Part::Hold).await?;
             match offline::hold(call, &stored).await {
                 Err(refusal) => fail(call, parts, refusal).await,
-                Ok(None) => fail(call, parts, offline::ticket(&stored)).await,
+                Ok(None) => fail(call, parts, offline::ticket(call, &stored)).await,
                 Ok(Some(record)) => {
                     match answer::finished(record) {
                         Finished::Answer(body, origin) => whole_as_stream(call, &body, origin, parts).await?,
