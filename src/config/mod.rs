@@ -102,9 +102,8 @@ pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, 
 impl Loaded {
     /// Sections that a file sets and this version reads without acting on them.
     pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 3] = [
+        const SECTIONS: [(&str, &[&str]); 2] = [
             ("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"]),
-            ("[cache]", &["cache."]),
             ("[budget]", &["budget."]),
         ];
         let set = |prefixes: &[&str]| {

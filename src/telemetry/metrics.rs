@@ -56,6 +56,11 @@ struct Agreed {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfResult {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfQuantile {
     quantile: &'static str,
 }
@@ -88,6 +93,9 @@ pub struct Metrics {
     seconds_to_drain: Gauge,
     commits: Gauge,
     quantiles: Family<OfQuantile, Gauge<f64, AtomicU64>>,
+    cache: Family<OfResult, Counter>,
+    cache_entries: Gauge,
+    cache_bytes: Gauge,
     recent: Mutex<Recent>,
 }
 
@@ -109,6 +117,8 @@ pub struct Readings {
     pub seconds_to_drain: Option<u64>,
     /// Commits since start.
     pub commits: u64,
+    /// Kept answers, and what they take on the disk.
+    pub cache: (u64, u64),
     /// Name, whether it takes requests, whether its breaker is open.
     pub uplinks: Vec<(String, bool, bool)>,
 }
@@ -139,6 +149,9 @@ impl Default for Metrics {
             seconds_to_drain: Gauge::default(),
             commits: Gauge::default(),
             quantiles: Family::default(),
+            cache: Family::default(),
+            cache_entries: Gauge::default(),
+            cache_bytes: Gauge::default(),
             recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0 }),
         };
         metrics.register();
@@ -175,6 +188,9 @@ impl Metrics {
             self.seconds_to_drain.clone(),
         );
         r.register("holdfast_spool_commits", "Commits since start", self.commits.clone());
+        r.register("holdfast_cache", "Requests that may come from the cache, by what came of it", self.cache.clone());
+        r.register("holdfast_cache_entries", "Answers that are kept", self.cache_entries.clone());
+        r.register("holdfast_cache_bytes", "What kept answers take on the disk", self.cache_bytes.clone());
     }
 
     /// A caller got an answer.
@@ -207,6 +223,11 @@ impl Metrics {
         self.limited.inc();
     }
 
+    /// A request that may come from the cache was a `hit`, a `miss`, `stale`, or `coalesced` with an identical one.
+    pub fn cache(&self, result: &'static str) {
+        self.cache.get_or_create(&OfResult { result }).inc();
+    }
+
     /// An uplink's answer took so many tokens.
     pub fn spent(&self, uplink: &str, prompt: u64, completion: u64, usd: Option<f64>) {
         for (direction, tokens) in [("in", prompt), ("out", completion)] {
@@ -234,6 +255,8 @@ impl Metrics {
         self.oldest_age.set(readings.oldest_age_s as i64);
         self.seconds_to_drain.set(readings.seconds_to_drain.map_or(-1, |s| s as i64));
         self.commits.set(readings.commits as i64);
+        self.cache_entries.set(readings.cache.0 as i64);
+        self.cache_bytes.set(readings.cache.1 as i64);
         for (uplink, up, open) in &readings.uplinks {
             let label = OfUplink { uplink: uplink.clone() };
             self.uplink_up.get_or_create(&label).set(i64::from(*up));

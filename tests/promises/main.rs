@@ -7,6 +7,7 @@
 mod abuse;
 mod answers;
 mod brownout;
+mod cache;
 mod clients;
 mod crash;
 mod disk;

@@ -68,6 +68,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "reason": local_models.and_then(Result::err).map(|e| e.to_string()),
         },
         "backlog": backlog(&app, &view),
+        "cache": cache(&app),
         "links": super::links::json(&app.links),
         "host": {
             "temperature_c": host.temperature_c,
@@ -144,6 +145,12 @@ pub fn sentence(fault: Fault) -> &'static str {
     }
 }
 
+fn cache(app: &App) -> Value {
+    let cache = app.cached.cache();
+    let (entries, bytes) = cache.size();
+    json!({"enabled": cache.is_on(), "entries": entries, "bytes": bytes})
+}
+
 fn backlog(app: &App, view: &View) -> Value {
     let tally = app.gateway.spool().tally();
     let age_s = tally.oldest_powered_ms.map(|at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000);
@@ -210,6 +217,13 @@ pub async fn purge(State(app): State<Arc<App>>, Query(query): Query1) -> Respons
         Ok(purged) => ok(&json!({"purged": purged})),
         Err(error) => Refusal::from(error).into_response(),
     }
+}
+
+/// `POST /holdfast/v1/cache/purge`.
+pub async fn purge_cache(State(app): State<Arc<App>>) -> Response {
+    let purged = app.cached.cache().purge().await;
+    tracing::info!("the cache was emptied: {purged} answers");
+    ok(&json!({"purged": purged}))
 }
 
 async fn find(app: &App, id: &str) -> Result<Record, Refusal> {

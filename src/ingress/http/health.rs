@@ -112,6 +112,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
             .oldest_powered_ms
             .map_or(0, |at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000),
         commits: tally.commits,
+        cache: app.cached.cache().size(),
         ..Readings::default()
     };
     if let Some(view) = app.gateway.view().await {
