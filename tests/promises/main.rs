@@ -6,12 +6,14 @@
 
 mod abuse;
 mod answers;
+mod archive;
 mod brownout;
 mod cache;
 mod clients;
 mod crash;
 mod disk;
 mod failover;
+mod ladder;
 mod limits;
 mod links;
 mod memory;
@@ -30,3 +32,4 @@ mod stopping;
 mod support;
 mod tasks;
 mod tls;
+mod turning;

@@ -93,12 +93,13 @@ pub fn overall(view: &View) -> &'static str {
 
 fn uplinks(app: &App, view: &View) -> Vec<Value> {
     let now_ms = app.gateway.now_ms();
-    let one = |(cloud, u): (&Arc<crate::uplink::cloud::Cloud>, &UplinkView)| {
+    let one = |(index, (cloud, u)): (usize, (&Arc<crate::uplink::cloud::Cloud>, &UplinkView))| {
         json!({
             "name": cloud.name(),
             "health": u.health.as_str(),
             "available": u.available,
             "reason": u.fault.map(sentence),
+            "rung": app.gateway.broken_rung(index).map(|rung| super::uplinks::rung_json(&rung)),
             "breaker": u.breaker.as_str(),
             "latency_ms": u.latency_ms,
             "in_flight": u.in_flight,
@@ -111,7 +112,7 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
             })),
         })
     };
-    app.gateway.uplinks().iter().zip(&view.uplinks).map(one).collect()
+    app.gateway.uplinks().iter().zip(&view.uplinks).enumerate().map(one).collect()
 }
 
 /// What is wrong, what to do and when it is tried next, in one plain sentence.

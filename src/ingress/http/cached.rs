@@ -132,7 +132,12 @@ pub async fn answer(call: Arc<Call>) -> Response {
             Part::Leader(lead) if cached.cache.has_fresh(&key) => drop(lead),
             Part::Leader(leader) => return lead(call.clone(), Some(leader)).await,
             Part::Alone => break,
-            Part::Follower(follow) if call.head.stream => return stream::follow(call.clone(), follow).await,
+            Part::Follower(follow) if call.head.stream => {
+                let mut response = stream::follow(call.clone(), follow).await;
+                // Where the wait was so long that the head went before the answer was there.
+                response.headers_mut().entry(X_CACHE).or_insert(HeaderValue::from_static("MISS"));
+                return response;
+            }
             Part::Follower(follow) => match followed(&call, follow).await {
                 Followed::Shared(shared) => return shared.response(&call),
                 Followed::Late(refusal) => return call.app.refused(&call, refusal),
@@ -458,21 +463,27 @@ impl Collected {
         let (from_uplink, outcome) = place.how.get().copied().unwrap_or((false, "refused"));
         let is_good = status == StatusCode::OK && from_uplink && outcome == "ok";
         let body = Bytes::from(self.bytes);
-        if is_good && is_worth(call, &body).await {
-            call.app.cached.cache.put(place.key, body.clone());
+        if is_good {
+            keep(call, place.key, &body).await;
         }
         headers.remove(CONTENT_LENGTH);
         Landing::Shared(Arc::new(Shared { status, headers, body, is_good, outcome, _room: self.held }))
     }
 }
 
-async fn is_worth(call: &Arc<Call>, body: &Bytes) -> bool {
-    if body.len() <= PIECE_BYTES {
-        return worth::is_worth(call.endpoint, call.head.stream, body) && call.fits(body);
-    }
+/// Keeps an answer that is worth it. Of a large one, judging and summing is no work for the threads that serve.
+async fn keep(call: &Arc<Call>, key: Key, body: &Bytes) {
     let (call, body) = (call.clone(), body.clone());
-    let judged = tokio::task::spawn_blocking(move || {
-        worth::is_worth(call.endpoint, call.head.stream, &body) && call.fits(&body)
-    });
-    judged.await.unwrap_or(false)
+    let is_large = body.len() > PIECE_BYTES;
+    let keep = move || {
+        if worth::is_worth(call.endpoint, call.head.stream, &body) && call.fits(&body) {
+            call.app.cached.cache.put(key, body);
+        }
+    };
+    if is_large {
+        // What panics there is not kept.
+        let _ = tokio::task::spawn_blocking(keep).await;
+    } else {
+        keep();
+    }
 }

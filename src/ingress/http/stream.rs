@@ -95,7 +95,10 @@ pub async fn follow(call: Arc<Call>, follow: Follow<Landing>) -> Response {
 
 async fn following(call: &Arc<Call>, follow: Follow<Landing>, parts: &Parts) -> Result<(), Gone> {
     match cached::followed(call, follow).await {
-        Followed::Own | Followed::Lost => walk(call, parts).await,
+        Followed::Own | Followed::Lost => {
+            call.app.gateway.metrics().cache("miss");
+            walk(call, parts).await
+        }
         Followed::Late(refusal) => fail(call, parts, refusal).await,
         Followed::Shared(shared) if shared.is_stream() => {
             let origin = shared.origin();
@@ -397,6 +400,7 @@ pub async fn offline_parts(call: Arc<Call>, begun: Begun) -> Response {
 async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result<(), Gone> {
     match begun {
         Begun::Kept(body, origin) => {
+            let _room = call.app.reshaping(body.len()).await;
             let Ok(events) = body.whole().await else { return fail(call, parts, Refusal::upstream_timeout()).await };
             call.app.answered(call, &origin, "ok");
             say(parts, Part::From(origin)).await?;
