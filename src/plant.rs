@@ -54,11 +54,21 @@ pub enum Fault {
     LinkResultNotDeduplicated,
     /// Money is spent before the disk knows that it is taken.
     SpendBeforeEscrow,
+    /// What one source asked is another's hit.
+    CacheForgetsSource,
+    /// A kept answer is fresh for ever.
+    CacheNeverAges,
+    /// What was kept last leaves first.
+    CacheEvictsNewest,
+    /// A kept answer is not looked at before it is given.
+    CacheBelievesDamage,
+    /// Identical requests are all sent.
+    CacheSendsEach,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 24] = [
+    pub const ALL: [Fault; 29] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -83,6 +93,11 @@ impl Fault {
         Fault::LinkNoUniqueKey,
         Fault::LinkResultNotDeduplicated,
         Fault::SpendBeforeEscrow,
+        Fault::CacheForgetsSource,
+        Fault::CacheNeverAges,
+        Fault::CacheEvictsNewest,
+        Fault::CacheBelievesDamage,
+        Fault::CacheSendsEach,
     ];
 
     /// The name by which it is switched on.
@@ -112,6 +127,11 @@ impl Fault {
             Fault::LinkNoUniqueKey => "link-no-unique-key",
             Fault::LinkResultNotDeduplicated => "link-result-not-deduplicated",
             Fault::SpendBeforeEscrow => "spend-before-escrow",
+            Fault::CacheForgetsSource => "cache-forgets-source",
+            Fault::CacheNeverAges => "cache-never-ages",
+            Fault::CacheEvictsNewest => "cache-evicts-newest",
+            Fault::CacheBelievesDamage => "cache-believes-damage",
+            Fault::CacheSendsEach => "cache-sends-each",
         }
     }
 }

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::cache::{self, Cache};
 use crate::clock::{self, Floor};
 use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
 use crate::control;
@@ -93,7 +94,8 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     });
     let (stop, stopped) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
-    let app = App::new(gateway.clone(), http_options(&settings), models, links, stopped.clone());
+    let cache = open_cache(&settings, spool.powered_ms()).await?;
+    let app = App::new(gateway.clone(), http_options(&settings, cache.clone()), models, links, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
     let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
@@ -112,6 +114,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         let _ = driver.await;
         pulse.abort();
         money.close().await;
+        cache.flush().await;
         spool.close().await;
     };
     tokio::select! {
@@ -396,7 +399,21 @@ fn start_delay_ms(device_id: &str, jitter_ms: u64) -> u64 {
     u64::from_be_bytes(first) % (jitter_ms + 1)
 }
 
-fn http_options(settings: &Settings) -> http::Options {
+/// Answers to repeated questions; one that cannot be opened is off, and stops no start.
+async fn open_cache(settings: &Settings, powered_ms: u64) -> Result<Cache, SupervisorError> {
+    let options = cache::Options {
+        data_dir: settings.gateway.data_dir.clone(),
+        ttl_ms: settings.cache.ttl.as_millis() as u64,
+        stale_ms: settings.cache.offline_stale.as_millis() as u64,
+        max_bytes: settings.cache.max_bytes,
+        min_free: settings.queue.min_disk_free,
+        shared: settings.cache.shared,
+    };
+    let opened = tokio::task::spawn_blocking(move || Cache::open(&options, powered_ms)).await;
+    opened.map_err(|e| SupervisorError::Io(e.to_string()))
+}
+
+fn http_options(settings: &Settings, cache: Cache) -> http::Options {
     http::Options {
         device_id: settings.gateway.device_id.clone(),
         max_body: settings.http.max_body,
@@ -410,6 +427,7 @@ fn http_options(settings: &Settings) -> http::Options {
         local_model: settings.local.model.clone(),
         local_api: if settings.local.api == LocalApi::OpenAi { "openai" } else { "ollama" },
         data_dir: settings.gateway.data_dir.clone(),
+        cache,
     }
 }
 

@@ -14,7 +14,7 @@ const VALUE_BYTES_MAX: usize = 1024;
 const KEY_BYTES_MAX: usize = 21 * 6;
 
 /// The top-level members that decisions look at.
-pub const FIELDS: [&str; 11] = [
+pub const FIELDS: [&str; 12] = [
     "model",
     "stream",
     "stream_options",
@@ -23,13 +23,14 @@ pub const FIELDS: [&str; 11] = [
     "max_output_tokens",
     "n",
     "best_of",
+    "temperature",
     "messages",
     "prompt",
     "input",
 ];
 
 /// So many of them are read; of the others it matters that they are there.
-const FIELDS_READ: usize = 8;
+const FIELDS_READ: usize = 9;
 
 /// One top-level member.
 #[derive(Debug, Clone, PartialEq, Eq)]

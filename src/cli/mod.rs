@@ -4,6 +4,7 @@
 //! into a stopped daemon's folder (`offline.rs`, through the supervisor), and decides nothing about a request.
 
 pub mod ask;
+pub mod cache;
 pub mod client;
 pub mod completions;
 pub mod config;
@@ -106,6 +107,9 @@ pub enum Command {
     Resume,
     /// Send the backlog now
     Drain,
+    /// Look after the answers that are kept
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Follow events as they happen
     Tap,
     /// Test the way to an uplink, rung by rung
@@ -159,6 +163,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Pause => switch::run("pause", &client(global), out).await,
         Command::Resume => switch::run("resume", &client(global), out).await,
         Command::Drain => switch::run("drain", &client(global), out).await,
+        Command::Cache(command) => cache::run(&command, &client(global), out).await,
         Command::Tap => tap::run(&client(global), out).await,
         Command::Uplink(command) => uplink::run(command, &client(global), out).await,
         Command::Link(command) => link::run(command, &client(global), out).await,

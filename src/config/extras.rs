@@ -16,6 +16,8 @@ pub struct Cache {
     pub offline_stale: Duration,
     /// Its largest size in bytes.
     pub max_bytes: u64,
+    /// What one source asked may answer another.
+    pub shared: bool,
 }
 
 /// `[limits]`.
@@ -93,6 +95,7 @@ pub(super) fn cache(t: &mut Table<'_>) -> Cache {
         ttl: t.duration("ttl", "5m", "0s"),
         offline_stale: t.duration("offline_stale", "24h", "0s"),
         max_bytes: t.size("max_bytes", "64MiB", 0),
+        shared: t.flag("shared", false),
     }
 }
 

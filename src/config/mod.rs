@@ -117,10 +117,8 @@ impl Loaded {
 
     /// Sections that a file sets and this version reads without acting on them.
     pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 2] = [
-            ("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"]),
-            ("[cache]", &["cache."]),
-        ];
+        const SECTIONS: [(&str, &[&str]); 1] =
+            [("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"])];
         let set = |prefixes: &[&str]| {
             let hit = |shown: &&Shown| prefixes.iter().any(|prefix| shown.key.starts_with(prefix));
             self.origins.iter().filter(hit).any(|shown| shown.origin != Origin::Default)

@@ -70,6 +70,7 @@ retry.on_unknown = "resend"
 cache.ttl = "5m"
 cache.offline_stale = "24h"
 cache.max_bytes = "64MiB"
+cache.shared = false
 limits.rate = 10
 limits.burst = 50
 limits.per_source_backlog = 10000

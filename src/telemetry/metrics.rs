@@ -69,6 +69,11 @@ struct OfOutcome {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfResult {
+    result: &'static str,
+}
+
 /// Upper bounds in seconds: from a cached answer to a slow local model.
 const LATENCY_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 /// The alias for latencies, in milliseconds.
@@ -108,6 +113,9 @@ pub struct Metrics {
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
     commits: Gauge,
+    cache: Family<OfResult, Counter>,
+    cache_entries: Gauge,
+    cache_bytes: Gauge,
     recent: Mutex<Recent>,
 }
 
@@ -132,6 +140,8 @@ pub struct Readings {
     pub seconds_to_drain: Option<u64>,
     /// Commits since start.
     pub commits: u64,
+    /// Kept answers, and what they take on the disk.
+    pub cache: (u64, u64),
     /// US dollars of today: the cap (0 is none), spent, reserved.
     pub budget: (f64, f64, f64),
     /// The uplinks.
@@ -188,6 +198,9 @@ impl Default for Metrics {
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
             commits: Gauge::default(),
+            cache: Family::default(),
+            cache_entries: Gauge::default(),
+            cache_bytes: Gauge::default(),
             recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0, count: 0, sum_ms: 0 }),
         };
         metrics.register();
@@ -230,6 +243,9 @@ impl Metrics {
             self.seconds_to_drain.clone(),
         );
         r.register("holdfast_spool_commits", "Commits since start", self.commits.clone());
+        r.register("holdfast_cache", "Requests that may come from the cache, by what came of it", self.cache.clone());
+        r.register("holdfast_cache_entries", "Answers that are kept", self.cache_entries.clone());
+        r.register("holdfast_cache_bytes", "What kept answers take on the disk", self.cache_bytes.clone());
         r.register(
             "holdfast_local_duration_seconds",
             "Time until the local model's answer, or the first words of a stream",
@@ -298,6 +314,11 @@ impl Metrics {
         self.limited.inc();
     }
 
+    /// A request that may come from the cache was a `hit`, a `miss`, `stale`, or `coalesced` with an identical one.
+    pub fn cache(&self, result: &'static str) {
+        self.cache.get_or_create(&OfResult { result }).inc();
+    }
+
     /// An uplink's answer took so many tokens.
     pub fn spent(&self, uplink: &str, prompt: u64, completion: u64, usd: Option<f64>) {
         for (direction, tokens) in [("in", prompt), ("out", completion)] {
@@ -328,6 +349,8 @@ impl Metrics {
         self.oldest_age.set(readings.oldest_age_s as i64);
         self.seconds_to_drain.set(readings.seconds_to_drain.map_or(-1, |s| s as i64));
         self.commits.set(readings.commits as i64);
+        self.cache_entries.set(readings.cache.0 as i64);
+        self.cache_bytes.set(readings.cache.1 as i64);
         for uplink in &readings.uplinks {
             let label = OfUplink { uplink: uplink.name.clone() };
             self.uplink_up.get_or_create(&label).set(i64::from(uplink.is_available));

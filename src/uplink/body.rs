@@ -23,6 +23,8 @@ pub struct Head {
     pub include_usage: bool,
     /// `max_tokens` or `max_completion_tokens`.
     pub max_tokens: Option<u64>,
+    /// `temperature` is given and exactly 0.
+    pub temperature_is_zero: bool,
     model_at: Range<u64>,
     stream_at: Option<Range<u64>>,
     stream_options_at: Option<Range<u64>>,
@@ -72,6 +74,7 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
         stream: stream.map_or(Some(false), parse).ok_or(field("stream", "true or false"))?,
         include_usage: wanted.is_some_and(|o| o.include_usage),
         max_tokens: most.and_then(parse),
+        temperature_is_zero: given(layout, "temperature").and_then(parse::<f64>) == Some(0.0),
         model_at: model_is.at.clone(),
         stream_at: stream.map(|member| member.at.clone()),
         // Also where it is null: it must not stand there twice.

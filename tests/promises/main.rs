@@ -9,6 +9,7 @@ mod answers;
 mod archive;
 mod brownout;
 mod budget;
+mod cache;
 mod clients;
 mod crash;
 mod disk;

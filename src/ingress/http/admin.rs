@@ -67,6 +67,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
         },
         "backlog": backlog(&app, &view),
         "budget": super::spend::budget(&app.gateway.money().view()),
+        "cache": cache(&app),
         "links": super::links::json(&app.links),
         "host": {
             "temperature_c": host.temperature_c,
@@ -145,6 +146,12 @@ pub fn sentence(fault: Fault) -> &'static str {
     }
 }
 
+fn cache(app: &App) -> Value {
+    let cache = app.cached.cache();
+    let (entries, bytes) = cache.size();
+    json!({"enabled": cache.is_on(), "entries": entries, "bytes": bytes})
+}
+
 fn backlog(app: &App, view: &View) -> Value {
     let tally = app.gateway.spool().tally();
     let age_s = tally.oldest_powered_ms.map(|at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000);
@@ -211,6 +218,13 @@ pub async fn purge(State(app): State<Arc<App>>, Query(query): Query1) -> Respons
         Ok(purged) => ok(&json!({"purged": purged})),
         Err(error) => Refusal::from(error).into_response(),
     }
+}
+
+/// `POST /holdfast/v1/cache/purge`.
+pub async fn purge_cache(State(app): State<Arc<App>>) -> Response {
+    let purged = app.cached.cache().purge().await;
+    tracing::info!("the cache was emptied: {purged} answers");
+    ok(&json!({"purged": purged}))
 }
 
 async fn find(app: &App, id: &str) -> Result<Record, Refusal> {

@@ -14,6 +14,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use tokio::time::{sleep_until, timeout};
 
 use super::App;
+use super::cached::Place;
 use super::refusal::Refusal;
 use super::wants::Wants;
 use crate::body::{Bodies, Body};
@@ -67,6 +68,8 @@ pub struct Call {
     pub task: Option<u16>,
     /// An uplink has answered it once already, and the answer did not fit the task.
     pub was_answered: bool,
+    /// Its place in the cache, where it has one.
+    pub cache: Option<Arc<Place>>,
 }
 
 impl Call {
@@ -80,7 +83,20 @@ impl Call {
         let forward = forwardable(request.headers());
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
         let head = body::read(endpoint, &body)?;
-        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, task: None, was_answered: false })
+        Ok(Call {
+            app,
+            endpoint,
+            source,
+            id,
+            body,
+            head,
+            wants,
+            forward,
+            received,
+            task: None,
+            was_answered: false,
+            cache: None,
+        })
     }
 
     /// SHA-256 of the body.

@@ -119,6 +119,7 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Respons
             let view = app.gateway.money().view();
             (view.cap_usd.unwrap_or(0.0), view.spent_usd, view.reserved_usd)
         },
+        cache: app.cached.cache().size(),
         ..Readings::default()
     };
     readings.host = app.board.latest().await;

@@ -60,7 +60,7 @@ async fn pending(call: &Call, accepted: &Accepted) -> Response {
     } else {
         call.to_store(false, false).into_record(accepted, clock::unix_ms(), spool.tally().ready.saturating_sub(1))
     };
-    let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state) };
+    let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state), ..Origin::default() };
     call.app.answered(call, &origin, "accepted");
     let mut response = answer::json(
         StatusCode::ACCEPTED,

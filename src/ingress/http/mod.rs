@@ -5,6 +5,7 @@
 mod admin;
 mod answer;
 mod attach;
+mod cached;
 mod call;
 mod framing;
 #[cfg(feature = "planted")]
@@ -46,6 +47,7 @@ use hyper::{Method, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower_http::decompression::RequestDecompressionLayer;
 
+use crate::cache::Cache;
 use crate::clock;
 use crate::control::limit::Limiter;
 use crate::control::types::Policy;
@@ -54,6 +56,7 @@ use crate::ingress::link::Links;
 use crate::telemetry::host::Board;
 use answer::Origin;
 use attach::Attach;
+use cached::Cached;
 use call::{Call, RequestId};
 pub use listen::{Listeners, serve};
 pub use models::Models;
@@ -88,6 +91,8 @@ pub struct Options {
     pub local_api: &'static str,
     /// Where the spool lives, for its free space.
     pub data_dir: std::path::PathBuf,
+    /// Where answers are kept.
+    pub cache: Cache,
 }
 
 /// Everything a handler needs.
@@ -97,6 +102,7 @@ pub struct App {
     models: Arc<Models>,
     links: Links,
     attach: Attach,
+    cached: Cached,
     slots: Arc<Semaphore>,
     limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
@@ -127,6 +133,7 @@ impl App {
     ) -> Arc<App> {
         let slots = Arc::new(Semaphore::new(options.max_in_flight));
         let limiter = options.rate.map(|(rate, burst)| Mutex::new(Limiter::new(rate, burst)));
+        let cached = Cached::new(options.cache.clone(), &gateway);
         let reshaping = Semaphore::new(RESHAPING_KIB);
         let started_unix_s = clock::unix_ms() / 1000;
         let board = Board::new(options.data_dir.clone());
@@ -136,6 +143,7 @@ impl App {
             models,
             links,
             attach: Attach::default(),
+            cached,
             slots,
             limiter,
             reshaping,
@@ -179,6 +187,9 @@ impl App {
 
     /// Counts an answer and writes its journal line.
     fn answered(&self, call: &Call, origin: &Origin, outcome: &'static str) {
+        if let Some(place) = &call.cache {
+            place.answered(origin, outcome);
+        }
         let latency_ms = call.elapsed_ms();
         self.gateway.metrics().answered(origin.class(), outcome, latency_ms);
         tracing::debug!(
@@ -240,6 +251,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/holdfast/v1/requests/{id}/retry", post(admin::retry))
         .route("/holdfast/v1/requests/{id}/events", get(admin::request_events))
         .route("/holdfast/v1/events", get(admin::events))
+        .route("/holdfast/v1/cache/purge", post(admin::purge_cache))
         .route("/holdfast/v1/drain", post(admin::drain))
         .route("/holdfast/v1/pause", post(admin::pause))
         .route("/holdfast/v1/resume", post(admin::resume))

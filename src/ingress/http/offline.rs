@@ -10,6 +10,7 @@ use hyper::StatusCode;
 
 use super::answer::{self, Finished, Origin};
 use super::attach::Handing;
+use super::cached;
 use super::call::Call;
 use super::refusal::Refusal;
 use crate::body::Body;
@@ -46,14 +47,19 @@ impl Stored {
 pub enum Begun {
     /// The local model's answer.
     Local(local::LocalAnswer, Option<Stored>),
+    /// The answer that was kept of an earlier request like this one: nothing is stored.
+    Kept(Body, Origin),
     /// The local answer that is already on record for a repeated request.
     Recorded(Body, Origin, Stored),
     /// Nothing local: wait for the uplink, then give a ticket.
     Hold(Stored),
 }
 
-/// Stores where the policy says so, then asks the local model where the policy says so.
+/// A kept answer where there is one; else stores where the policy says so, then asks the local model where the policy says so.
 pub async fn begin(call: &Call, why: &str, maybe_billed: bool) -> Result<Begun, Refusal> {
+    if let Some((body, origin)) = cached::while_offline(call).await {
+        return Ok(Begun::Kept(body, origin));
+    }
     let plan = offline(call.wants.policy, call.is_health_probe());
     let hold_unknown = maybe_billed && call.app.options.hold_unknown;
     let stored = if plan.store && !hold_unknown { Some(store(call, maybe_billed).await?) } else { None };
@@ -129,6 +135,7 @@ pub fn local_origin(model: &str, stored: Option<&Stored>) -> Origin {
         route: Some(format!("local:{model}")),
         id: stored.map(|s| s.id.clone()),
         state: stored.map(|_| State::Queued),
+        ..Origin::default()
     }
 }
 
@@ -177,6 +184,10 @@ pub fn location(id: &str) -> String {
 /// The whole offline answer to a plain request.
 pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
     match begun {
+        Begun::Kept(body, origin) => {
+            call.app.answered(&call, &origin, "ok");
+            cached::kept(&call, body, &origin)
+        }
         Begun::Local(answer, stored) => plain_local(&call, answer, stored),
         Begun::Recorded(body, origin, stored) => {
             stored.delivered();

@@ -89,6 +89,13 @@ impl Refusal {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
     }
 
+    /// 504: the caller's own time is up, and the identical request before it has no answer yet.
+    pub fn still_under_way() -> Self {
+        let message = "an identical request is under way and has no answer yet; this one was not sent: ask again in a \
+                       moment, or allow more time";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).retry_after(1)
+    }
+
     /// 502: what the uplink sent is nothing that may be passed on.
     pub fn no_answer() -> Self {
         let message = format!(

@@ -18,12 +18,14 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{self, Finished, Origin};
+use super::cached::{self, Followed, Landing};
 use super::call::Call;
 use super::offline::{self, Begun, Stored};
 use super::plain::{uplink_call, wants_local};
 use super::refusal::Refusal;
 use super::relay::{Gist, Seen};
 use crate::body::Body;
+use crate::cache::flights::Follow;
 use crate::clock;
 use crate::control::event::{Fault, Outcome};
 use crate::gateway::{LiveAttempt, Target};
@@ -38,7 +40,7 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Silence after which the keep-alive line is sent; below the 15 s at which the first middleboxes cut.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// A comment: clients skip it. No blank line follows, because some clients take that for an empty event.
-const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
+pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
 /// Parts between the task and the caller; a slow caller slows the uplink down.
 const PARTS: usize = 16;
 /// Events held back before the first content: roles and empty chunks.
@@ -76,6 +78,39 @@ pub async fn answer(call: Arc<Call>) -> Response {
         }
     });
     head(inbox).await
+}
+
+/// Answers a streaming request whose like is under way: with that one's whole answer once it is there.
+pub async fn follow(call: Arc<Call>, follow: Follow<Landing>) -> Response {
+    let (parts, inbox) = mpsc::channel(PARTS);
+    tokio::spawn(async move {
+        let closed = parts.clone();
+        tokio::select! {
+            _ = following(&call, follow, &parts) => {}
+            () = closed.closed() => {}
+        }
+    });
+    head(inbox).await
+}
+
+async fn following(call: &Arc<Call>, follow: Follow<Landing>, parts: &Parts) -> Result<(), Gone> {
+    match cached::followed(call, follow).await {
+        Followed::Own | Followed::Lost => {
+            call.app.gateway.metrics().cache("miss");
+            walk(call, parts).await
+        }
+        Followed::Late(refusal) => fail(call, parts, refusal).await,
+        Followed::Shared(shared) if shared.is_stream() => {
+            let origin = shared.origin();
+            call.app.answered(call, &origin, shared.outcome());
+            say(parts, Part::From(origin)).await?;
+            say(parts, Part::Event(shared.body())).await
+        }
+        Followed::Shared(shared) => {
+            let event = error_event(&shared.body());
+            say(parts, Part::Failed(Box::new(shared.response(call)), event)).await
+        }
+    }
 }
 
 /// Waits for the first event, an error, or the time to commit.
@@ -364,6 +399,13 @@ pub async fn offline_parts(call: Arc<Call>, begun: Begun) -> Response {
 
 async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result<(), Gone> {
     match begun {
+        Begun::Kept(body, origin) => {
+            let _room = call.app.reshaping(body.len()).await;
+            let Ok(events) = body.whole().await else { return fail(call, parts, Refusal::upstream_timeout()).await };
+            call.app.answered(call, &origin, "ok");
+            say(parts, Part::From(origin)).await?;
+            say(parts, Part::Event(events)).await
+        }
         Begun::Local(answer, stored) => local_stream(call, answer, stored, parts).await,
         Begun::Recorded(body, origin, stored) => {
             whole_as_stream(call, &body, origin, parts).await?;
