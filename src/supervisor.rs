@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::batch::{self, Later};
 use crate::clock::{self, Floor};
 use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
 use crate::control;
@@ -90,7 +91,9 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     });
     let (stop, stopped) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
-    let app = App::new(gateway.clone(), http_options(&settings), models, links, stopped.clone());
+    let later = Later::start(gateway.clone(), later_options(&settings), stopped.clone())
+        .map_err(|e| SupervisorError::Io(format!("{}: {e}", settings.gateway.data_dir.display())))?;
+    let app = App::new(gateway.clone(), http_options(&settings), models, links, later, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
     let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
@@ -394,6 +397,18 @@ fn http_options(settings: &Settings) -> http::Options {
         local_model: settings.local.model.clone(),
         local_api: if settings.local.api == LocalApi::OpenAi { "openai" } else { "ollama" },
         data_dir: settings.gateway.data_dir.clone(),
+    }
+}
+
+fn later_options(settings: &Settings) -> batch::Options {
+    let queue = spool_options(settings);
+    batch::Options {
+        max_body: settings.http.max_body,
+        max_bytes: queue.max_bytes,
+        min_disk_free: queue.min_disk_free,
+        per_source_backlog: queue.per_source_backlog,
+        max_requests: queue.max_requests,
+        data_dir: queue.data_dir,
     }
 }
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may use, from the bottom up. Arrows point down only.
-const ROOMS: [(&str, &[&str]); 15] = [
+const ROOMS: [(&str, &[&str]); 16] = [
     ("plant", &[]),
     ("control", &["plant"]),
     ("clock", &[]),
@@ -20,13 +20,15 @@ const ROOMS: [(&str, &[&str]); 15] = [
     ("spool", &["body", "clock", "control", "plant"]),
     ("uplink", &["body", "clock", "control", "plant"]),
     ("gateway", &["body", "clock", "control", "plant", "spool", "task", "telemetry", "uplink"]),
-    ("ingress", &["body", "clock", "control", "gateway", "plant", "spool", "task", "telemetry", "uplink"]),
+    ("batch", &["body", "clock", "control", "gateway", "plant", "spool", "uplink"]),
+    ("ingress", &["batch", "body", "clock", "control", "gateway", "plant", "spool", "task", "telemetry", "uplink"]),
     ("systemd", &["gateway"]),
     // What a task and a link are is said once, where they are used: their words, and not their behaviour.
     ("config", &["control", "ingress", "task"]),
     (
         "supervisor",
         &[
+            "batch",
             "clock",
             "config",
             "control",

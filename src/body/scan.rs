@@ -14,11 +14,21 @@ const VALUE_BYTES_MAX: usize = 1024;
 const KEY_BYTES_MAX: usize = 21 * 6;
 
 /// The top-level members that decisions look at.
-pub const FIELDS: [&str; 8] =
-    ["model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages", "prompt", "input"];
+pub const FIELDS: [&str; 10] = [
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "background",
+    "store",
+    "messages",
+    "prompt",
+    "input",
+];
 
 /// So many of them are read; of the others it matters that they are there.
-const FIELDS_READ: usize = 5;
+const FIELDS_READ: usize = 7;
 
 /// One top-level member.
 #[derive(Debug, Clone, PartialEq, Eq)]

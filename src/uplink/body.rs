@@ -23,9 +23,14 @@ pub struct Head {
     pub include_usage: bool,
     /// `max_tokens` or `max_completion_tokens`.
     pub max_tokens: Option<u64>,
+    /// `background`: its caller comes back for the answer.
+    pub background: bool,
+    /// `store`, where given: false wants nothing kept.
+    pub store: Option<bool>,
     model_at: Range<u64>,
     stream_at: Option<Range<u64>>,
     stream_options_at: Option<Range<u64>>,
+    background_at: Option<Range<u64>>,
 }
 
 /// Why a body is not a request.
@@ -58,6 +63,8 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
         "/v1/chat/completions" => require_list("messages", layout)?,
         "/v1/completions" => require("prompt", layout)?,
         "/v1/embeddings" => require("input", layout)?,
+        // A prompt template may stand in its place.
+        "/v1/responses" if given(layout, "prompt").is_none() => require("input", layout)?,
         _ => {}
     }
     let field = |field, expected| HeadError::Field { field, expected };
@@ -66,15 +73,19 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
     let stream = given(layout, "stream");
     let options = given(layout, "stream_options");
     let wanted = options.map(|v| parse::<StreamOptions>(v).ok_or(field("stream_options", "an object"))).transpose()?;
+    let background = given(layout, "background");
     let most = given(layout, "max_completion_tokens").or(given(layout, "max_tokens"));
     Ok(Head {
         model,
         stream: stream.map_or(Some(false), parse).ok_or(field("stream", "true or false"))?,
         include_usage: wanted.is_some_and(|o| o.include_usage),
         max_tokens: most.and_then(parse),
+        background: background.and_then(parse).unwrap_or(false),
+        store: given(layout, "store").and_then(parse),
         model_at: model_is.at.clone(),
         stream_at: stream.map(|member| member.at.clone()),
         stream_options_at: options.map(|member| member.at.clone()),
+        background_at: background.map(|member| member.at.clone()),
     })
 }
 
@@ -123,6 +134,10 @@ pub fn for_uplink(body: &Body, head: &Head, model: Option<&str>, keep_stream: bo
         // OpenAI refuses stream_options without a stream, and allows null.
         edits.extend(head.stream_options_at.clone().map(|at| (at, Bytes::from_static(b"null"))));
     }
+    if !keep_stream && head.background {
+        // The answer is to come whole, on this connection; who comes back for it comes to us.
+        edits.extend(head.background_at.clone().map(|at| (at, Bytes::from_static(b"false"))));
+    }
     edits.sort_by_key(|(at, _)| at.start);
     Spliced { body: body.clone(), edits }
 }
@@ -159,6 +174,15 @@ mod tests {
         let edited = for_uplink(&body, &head, Some("deep\"seek"), false);
         let expected = br#"{ "x":1.50, "model" : "deep\"seek","messages":[{"a":"\u00e4"}] , "stream":false,"stream_options":null}"#;
         assert_eq!(&spliced(&edited)[..], &expected[..]);
+    }
+
+    #[test]
+    fn a_background_response_is_asked_for_whole() {
+        let body = body(r#"{"model":"m","background": true ,"store":true,"input":"x"}"#);
+        let head = read("/v1/responses", &body).unwrap();
+        assert_eq!((head.background, head.store), (true, Some(true)));
+        let edited = spliced(&for_uplink(&body, &head, None, false));
+        assert_eq!(&edited[..], br#"{"model":"m","background": false ,"store":true,"input":"x"}"#);
     }
 
     #[test]

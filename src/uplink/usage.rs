@@ -23,19 +23,29 @@ struct Said {
     usage: Option<Tokens>,
 }
 
+/// Two APIs, two names; some services send both.
 #[derive(Deserialize)]
+#[allow(clippy::struct_field_names, reason = "the APIs' own names")]
 struct Tokens {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
+    prompt_tokens: Option<u64>,
+    completion_tokens: Option<u64>,
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+}
+
+impl From<Tokens> for Usage {
+    fn from(tokens: Tokens) -> Usage {
+        Usage {
+            prompt_tokens: tokens.prompt_tokens.or(tokens.input_tokens).unwrap_or(0),
+            completion_tokens: tokens.completion_tokens.or(tokens.output_tokens).unwrap_or(0),
+        }
+    }
 }
 
 /// Reads an answer, or an event of one; empty where it is none. Blocks where `body` is a file.
 pub fn read(body: impl Read) -> Summary {
     let Ok(said) = serde_json::from_reader::<_, Said>(BufReader::new(body)) else { return Summary::default() };
-    let usage = said.usage.map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens });
-    Summary { model: said.model, usage }
+    Summary { model: said.model, usage: said.usage.map(Usage::from) }
 }
 
 /// So much of a long answer's end is looked at: its tokens stand there, after everything that was said.
@@ -47,7 +57,7 @@ pub fn in_tail(tail: &[u8]) -> Option<Usage> {
     let at = tail.windows(NAME.len()).rposition(|window| window == NAME)?;
     let after = tail[at + NAME.len()..].trim_ascii_start().strip_prefix(b":")?;
     let tokens = serde_json::Deserializer::from_slice(after).into_iter::<Tokens>().next()?.ok()?;
-    Some(Usage { prompt_tokens: tokens.prompt_tokens, completion_tokens: tokens.completion_tokens })
+    Some(tokens.into())
 }
 
 #[cfg(test)]
@@ -61,6 +71,8 @@ mod tests {
         assert_eq!(read(&chat[..]), Summary { model: Some("m".to_owned()), usage });
         let embedding = br#"{"data":[],"usage":{"prompt_tokens":3,"total_tokens":3}}"#;
         assert_eq!(read(&embedding[..]).usage, Some(Usage { prompt_tokens: 3, completion_tokens: 0 }));
+        let response = br#"{"output":[],"usage":{"input_tokens":3,"output_tokens":5,"total_tokens":8}}"#;
+        assert_eq!(read(&response[..]).usage, usage);
         let cut = br#"ges":"",1.5]}],"model":"m", "usage" : {"prompt_tokens":7,"x":{"y":1}} , "z":[]}"#;
         assert_eq!(in_tail(cut), Some(Usage { prompt_tokens: 7, completion_tokens: 0 }));
         assert_eq!((in_tail(b"\"usage\":null}"), in_tail(b"usage: 3"), in_tail(b"")), (None, None, None));

@@ -11,6 +11,7 @@ mod clients;
 mod crash;
 mod disk;
 mod failover;
+mod later;
 mod limits;
 mod links;
 mod memory;

@@ -5,7 +5,9 @@
 mod admin;
 mod answer;
 mod attach;
+mod batches;
 mod call;
+mod files;
 mod framing;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
@@ -16,6 +18,7 @@ mod kept;
 mod links;
 mod listen;
 mod models;
+mod multipart;
 mod offline;
 mod ollama;
 mod onward;
@@ -26,6 +29,7 @@ mod plain;
 mod record_json;
 mod refusal;
 mod relay;
+mod responses;
 mod stream;
 mod tasks;
 mod tokens;
@@ -44,6 +48,7 @@ use hyper::{Method, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower_http::decompression::RequestDecompressionLayer;
 
+use crate::batch::Later;
 use crate::clock;
 use crate::control::limit::Limiter;
 use crate::control::types::Policy;
@@ -93,6 +98,7 @@ pub struct App {
     options: Options,
     models: Arc<Models>,
     links: Links,
+    later: Later,
     attach: Attach,
     slots: Arc<Semaphore>,
     limiter: Option<Mutex<Limiter>>,
@@ -119,6 +125,7 @@ impl App {
         options: Options,
         models: Arc<Models>,
         links: Links,
+        later: Later,
         stop: watch::Receiver<bool>,
     ) -> Arc<App> {
         let slots = Arc::new(Semaphore::new(options.max_in_flight));
@@ -130,6 +137,7 @@ impl App {
             options,
             models,
             links,
+            later,
             attach: Attach::default(),
             slots,
             limiter,
@@ -211,6 +219,15 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/chat/completions/{id}", get(admin::completion).delete(admin::cancel_completion))
         .route("/holdfast/v1/tasks/{which}", post(tasks::call))
+        .route("/v1/files", post(files::create).get(files::list))
+        .route("/v1/files/{id}", any(files::one))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", post(batches::create).get(batches::list))
+        .route("/v1/batches/{id}", any(batches::one))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", any(responses::one))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/{*rest}", any(passthrough::any_v1))

@@ -37,6 +37,8 @@ pub struct Settings {
     pub on_unknown: &'static str,
     /// `[limits] rate` and `burst`; a rate of 0 is no limit.
     pub rate: (u32, u32),
+    /// `[limits] per_source_backlog`.
+    pub per_source_backlog: u32,
     /// Further lines of `[http]`.
     pub http: String,
     /// Where the data goes instead of the daemon's own folder.
@@ -55,6 +57,7 @@ impl Default for Settings {
             patient: false,
             on_unknown: "resend",
             rate: (0, 1),
+            per_source_backlog: 100_000,
             http: String::new(),
             data_dir: None,
             extra: String::new(),
@@ -193,7 +196,7 @@ ttl = "0s"
 [limits]
 rate = {rate}
 burst = {burst}
-per_source_backlog = 100000
+per_source_backlog = {backlog}
 
 {extra}
 "#,
@@ -203,6 +206,7 @@ per_source_backlog = 100000
         on_unknown = settings.on_unknown,
         rate = settings.rate.0,
         burst = settings.rate.1,
+        backlog = settings.per_source_backlog,
         extra = settings.extra,
     )
 }
