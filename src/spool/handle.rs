@@ -188,17 +188,7 @@ impl Spool {
         }
         let Some(found) = found else { return Ok(None) };
         let options = self.inner.options.clone();
-        blocking(move || {
-            let mut record = found.record;
-            if let (Some((answer, _)), Some(stored)) = (&mut record.local, found.local) {
-                answer.body = fetch(&options, stored)?;
-            }
-            if let (Some((answer, _)), Some(stored)) = (&mut record.uplink, found.uplink) {
-                answer.body = fetch_body(&options, stored)?;
-            }
-            Ok(Some(record))
-        })
-        .await?
+        blocking(move || with_answers(&options, found).map(Some)).await?
     }
 
     /// Whether a request has the local model's answer; opens no file.
@@ -460,6 +450,31 @@ fn verify(options: &Options, drawn: Vec<Drawn>) -> Result<(Vec<Leased>, Vec<u64>
         }
     }
     Ok((whole, damaged))
+}
+
+/// A record with the bytes of its answers. One that cannot be read costs the other nothing; where neither can, that is an
+/// error and not a record without an answer.
+fn with_answers(options: &Options, found: read::Found) -> Result<Record, SpoolError> {
+    let read::Found { mut record, local, uplink, .. } = found;
+    let mut is_unreadable = false;
+    if let (Some((answer, _)), Some(stored)) = (&mut record.local, local) {
+        match fetch(options, stored) {
+            Ok(body) => answer.body = body,
+            Err(SpoolError::Unreadable) => (record.local, is_unreadable) = (None, true),
+            Err(error) => return Err(error),
+        }
+    }
+    if let (Some((answer, _)), Some(stored)) = (&mut record.uplink, uplink) {
+        match fetch_body(options, stored) {
+            Ok(body) => answer.body = body,
+            Err(SpoolError::Unreadable) => (record.uplink, is_unreadable) = (None, true),
+            Err(error) => return Err(error),
+        }
+    }
+    if is_unreadable && record.local.is_none() && record.uplink.is_none() {
+        return Err(SpoolError::Unreadable);
+    }
+    Ok(record)
 }
 
 fn fetch(options: &Options, stored: Stored) -> Result<Bytes, SpoolError> {

@@ -18,6 +18,8 @@ use super::store::Store;
 use super::writer::{Command, Job};
 use super::{SpoolError, marks, open, quarantine};
 
+/// Marks of devices that are kept in memory while several sets are read, about 10 MiB.
+const MARKS_KEPT: usize = if cfg!(test) { 1 } else { 65_536 };
 /// Rows per transaction: new work waits behind one batch only.
 const BATCH: usize = 64;
 /// A salvage that the disk stopped is tried again after this: room is made by people.
@@ -236,8 +238,9 @@ struct Remains {
     report: Report,
     /// Requests that are lost but for their names.
     lost: Vec<LostRow>,
-    /// What devices rely on beside their requests: after these, which may say more.
-    marks: Vec<Mark>,
+    /// What devices rely on beside their requests: after these, which may say more. `None` where other sets' marks take
+    /// all the memory there is for them: then they are read again when their turn comes.
+    marks: Option<Vec<Mark>>,
     /// Requests that may have been on their way.
     in_doubt: Vec<u64>,
     lacks_its_log: bool,
@@ -314,7 +317,16 @@ fn rows_back(
     let lost = lost(reader.report());
     let (in_doubt, lacks_its_log) = (reader.in_doubt().to_vec(), reader.lacks_its_log());
     let (report, marks) = reader.end();
+    let kept: usize = read.iter().filter_map(|newer| newer.marks.as_ref()).map(Vec::len).sum();
+    let marks = (kept + marks.len() <= MARKS_KEPT).then_some(marks);
     Ok(Remains { set: set.to_owned(), rows, report, lost, marks, in_doubt, lacks_its_log })
+}
+
+/// A set's marks, read for themselves.
+fn marks_of(set: &Path, data_dir: &Path) -> Result<Vec<Mark>, SpoolError> {
+    let mut reader = Salvage::of_set(set, data_dir)?;
+    while !reader.next_batch(BATCH).is_empty() {}
+    Ok(reader.end().1)
 }
 
 /// Last, so that no name stands in the way of a row.
@@ -325,6 +337,10 @@ fn names_back(remains: Remains, data_dir: &Path, commands: &mpsc::WeakSender<Com
     for batch in lost.chunks(BATCH) {
         rows.count(to.adopt(batch.to_vec(), adopt::adopt_lost, |lost| lost.seq)?);
     }
+    let marks = match marks {
+        Some(marks) => marks,
+        None => marks_of(&set, data_dir)?,
+    };
     for batch in marks.chunks(BATCH) {
         to.adopt(batch.to_vec(), marks::adopt_mark, |_| 0)?;
     }

@@ -30,3 +30,4 @@ mod stopping;
 mod support;
 mod tasks;
 mod tls;
+mod turning;

@@ -167,7 +167,11 @@ pub fn finished(record: Record) -> Finished {
             return Finished::Refused(status, answer.body, origin);
         }
     }
-    let why = record.reason.unwrap_or_else(|| record.state.to_string());
+    let why = match (record.reason, record.state) {
+        (Some(reason), _) => reason,
+        (None, State::Answered) => "its answer cannot be read any more".to_owned(),
+        (None, state) => state.to_string(),
+    };
     let message = format!("the request ended as {} ({why}); send it again if it is still wanted", record.state);
     let code = match record.state {
         State::Expired => "request_expired",

@@ -32,6 +32,26 @@ async fn large_bodies_are_files_and_go_with_their_row() {
 }
 
 #[tokio::test]
+async fn an_answer_that_cannot_be_read_costs_the_other_nothing() {
+    for lost in 0..2 {
+        let (dir, spool) = fresh();
+        let seq = take(&spool, request("a")).await.seq;
+        assert_eq!(leased(&spool, 1).await, ["a"]);
+        spool.settle(seq, answered(vec![6; LARGE])).await.unwrap();
+        let uplink = names(dir.path());
+        spool.record_local(seq, local(vec![7; LARGE])).await.unwrap();
+        let both = names(dir.path());
+        let name = both.iter().find(|name| uplink.contains(name) == (lost == 0)).unwrap();
+        std::fs::remove_file(files::bodies(dir.path()).join(name)).unwrap();
+        let record = spool.get("a".into()).await.unwrap().unwrap();
+        assert_eq!((record.uplink.is_some(), record.local.is_some()), (lost == 1, lost == 0));
+        let other = names(dir.path()).remove(0);
+        std::fs::remove_file(files::bodies(dir.path()).join(other)).unwrap();
+        assert_eq!(spool.get("a".into()).await.err(), Some(SpoolError::Unreadable), "nothing is left to tell");
+    }
+}
+
+#[tokio::test]
 async fn a_refused_large_body_leaves_no_file() {
     let (dir, spool) = fresh_with(|o| o.max_requests = 0);
     assert_eq!(spool.accept(with_body("a", vec![5; LARGE])).await, Err(SpoolError::QueueFull));

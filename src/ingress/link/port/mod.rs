@@ -3,6 +3,7 @@
 //! Owns how a line is reached and what its loss means: a state, and another try. Knows nothing of what is said on it.
 
 mod address;
+mod appears;
 mod device;
 mod socket;
 
@@ -25,8 +26,6 @@ const BACKOFF_MIN: Duration = Duration::from_millis(500);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// A line that stood for so long was a good one: its next loss begins with the first wait again.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
-/// While a line's file is missing, it is looked for this often.
-const LOOK: Duration = Duration::from_millis(250);
 /// A peer that takes nothing for so long is gone, beside the time its bytes need on the wire.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
@@ -126,13 +125,9 @@ where
 
 /// Waits; no longer than until a missing file is there.
 async fn pause(wait: Duration, path: Option<&Path>) {
-    let is_missing = || path.is_some_and(|path| !path.exists());
-    if !is_missing() {
-        return sleep(wait).await;
-    }
-    let until = clock::now() + wait;
-    while clock::now() < until && is_missing() {
-        sleep(LOOK).await;
+    match path.filter(|path| !path.exists()) {
+        Some(path) => drop(timeout(wait, appears::appears(path)).await),
+        None => sleep(wait).await,
     }
 }
 
