@@ -52,13 +52,11 @@ pub enum Fault {
     LinkNoUniqueKey,
     /// A later answer takes the place of the result that a device was offered.
     LinkResultNotDeduplicated,
-    /// A batch's line goes into the queue under another name each time.
-    BatchLineWithoutKey,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 24] = [
+    pub const ALL: [Fault; 23] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -82,7 +80,6 @@ impl Fault {
         Fault::LinkAckBeforeCommit,
         Fault::LinkNoUniqueKey,
         Fault::LinkResultNotDeduplicated,
-        Fault::BatchLineWithoutKey,
     ];
 
     /// The name by which it is switched on.
@@ -111,7 +108,6 @@ impl Fault {
             Fault::LinkAckBeforeCommit => "link-ack-before-commit",
             Fault::LinkNoUniqueKey => "link-no-unique-key",
             Fault::LinkResultNotDeduplicated => "link-result-not-deduplicated",
-            Fault::BatchLineWithoutKey => "batch-line-without-key",
         }
     }
 }

@@ -20,7 +20,7 @@ const ROOMS: [(&str, &[&str]); 16] = [
     ("spool", &["body", "clock", "control", "plant"]),
     ("uplink", &["body", "clock", "control", "plant"]),
     ("gateway", &["body", "clock", "control", "plant", "spool", "task", "telemetry", "uplink"]),
-    ("batch", &["body", "clock", "control", "gateway", "plant", "spool", "uplink"]),
+    ("batch", &["body", "clock", "control", "gateway", "spool", "uplink"]),
     ("ingress", &["batch", "body", "clock", "control", "gateway", "plant", "spool", "task", "telemetry", "uplink"]),
     ("systemd", &["gateway"]),
     // What a task and a link are is said once, where they are used: their words, and not their behaviour.

@@ -14,7 +14,7 @@ pub const BATCH_PREFIX: &str = "batch_hf_";
 /// Lines of one batch: what OpenAI takes.
 pub const LINES_MAX: u32 = 50_000;
 /// Faults of one input file that are told: whoever has more of them mends the first ones first.
-pub const FAULTS_MAX: usize = 100;
+pub const FAULTS_MAX: usize = 25;
 
 /// Where a batch stands, in OpenAI's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

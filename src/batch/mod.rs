@@ -189,14 +189,9 @@ impl Later {
             let message = format!("the input file must have the purpose batch, not {}", input.purpose);
             return Err(LaterError::Field { param: "input_file_id", message });
         }
-        let _saving = self.inner.saving.lock().await;
-        self.inner.make_place().await?;
-        let manifest = self.inner.first(new)?;
-        self.inner.keep(&manifest).await?;
-        let seq = manifest.seq;
-        self.inner.batches().insert(seq, Entry::new(manifest));
-        run::start(&self.inner, seq);
-        self.inner.standing(seq).ok_or(LaterError::TooManyBatches)
+        // A caller who goes away in the middle must not leave a batch on disk that nobody runs until the next start.
+        let inner = self.inner.clone();
+        tokio::spawn(async move { inner.create(new).await }).await.map_err(io::Error::other)?
     }
 
     /// One batch of a source.
@@ -218,23 +213,10 @@ impl Later {
     pub async fn cancel(&self, source: &str, id: &str) -> Result<Standing, LaterError> {
         let no_such = || LaterError::NoSuchBatch(id.to_owned());
         let seq = self.inner.find(source, id).ok_or_else(no_such)?;
-        let mut was = None;
-        let change = |manifest: &mut Manifest| {
-            was = Some(manifest.status);
-            if matches!(manifest.status, Status::Validating | Status::InProgress) {
-                manifest.turn(Status::Cancelling);
-                manifest.ends_as = Some(Status::Cancelled);
-            }
-        };
-        self.inner.update(seq, change).await?;
-        match was {
-            Some(status) if status.is_final() => Err(LaterError::Ended(status.as_str())),
-            Some(_) => {
-                self.inner.told_to_cancel(seq).notify_one();
-                self.inner.standing(seq).ok_or_else(no_such)
-            }
-            None => Err(no_such()),
-        }
+        let inner = self.inner.clone();
+        let cancelled = tokio::spawn(async move { inner.cancel(seq).await }).await.map_err(io::Error::other)?;
+        cancelled?;
+        self.inner.standing(seq).ok_or_else(no_such)
     }
 }
 
@@ -286,6 +268,34 @@ impl Inner {
             created_at: clock::unix_ms() / 1000,
             created_powered_ms: self.gateway.spool().powered_ms(),
         }
+    }
+
+    async fn create(self: Arc<Self>, new: NewBatch) -> Result<Standing, LaterError> {
+        let _saving = self.saving.lock().await;
+        self.make_place().await?;
+        let manifest = self.first(new)?;
+        self.keep(&manifest).await?;
+        let seq = manifest.seq;
+        self.batches().insert(seq, Entry::new(manifest));
+        run::start(&self, seq);
+        self.standing(seq).ok_or(LaterError::TooManyBatches)
+    }
+
+    async fn cancel(self: Arc<Self>, seq: u64) -> Result<(), LaterError> {
+        let mut was = Status::Failed;
+        let change = |manifest: &mut Manifest| {
+            was = manifest.status;
+            if matches!(was, Status::Validating | Status::InProgress) {
+                manifest.turn(Status::Cancelling);
+                manifest.ends_as = Some(Status::Cancelled);
+            }
+        };
+        self.update(seq, change).await?;
+        if was.is_final() {
+            return Err(LaterError::Ended(was.as_str()));
+        }
+        self.told_to_cancel(seq).notify_one();
+        Ok(())
     }
 
     /// Where as many batches are kept as may be, the oldest that has ended goes.

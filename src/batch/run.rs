@@ -21,7 +21,6 @@ use super::{FileMeta, Inner, WINDOW_MAX, request_id};
 use crate::body::Body;
 use crate::control::types::{Policy, Priority, State};
 use crate::gateway::Gateway;
-use crate::plant::{self, Fault};
 use crate::spool::SpoolError;
 use crate::spool::record::{NewRequest, Record};
 use crate::uplink::body as head;
@@ -311,13 +310,8 @@ impl Run {
 
     /// The same door as everybody's: the id and the key say which line it is.
     async fn accept(&self, line: &Prepared) -> Result<(), SpoolError> {
-        let mut key = format!("{}:{}", self.batch.id, line.number);
-        let mut id = request_id(&self.batch.id, line.number);
-        if plant::is(Fault::BatchLineWithoutKey) {
-            (key, id) = (crate::clock::request_id(), crate::clock::request_id());
-        }
         let new = NewRequest {
-            id,
+            id: request_id(&self.batch.id, line.number),
             source: self.batch.source.clone(),
             label: None,
             endpoint: self.batch.endpoint.clone(),
@@ -326,7 +320,7 @@ impl Run {
             policy: Policy::Queue,
             body_hash: line.body.hash(),
             body: line.body.clone(),
-            idempotency_key: Some(key),
+            idempotency_key: Some(format!("{}:{}", self.batch.id, line.number)),
             ttl_ms: self.left_ms().max(1),
             leased: false,
             maybe_billed: false,

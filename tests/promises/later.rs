@@ -7,6 +7,7 @@ use holdfast::cli::simulate::{Faults, Mode};
 use hyper::Method;
 use serde_json::{Value, json};
 
+use crate::disk::Disk;
 use crate::support::{Ask, Bench, Daemon, Reply, Settings, free_port, until, within};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -350,6 +351,51 @@ async fn a_background_response_that_is_refused_is_failed() {
     })
     .await;
     assert!(failed["error"]["message"].as_str().unwrap().contains("temperature"), "{failed}");
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_no_file_and_a_batch_goes_on_when_there_is_room() {
+    let Some(disk) = Disk::mount() else {
+        println!("SKIPPED: no file system of its own could be mounted; run this as root");
+        return;
+    };
+    let settings = Settings {
+        data_dir: Some(disk.path().join("data").to_str().unwrap().to_owned()),
+        extra: "[queue]\nmin_disk_free = \"16MiB\"\n".to_owned(),
+        ..Settings::without_local()
+    };
+    let bench = Bench::offline(settings).await;
+    let daemon = &bench.daemon;
+    let (id, idle) = (begin(daemon, &numbered(150)).await, upload(daemon, &line("a", "x")).await);
+    until("lines to be in the queue", 10, || async { (daemon.backlog().await > 30).then_some(()) }).await;
+    disk.fill();
+    daemon.send(upload_of(&numbered(3), "batch")).await.assert_error(507, "disk_full");
+    daemon.send(create_of(&idle, CHAT)).await.assert_error(507, "disk_full");
+    bench.uplink.set_faults(Faults::default()).await;
+    until("the lines in the queue to be answered", 60, || async { (daemon.backlog().await == 0).then_some(()) }).await;
+    assert_eq!(batch(daemon, &id).await["status"], "in_progress");
+    disk.free();
+    let done = reaches(daemon, &id, "completed").await;
+    let output = names(&lines(daemon, &done["output_file_id"]).await);
+    assert_eq!((output.len(), output.into_iter().collect::<BTreeSet<_>>().len()), (150, 150));
+    assert!((0..150).all(|n| bench.answered(&format!("line {n}.")) == 1));
+    assert_eq!(daemon.get("/v1/batches").await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+/// Far more than the memory it may have, in lines of a mebibyte.
+#[tokio::test]
+async fn a_large_batch_stays_small_in_memory() {
+    const LINES: usize = 90;
+    let bench = Bench::with(Settings { patient: true, ..Settings::without_local() }).await;
+    let long = "x".repeat(1024 * 1024);
+    let text: String = (0..LINES).map(|n| line(&format!("c{n}"), &format!("{n} {long}")) + "\n").collect();
+    let id = begin(&bench.daemon, &text).await;
+    let done = reaches(&bench.daemon, &id, "completed").await;
+    assert_eq!(done["request_counts"]["completed"], LINES);
+    let input = format!("/v1/files/{}/content", done["input_file_id"].as_str().unwrap());
+    assert_eq!(bench.daemon.get(&input).await.body.len(), text.len());
+    let peak = bench.daemon.peak_kib();
+    assert!(peak < 64 * 1024, "{peak} KiB");
 }
 
 /// A damaged manifest or file stops nothing and is never taken for whole.
