@@ -3,13 +3,14 @@
 //! Rooms, arrows pointing down only:
 //!
 //! ```text
-//! main -> cli -> supervisor -> { ingress, systemd, network } -> gateway
+//! main -> cli -> supervisor -> { ingress, systemd, network } -> batch -> gateway
 //!      -> { spool, uplink, money, telemetry, task, cache } -> { control, body, clock }
 //! ```
 //!
 //! `plant` holds mistakes that tests switch on; nothing of it is left in a released binary.
 //! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.
 
+pub mod batch;
 pub mod body;
 pub mod cache;
 pub mod cli;

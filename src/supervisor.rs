@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::batch::{self, Later};
 use crate::cache::{self, Cache};
 use crate::clock::{self, Floor};
 use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
@@ -95,7 +96,10 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let (stop, stopped) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
     let cache = open_cache(&settings, spool.powered_ms()).await?;
-    let app = App::new(gateway.clone(), http_options(&settings, cache.clone()), models, links, stopped.clone());
+    let later = Later::start(gateway.clone(), later_options(&settings), stopped.clone())
+        .map_err(|e| SupervisorError::Io(format!("{}: {e}", settings.gateway.data_dir.display())))?;
+    let options = http_options(&settings, cache.clone());
+    let app = App::new(gateway.clone(), options, models, links, later, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
     let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
@@ -428,6 +432,18 @@ fn http_options(settings: &Settings, cache: Cache) -> http::Options {
         local_api: if settings.local.api == LocalApi::OpenAi { "openai" } else { "ollama" },
         data_dir: settings.gateway.data_dir.clone(),
         cache,
+    }
+}
+
+fn later_options(settings: &Settings) -> batch::Options {
+    let queue = spool_options(settings);
+    batch::Options {
+        max_body: settings.http.max_body,
+        max_bytes: queue.max_bytes,
+        min_disk_free: queue.min_disk_free,
+        per_source_backlog: queue.per_source_backlog,
+        max_requests: queue.max_requests,
+        data_dir: queue.data_dir,
     }
 }
 

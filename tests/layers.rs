@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may use, from the bottom up. Arrows point down only.
-const ROOMS: [(&str, &[&str]); 17] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("plant", &[]),
     ("control", &["plant"]),
     ("clock", &[]),
@@ -22,9 +22,23 @@ const ROOMS: [(&str, &[&str]); 17] = [
     ("uplink", &["body", "clock", "control", "plant"]),
     ("money", &["body", "clock", "control", "plant"]),
     ("gateway", &["body", "clock", "control", "money", "plant", "spool", "task", "telemetry", "uplink"]),
+    ("batch", &["body", "clock", "control", "gateway", "spool", "uplink"]),
     (
         "ingress",
-        &["body", "cache", "clock", "control", "gateway", "money", "plant", "spool", "task", "telemetry", "uplink"],
+        &[
+            "batch",
+            "body",
+            "cache",
+            "clock",
+            "control",
+            "gateway",
+            "money",
+            "plant",
+            "spool",
+            "task",
+            "telemetry",
+            "uplink",
+        ],
     ),
     ("systemd", &["gateway"]),
     // What a task and a link are is said once, where they are used: their words, and not their behaviour.
@@ -32,6 +46,7 @@ const ROOMS: [(&str, &[&str]); 17] = [
     (
         "supervisor",
         &[
+            "batch",
             "cache",
             "clock",
             "config",

@@ -14,7 +14,7 @@ const VALUE_BYTES_MAX: usize = 1024;
 const KEY_BYTES_MAX: usize = 21 * 6;
 
 /// The top-level members that decisions look at.
-pub const FIELDS: [&str; 12] = [
+pub const FIELDS: [&str; 14] = [
     "model",
     "stream",
     "stream_options",
@@ -24,13 +24,15 @@ pub const FIELDS: [&str; 12] = [
     "n",
     "best_of",
     "temperature",
+    "background",
+    "store",
     "messages",
     "prompt",
     "input",
 ];
 
 /// So many of them are read; of the others it matters that they are there.
-const FIELDS_READ: usize = 9;
+const FIELDS_READ: usize = 11;
 
 /// One top-level member.
 #[derive(Debug, Clone, PartialEq, Eq)]

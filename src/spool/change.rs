@@ -90,6 +90,15 @@ pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> 
     Ok(seqs.len() as u64)
 }
 
+/// Deletes the record of one request that is over; false where there is none, or it is not over.
+pub(super) fn forget(store: &mut Store, id: &str) -> Result<bool, SpoolError> {
+    let Some(row) = store.by_id(id)?.filter(|row| row.state.is_final()) else { return Ok(false) };
+    store.rescue.behind.check(row.seq)?;
+    device::remember(store, row.seq)?;
+    store.remove(&row)?;
+    Ok(true)
+}
+
 /// The first `limit` sequence numbers in a state that nothing holds back.
 pub(super) fn seqs_in(store: &Store, state: State, limit: u32) -> Result<Vec<u64>, SpoolError> {
     let (behind, from) = store.rescue.behind.bounds();

@@ -235,6 +235,15 @@ impl Spool {
         }
     }
 
+    /// Deletes the record of one request that is over; false where there is none, or it is not over.
+    pub async fn forget(&self, id: String) -> Result<bool, SpoolError> {
+        self.with_ballast(|| {
+            let id = id.clone();
+            self.write(move |store| change::forget(store, &id))
+        })
+        .await
+    }
+
     /// One bounded step of what time takes away; returns every request that ended by itself since the last
     /// call: expired, evicted, damaged, or dead because an earlier process died while sending it.
     pub async fn sweep(&self) -> Result<Vec<(u64, String, State)>, SpoolError> {

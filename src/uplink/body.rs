@@ -25,9 +25,14 @@ pub struct Head {
     pub max_tokens: Option<u64>,
     /// `temperature` is given and exactly 0.
     pub temperature_is_zero: bool,
+    /// `background`: its caller comes back for the answer.
+    pub background: bool,
+    /// `store`, where given: false wants nothing kept.
+    pub store: Option<bool>,
     model_at: Range<u64>,
     stream_at: Option<Range<u64>>,
     stream_options_at: Option<Range<u64>>,
+    background_at: Option<Range<u64>>,
 }
 
 /// Why a body is not a request.
@@ -60,6 +65,8 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
         "/v1/chat/completions" => require_list("messages", layout)?,
         "/v1/completions" => require("prompt", layout)?,
         "/v1/embeddings" => require("input", layout)?,
+        // A prompt template may stand in its place.
+        "/v1/responses" if given(layout, "prompt").is_none() => require("input", layout)?,
         _ => {}
     }
     let field = |field, expected| HeadError::Field { field, expected };
@@ -68,6 +75,7 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
     let stream = given(layout, "stream");
     let options = given(layout, "stream_options");
     let wanted = options.map(|v| parse::<StreamOptions>(v).ok_or(field("stream_options", "an object"))).transpose()?;
+    let background = given(layout, "background");
     let most = given(layout, "max_completion_tokens").or(given(layout, "max_tokens"));
     Ok(Head {
         model,
@@ -75,10 +83,13 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
         include_usage: wanted.is_some_and(|o| o.include_usage),
         max_tokens: most.and_then(parse),
         temperature_is_zero: given(layout, "temperature").and_then(parse::<f64>) == Some(0.0),
+        background: background.and_then(parse).unwrap_or(false),
+        store: given(layout, "store").and_then(parse),
         model_at: model_is.at.clone(),
         stream_at: stream.map(|member| member.at.clone()),
         // Also where it is null: it must not stand there twice.
         stream_options_at: layout.get("stream_options").map(|member| member.at.clone()),
+        background_at: background.map(|member| member.at.clone()),
     })
 }
 
@@ -142,6 +153,10 @@ pub fn for_uplink(body: &Body, head: &Head, model: Option<&str>, keep_stream: bo
         // OpenAI refuses stream_options without a stream, and allows null.
         edits.extend(head.stream_options_at.clone().map(|at| (at, Bytes::from_static(b"null"))));
     }
+    if !keep_stream && head.background {
+        // The answer is to come whole, on this connection; who comes back for it comes to us.
+        edits.extend(head.background_at.clone().map(|at| (at, Bytes::from_static(b"false"))));
+    }
     edits.sort_by_key(|(at, _)| at.start);
     Spliced { body: body.clone(), edits }
 }
@@ -195,6 +210,15 @@ mod tests {
             true
         );
         assert!(asked(r#"{"stream":false,"messages":[1],"model":"m"}"#).is_null());
+    }
+
+    #[test]
+    fn a_background_response_is_asked_for_whole() {
+        let body = body(r#"{"model":"m","background": true ,"store":true,"input":"x"}"#);
+        let head = read("/v1/responses", &body).unwrap();
+        assert_eq!((head.background, head.store), (true, Some(true)));
+        let edited = spliced(&for_uplink(&body, &head, None, false));
+        assert_eq!(&edited[..], br#"{"model":"m","background": false ,"store":true,"input":"x"}"#);
     }
 
     #[test]

@@ -63,7 +63,13 @@ async fn openai(version: u32) {
     let said = run(&["offline", "ticket"]).await;
     let id = said.lines().find_map(|line| line.strip_prefix("id ")).expect("the ticket's id").to_owned();
     assert_eq!(bench.daemon.backlog().await, 3, "two offline answers and one ticket: nothing twice");
+    let said = run(&["begin"]).await;
+    let later = said.lines().find_map(|line| line.strip_prefix("later ")).expect("what is fetched later").to_owned();
     bench.recover().await;
+    let (batch, response) = later.split_once(' ').expect("a batch and a response");
+    run(&["fetch", batch, response]).await;
+    assert_eq!((bench.answered("python line 0"), bench.answered("python background")), (1, 1));
+    assert_eq!(bench.answered("python doomed"), 0);
     assert_eq!(bench.daemon.record(&id).await["state"], "answered");
     assert_eq!(bench.answered("python ticket"), 1);
 }

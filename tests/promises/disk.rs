@@ -11,27 +11,27 @@ use holdfast::cli::simulate::{Faults, Mode};
 use crate::support::{Ask, Bench, Settings, until};
 
 /// A small file system in memory, gone when dropped.
-struct Disk(tempfile::TempDir);
+pub struct Disk(tempfile::TempDir);
 
 impl Disk {
-    fn mount() -> Option<Disk> {
+    pub fn mount() -> Option<Disk> {
         let dir = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"]).arg(dir.path()).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(Disk(dir))
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
 
     /// Takes every free byte.
-    fn fill(&self) {
+    pub fn fill(&self) {
         let mut file = std::fs::File::create(self.path().join("filler")).unwrap();
         let block = vec![1u8; 4096];
         while file.write_all(&block).is_ok() {}
     }
 
-    fn free(&self) {
+    pub fn free(&self) {
         std::fs::remove_file(self.path().join("filler")).unwrap();
     }
 }

@@ -15,6 +15,7 @@ mod crash;
 mod disk;
 mod failover;
 mod ladder;
+mod later;
 mod limits;
 mod links;
 mod measured;

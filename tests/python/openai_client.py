@@ -1,13 +1,15 @@
 """What an unmodified openai-python (1, 2 or 3) must be able to do through holdfast.
 
 Usage: openai_client.py TARGET STEP...   TARGET is the path of a UNIX socket, or an http:// base address.
-Steps: plain stream tools json embeddings models error offline kept ticket. Prints one line per step; exits 1 at the
+Steps: plain stream tools json embeddings models error offline kept ticket begin fetch. Prints one line per step; exits 1 at the
 first broken promise.
 """
 import base64
+import io
 import json
 import struct
 import sys
+import time
 
 import openai
 
@@ -130,9 +132,68 @@ def ticket():
     raise AssertionError("a queued request was answered during the outage")
 
 
+def lines():
+    for n in range(3):
+        body = ask("python line %d" % n)
+        yield json.dumps(dict(custom_id="line-%d" % n, method="POST", url="/v1/chat/completions", body=body))
+
+
+def begin():
+    """In the outage: a batch and a background response are taken."""
+    content = io.BytesIO("\n".join(lines()).encode())
+    file = client().files.create(file=("lines.jsonl", content), purpose="batch")
+    assert file.object == "file" and file.purpose == "batch" and file.bytes > 0, file
+    assert file.id in [known.id for known in client().files.list(purpose="batch")]
+    assert client().files.retrieve(file.id).filename == "lines.jsonl"
+    batch = client().batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
+                                    metadata={"shift": "late"})
+    assert batch.status in ("validating", "in_progress") and batch.metadata == {"shift": "late"}, batch
+    unwanted = client().batches.create(input_file_id=file.id, endpoint="/v1/chat/completions",
+                                       completion_window="24h")
+    assert client().batches.cancel(unwanted.id).status in ("cancelling", "cancelled")
+    # Two pages of one.
+    assert [known.id for known in client().batches.list(limit=1)] == [unwanted.id, batch.id]
+    response = client().responses.create(model="gpt-4o", input="python background", background=True)
+    assert response.status == "queued" and client().responses.retrieve(response.id).output_text == "", response
+    doomed = client().responses.create(model="gpt-4o", input="python doomed", background=True)
+    assert client().responses.cancel(doomed.id).status == "cancelled"
+    client().responses.delete(doomed.id)
+    print("later", batch.id, response.id)
+
+
+def fetch():
+    """After the outage: both are there."""
+    batch_id, response_id = sys.argv[-2:]
+    until = time.monotonic() + 60
+    while client().batches.retrieve(batch_id).status != "completed":
+        assert time.monotonic() < until, client().batches.retrieve(batch_id)
+        time.sleep(0.05)
+    batch = client().batches.retrieve(batch_id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (3, 0), batch
+    answers = [json.loads(line) for line in client().files.content(batch.output_file_id).text.splitlines()]
+    said = {a["custom_id"]: a["response"]["body"]["choices"][0]["message"]["content"] for a in answers}
+    assert said == {"line-%d" % n: "uplink answer to: python line %d" % n for n in range(3)}, said
+    client().files.delete(batch.input_file_id)
+    try:
+        client().files.retrieve(batch.input_file_id)
+    except openai.NotFoundError:
+        pass
+    else:
+        raise AssertionError("a deleted file is there")
+    while client().responses.retrieve(response_id).status in ("queued", "in_progress"):
+        assert time.monotonic() < until, client().responses.retrieve(response_id)
+        time.sleep(0.05)
+    response = client().responses.retrieve(response_id)
+    assert response.status == "completed" and response.id == response_id, response
+    assert response.output_text == "uplink answer to: python background", response
+    assert response.usage.output_tokens > 0, response
+
+
 STEPS = dict(plain=plain, stream=stream, tools=tools, json=json_mode, embeddings=embeddings, models=models,
-             error=error, offline=offline, kept=kept, ticket=ticket)
+             error=error, offline=offline, kept=kept, ticket=ticket, begin=begin, fetch=fetch)
 
 for name in sys.argv[2:]:
+    if name not in STEPS:
+        break  # What the last step was given.
     STEPS[name]()
     print("ok", name, flush=True)

@@ -168,6 +168,20 @@ pub(super) fn chat(model: &Value, reply: &Reply) -> Value {
         "usage": reply.usage()})
 }
 
+/// A whole response of the responses API.
+pub(super) fn response(body: &Value) -> Value {
+    let said = reply(body, "uplink", None, None);
+    let text = json!({"type": "output_text", "text": said.content, "annotations": []});
+    let message = json!({"id": fresh_id("msg_"), "type": "message", "role": "assistant", "status": "completed",
+        "content": [text]});
+    let (read, written) = (said.prompt_tokens, said.completion_tokens);
+    json!({"id": fresh_id("resp_"), "object": "response", "created_at": clock::unix_ms() / 1_000,
+        "status": "completed", "background": body["background"] == true, "model": body["model"], "error": null,
+        "output": [message], "parallel_tool_calls": true, "tool_choice": "auto", "tools": [],
+        "usage": {"input_tokens": read, "output_tokens": written, "total_tokens": read + written,
+            "input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}})
+}
+
 /// The pieces of a streamed chat completion, as server-sent events.
 pub(super) fn chat_stream(body: &Value, reply: &Reply, faults: &Faults) -> Vec<Bytes> {
     let (id, created) = (fresh_id("chatcmpl-"), clock::unix_ms() / 1_000);

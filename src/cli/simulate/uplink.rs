@@ -68,7 +68,7 @@ impl Uplink {
             "/models" => return (call.method != "GET").then(|| wrong_method(call)),
             "/chat/completions" => &["model", "messages"],
             "/completions" => &["model", "prompt"],
-            "/embeddings" => &["model", "input"],
+            "/embeddings" | "/responses" => &["model", "input"],
             _ => {
                 let message = format!("Invalid URL ({} {})", call.method, call.path);
                 return Some((StatusCode::NOT_FOUND, message, None));
@@ -99,6 +99,9 @@ impl Uplink {
         }
         if path == "/embeddings" {
             return faults::json(&call.faults, &openai::embeddings(body));
+        }
+        if path == "/responses" {
+            return faults::json(&call.faults, &openai::response(body));
         }
         openai_answer(call, "uplink", path == "/chat/completions")
     }

@@ -5,8 +5,10 @@
 mod admin;
 mod answer;
 mod attach;
+mod batches;
 mod cached;
 mod call;
+mod files;
 mod framing;
 #[cfg(feature = "planted")]
 #[doc(hidden)]
@@ -17,6 +19,7 @@ mod kept;
 mod links;
 mod listen;
 mod models;
+mod multipart;
 mod offline;
 mod ollama;
 mod onward;
@@ -27,6 +30,7 @@ mod plain;
 mod record_json;
 mod refusal;
 mod relay;
+mod responses;
 mod spend;
 mod stream;
 mod tasks;
@@ -47,6 +51,7 @@ use hyper::{Method, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower_http::decompression::RequestDecompressionLayer;
 
+use crate::batch::Later;
 use crate::cache::Cache;
 use crate::clock;
 use crate::control::limit::Limiter;
@@ -101,6 +106,7 @@ pub struct App {
     options: Options,
     models: Arc<Models>,
     links: Links,
+    later: Later,
     attach: Attach,
     cached: Cached,
     slots: Arc<Semaphore>,
@@ -129,6 +135,7 @@ impl App {
         options: Options,
         models: Arc<Models>,
         links: Links,
+        later: Later,
         stop: watch::Receiver<bool>,
     ) -> Arc<App> {
         let slots = Arc::new(Semaphore::new(options.max_in_flight));
@@ -142,6 +149,7 @@ impl App {
             options,
             models,
             links,
+            later,
             attach: Attach::default(),
             cached,
             slots,
@@ -228,6 +236,15 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/chat/completions/{id}", get(admin::completion).delete(admin::cancel_completion))
         .route("/holdfast/v1/tasks/{which}", post(tasks::call))
+        .route("/v1/files", post(files::create).get(files::list))
+        .route("/v1/files/{id}", any(files::one))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", post(batches::create).get(batches::list))
+        .route("/v1/batches/{id}", any(batches::one))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{id}", any(responses::one))
+        .route("/v1/responses/{id}/cancel", post(responses::cancel))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/{*rest}", any(passthrough::any_v1))

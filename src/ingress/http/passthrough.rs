@@ -8,12 +8,15 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use futures_util::stream;
+use hyper::Method;
+use hyper::header::HeaderMap;
 
 use super::App;
 use super::answer::{self, Origin, passable};
 use super::call::{forwardable, read_body, source};
 use super::onward;
 use super::refusal::Refusal;
+use crate::body::Body as Stored;
 use crate::control::event::{Outcome, Reason};
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::classify;
@@ -26,11 +29,22 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
     let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let headers = forwardable(request.headers());
     let source = source(&request);
-    let body = match read_body(app.gateway.spool().bodies(), request, app.options.max_body).await {
-        Ok(body) => body,
-        Err(refusal) => return refusal.into_response(),
-    };
-    let mut live = app.gateway.live_aside().of(&source);
+    match read_body(app.gateway.spool().bodies(), request, app.options.max_body).await {
+        Ok(body) => pass_on(&app, &source, method, path, headers, body).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Passes on a request whose body is here already.
+pub async fn pass_on(
+    app: &App,
+    source: &str,
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+    body: Stored,
+) -> Response {
+    let mut live = app.gateway.live_aside().of(source);
     let mut target = live.target().await;
     loop {
         target = match target {

@@ -151,6 +151,11 @@ impl Refusal {
         self.code
     }
 
+    /// The sentence.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The error as JSON.
     pub fn json(&self) -> Bytes {
         let words =

@@ -9,7 +9,8 @@ use hyper::body::Incoming;
 use hyper::{HeaderMap, Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 
 /// A request to be sent.
 #[derive(Clone, Debug)]
@@ -37,6 +38,11 @@ impl Ask {
         ask.header("content-type", "application/json")
     }
 
+    /// POST of a body of another kind than JSON.
+    pub fn form(path: &str, body: impl Into<Bytes>, kind: &str) -> Ask {
+        Ask { body: body.into(), ..Ask::new(Method::POST, path) }.header("content-type", kind)
+    }
+
     /// A chat with one user message.
     pub fn chat(user: &str) -> Ask {
         Ask::post("/v1/chat/completions", chat_body(user).to_string())
@@ -55,10 +61,13 @@ impl Ask {
 
     /// Sends it and reads the whole answer.
     pub async fn send_to(self, socket: &Path) -> io::Result<Reply> {
-        let response = self.open(socket).await?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = response.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
-        Ok(Reply { status, headers, body })
+        collected(self.open(socket).await?).await
+    }
+
+    /// The same over TCP: as another source.
+    pub async fn send_to_tcp(self, address: &str) -> io::Result<Reply> {
+        let stream = TcpStream::connect(address).await?;
+        collected(self.over(stream, address).await?).await
     }
 
     /// The same with a path of its own, for a task.
@@ -69,16 +78,29 @@ impl Ask {
     /// Sends it and returns as soon as the answer's head is there.
     pub async fn open(self, socket: &Path) -> io::Result<Response<Incoming>> {
         let stream = UnixStream::connect(socket).await?;
+        self.over(stream, "hf").await
+    }
+
+    async fn over<S>(self, stream: S, host: &str) -> io::Result<Response<Incoming>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(io::Error::other)?;
         tokio::spawn(connection);
-        let mut request = Request::builder().method(self.method).uri(self.path).header("host", "hf");
+        let mut request = Request::builder().method(self.method).uri(self.path).header("host", host);
         for (name, value) in self.headers {
             request = request.header(name, value);
         }
         let request = request.body(Full::new(self.body)).map_err(io::Error::other)?;
         sender.send_request(request).await.map_err(io::Error::other)
     }
+}
+
+async fn collected(response: Response<Incoming>) -> io::Result<Reply> {
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let body = response.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+    Ok(Reply { status, headers, body })
 }
 
 /// A whole answer.

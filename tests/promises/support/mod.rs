@@ -39,6 +39,8 @@ pub struct Settings {
     pub rate: (u32, u32),
     /// The lines of `[cache]`; off where a test is not about it.
     pub cache: String,
+    /// `[limits] per_source_backlog`.
+    pub per_source_backlog: u32,
     /// Further lines of `[http]`.
     pub http: String,
     /// Where the data goes instead of the daemon's own folder.
@@ -58,6 +60,7 @@ impl Default for Settings {
             on_unknown: "resend",
             rate: (0, 1),
             cache: "ttl = \"0s\"".to_owned(),
+            per_source_backlog: 100_000,
             http: String::new(),
             data_dir: None,
             extra: String::new(),
@@ -196,7 +199,7 @@ on_unknown = "{on_unknown}"
 [limits]
 rate = {rate}
 burst = {burst}
-per_source_backlog = 100000
+per_source_backlog = {backlog}
 
 {extra}
 "#,
@@ -207,6 +210,7 @@ per_source_backlog = 100000
         on_unknown = settings.on_unknown,
         rate = settings.rate.0,
         burst = settings.rate.1,
+        backlog = settings.per_source_backlog,
         extra = settings.extra,
     )
 }

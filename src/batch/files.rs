@@ -1,0 +1,221 @@
+//! Files that callers uploaded, and those that batches ended in.
+//!
+//! Owns `data_dir/files`: for each file its bytes, and beside them what is known of it, which is written last: bytes
+//! without it are nobody's and go at the next start. Never looks into a file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::disk;
+use super::error::LaterError;
+use crate::clock;
+
+/// What our files' ids begin with; others are an uplink's.
+pub const FILE_PREFIX: &str = "file-hf_";
+/// Files kept: what is known of one takes some hundred bytes of memory.
+pub const FILES_MAX: usize = 1_000;
+/// Files of one source, so that no source takes all places.
+pub const FILES_OF_SOURCE_MAX: usize = 250;
+/// A file goes after so much powered-on time: what OpenAI gives a batch's output.
+pub const FILE_AGE_MS: u64 = 30 * 24 * 3_600_000;
+/// Longest name of a file that is kept.
+const NAME_BYTES_MAX: usize = 255;
+
+/// What is known of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileMeta {
+    /// `file-hf_` and 32 hexadecimal digits.
+    pub id: String,
+    /// Ascends with each file.
+    pub seq: u64,
+    /// Whose it is.
+    pub source: String,
+    /// What its caller called it.
+    pub filename: String,
+    /// `batch` or `batch_output`.
+    pub purpose: String,
+    /// Its length.
+    pub bytes: u64,
+    /// SHA-256 of its bytes, in hexadecimal digits.
+    pub sha256: String,
+    /// Unix seconds, for showing.
+    pub created_at: u64,
+    /// Powered-on milliseconds, for deciding.
+    pub created_powered_ms: u64,
+}
+
+impl FileMeta {
+    /// Whether this is the SHA-256 of its bytes.
+    pub fn has_sum(&self, digest: &[u8]) -> bool {
+        disk::hex(digest) == self.sha256
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Files {
+    folder: PathBuf,
+    max_bytes: u64,
+    min_free: u64,
+    known: Mutex<BTreeMap<u64, FileMeta>>,
+}
+
+/// A fresh id.
+pub(super) fn fresh_id() -> String {
+    format!("{FILE_PREFIX}{:016x}{:016x}", clock::random_u64(), clock::random_u64())
+}
+
+impl Files {
+    /// Reads what is kept; blocks. `named` are bytes that unfinished batches write.
+    pub(super) fn open(folder: PathBuf, max_bytes: u64, min_free: u64, named: &[String]) -> io::Result<Files> {
+        disk::make_folder(&folder)?;
+        let known: BTreeMap<u64, FileMeta> =
+            disk::all::<FileMeta>(&folder)?.into_iter().map(|meta| (meta.seq, meta)).collect();
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let is_ours = path.extension().is_some_and(|ending| ending == "data" || ending == "new");
+            if is_ours && !named.contains(&stem) && !known.values().any(|meta| meta.id == stem) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        Ok(Files { folder, max_bytes, min_free, known: Mutex::new(known) })
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, FileMeta>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a file's bytes are.
+    pub fn path(&self, id: &str) -> PathBuf {
+        self.folder.join(format!("{id}.data"))
+    }
+
+    /// One file of a source.
+    pub fn get(&self, source: &str, id: &str) -> Result<FileMeta, LaterError> {
+        let found = self.known().values().find(|meta| meta.id == id && meta.source == source).cloned();
+        found.ok_or_else(|| LaterError::NoSuchFile(id.to_owned()))
+    }
+
+    /// The files of a source, oldest first.
+    pub fn of(&self, source: &str) -> Vec<FileMeta> {
+        self.known().values().filter(|meta| meta.source == source).cloned().collect()
+    }
+
+    /// Whether one more of so many bytes may come.
+    pub fn check_room(&self, source: &str, bytes: u64) -> Result<(), LaterError> {
+        let known = self.known();
+        let own = known.values().filter(|meta| meta.source == source).count();
+        if known.len() >= FILES_MAX || own >= FILES_OF_SOURCE_MAX {
+            return Err(LaterError::TooManyFiles);
+        }
+        let kept: u64 = known.values().map(|meta| meta.bytes).sum();
+        if kept.saturating_add(bytes) > self.max_bytes {
+            return Err(LaterError::TooManyBytes(self.max_bytes));
+        }
+        drop(known);
+        if disk::free_bytes(&self.folder)?.saturating_sub(bytes) < self.min_free {
+            return Err(LaterError::Disk(io::ErrorKind::StorageFull));
+        }
+        Ok(())
+    }
+
+    /// Begins a file; what is not kept in the end is removed.
+    pub(super) fn begin(&self) -> io::Result<Upload> {
+        let id = fresh_id();
+        let path = self.path(&id);
+        Ok(Upload { file: disk::open(&path)?, path, id, hasher: Sha256::new(), bytes: 0, kept: false })
+    }
+
+    /// Makes a whole file known: on return it and its name are on disk. Known already is fine. Blocks.
+    pub(super) fn adopt(&self, meta: FileMeta) -> io::Result<FileMeta> {
+        if let Some(known) = self.known().values().find(|known| known.id == meta.id) {
+            return Ok(known.clone());
+        }
+        let mut known = self.known();
+        let seq = known.last_key_value().map_or(1, |(seq, _)| seq + 1);
+        let meta = FileMeta { seq, filename: shortened(&meta.filename), ..meta };
+        disk::keep(&self.folder, &meta.id, &meta)?;
+        known.insert(seq, meta.clone());
+        Ok(meta)
+    }
+
+    /// Removes a file; blocks.
+    pub(super) fn remove(&self, meta: &FileMeta) -> io::Result<()> {
+        disk::forget(&self.folder, &meta.id)?;
+        let _ = std::fs::remove_file(self.path(&meta.id));
+        self.known().remove(&meta.seq);
+        Ok(())
+    }
+
+    /// Files whose time is over.
+    pub(super) fn old(&self, powered_ms: u64) -> Vec<FileMeta> {
+        let is_old = |meta: &&FileMeta| meta.created_powered_ms.saturating_add(FILE_AGE_MS) <= powered_ms;
+        self.known().values().filter(is_old).cloned().collect()
+    }
+}
+
+fn shortened(name: &str) -> String {
+    let mut end = name.len().min(NAME_BYTES_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].to_owned()
+}
+
+/// Length and SHA-256 of a file; blocks.
+pub(super) fn sum(path: &Path) -> io::Result<(u64, String)> {
+    let (mut file, mut hasher, mut bytes) = (File::open(path)?, Sha256::new(), 0);
+    let mut piece = vec![0; crate::body::PIECE_BYTES];
+    loop {
+        let n = file.read(&mut piece)?;
+        if n == 0 {
+            return Ok((bytes, disk::hex(&hasher.finalize())));
+        }
+        hasher.update(&piece[..n]);
+        bytes += n as u64;
+    }
+}
+
+/// A file on its way in.
+#[derive(Debug)]
+pub(super) struct Upload {
+    file: File,
+    path: PathBuf,
+    id: String,
+    hasher: Sha256,
+    bytes: u64,
+    kept: bool,
+}
+
+impl Upload {
+    /// The next bytes; blocks.
+    pub(super) fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.hasher.update(piece);
+        self.bytes += piece.len() as u64;
+        self.file.write_all(piece)
+    }
+
+    /// All bytes are there: on disk, and known from now on; blocks.
+    pub(super) fn finish(mut self, files: &Files, of: FileMeta) -> io::Result<FileMeta> {
+        self.file.sync_all()?;
+        let sha256 = disk::hex(&std::mem::take(&mut self.hasher).finalize());
+        let meta = files.adopt(FileMeta { id: self.id.clone(), bytes: self.bytes, sha256, ..of })?;
+        self.kept = true;
+        Ok(meta)
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
