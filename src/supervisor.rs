@@ -91,8 +91,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     });
     let (stop, stopped) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
-    let later = Later::start(gateway.clone(), later_options(&settings), stopped.clone())
-        .map_err(|e| SupervisorError::Io(format!("{}: {e}", settings.gateway.data_dir.display())))?;
+    let later = Later::start(gateway.clone(), later_options(&settings), stopped.clone());
     let app = App::new(gateway.clone(), http_options(&settings), models, links, later, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
