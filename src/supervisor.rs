@@ -96,8 +96,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let (stop, stopped) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
     let cache = open_cache(&settings, spool.powered_ms()).await?;
-    let later = Later::start(gateway.clone(), later_options(&settings), stopped.clone())
-        .map_err(|e| SupervisorError::Io(format!("{}: {e}", settings.gateway.data_dir.display())))?;
+    let later = Later::start(gateway.clone(), later_options(&settings), stopped.clone());
     let options = http_options(&settings, cache.clone());
     let app = App::new(gateway.clone(), options, models, links, later, stopped.clone());
     app.restore_repeats().await;

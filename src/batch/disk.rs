@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 /// The ending of what is whole.
 pub(super) const KEPT: &str = "json";
+/// The ending of what is not.
+const DAMAGED: &str = "damaged";
 /// The largest of these files that is read: a manifest with all its errors is far below.
 const BYTES_MAX: u64 = 1024 * 1024;
 
@@ -21,6 +23,12 @@ const BYTES_MAX: u64 = 1024 * 1024;
 pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     folder.parent().map_or(Ok(()), sync_folder)
+}
+
+/// Whether anything in a folder was set aside as damaged.
+pub(super) fn has_damaged(folder: &Path) -> bool {
+    let is_damaged = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|ending| ending == DAMAGED);
+    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| is_damaged(&entry)))
 }
 
 /// Makes the names of a folder durable.
@@ -65,7 +73,7 @@ pub(super) fn all<T: DeserializeOwned>(folder: &Path) -> io::Result<Vec<T>> {
             Ok(value) => found.push(value),
             Err(error) => {
                 tracing::error!("{} is damaged and set aside: {error}", path.display());
-                let _ = fs::rename(&path, path.with_extension("damaged"));
+                let _ = fs::rename(&path, path.with_extension(DAMAGED));
             }
         }
     }

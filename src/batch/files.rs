@@ -72,20 +72,24 @@ pub(super) fn fresh_id() -> String {
 }
 
 impl Files {
-    /// Reads what is kept; blocks. `named` are bytes that unfinished batches write.
-    pub(super) fn open(folder: PathBuf, max_bytes: u64, min_free: u64, named: &[String]) -> io::Result<Files> {
-        disk::make_folder(&folder)?;
-        let known: BTreeMap<u64, FileMeta> =
-            disk::all::<FileMeta>(&folder)?.into_iter().map(|meta| (meta.seq, meta)).collect();
-        for entry in std::fs::read_dir(&folder)? {
-            let path = entry?.path();
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let is_ours = path.extension().is_some_and(|ending| ending == "data" || ending == "new");
-            if is_ours && !named.contains(&stem) && !known.values().any(|meta| meta.id == stem) {
-                let _ = std::fs::remove_file(path);
+    /// Reads what is kept; blocks. `written` are bytes that unfinished batches write; `None` where nobody knows. A folder
+    /// that cannot be read stops no start: its files are missing until the next one.
+    pub(super) fn open(folder: PathBuf, max_bytes: u64, min_free: u64, written: Option<&[String]>) -> Files {
+        let read = disk::make_folder(&folder).and_then(|()| disk::all::<FileMeta>(&folder));
+        let known: BTreeMap<u64, FileMeta> = match read {
+            Ok(all) => {
+                // What was set aside may be all that names a file: then nothing is removed.
+                if let Some(written) = written.filter(|_| !disk::has_damaged(&folder)) {
+                    remove_unknown(&folder, |id| written.contains(id) || all.iter().any(|meta| meta.id == *id));
+                }
+                all.into_iter().map(|meta| (meta.seq, meta)).collect()
             }
-        }
-        Ok(Files { folder, max_bytes, min_free, known: Mutex::new(known) })
+            Err(error) => {
+                tracing::error!("kept files cannot be read: {error}");
+                BTreeMap::new()
+            }
+        };
+        Files { folder, max_bytes, min_free, known: Mutex::new(known) }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, FileMeta>> {
@@ -128,6 +132,8 @@ impl Files {
 
     /// Begins a file; what is not kept in the end is removed.
     pub(super) fn begin(&self) -> io::Result<Upload> {
+        // It may not have been possible at the start.
+        disk::make_folder(&self.folder)?;
         let id = fresh_id();
         let path = self.path(&id);
         Ok(Upload { file: disk::open(&path)?, path, id, hasher: Sha256::new(), bytes: 0, kept: false })
@@ -158,6 +164,17 @@ impl Files {
     pub(super) fn old(&self, powered_ms: u64) -> Vec<FileMeta> {
         let is_old = |meta: &&FileMeta| meta.created_powered_ms.saturating_add(FILE_AGE_MS) <= powered_ms;
         self.known().values().filter(is_old).cloned().collect()
+    }
+}
+
+/// Removes bytes that nothing names: uploads that a crash cut off.
+fn remove_unknown(folder: &Path, is_known: impl Fn(&String) -> bool) {
+    for path in std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let is_ours = path.extension().is_some_and(|ending| ending == "data" || ending == "new");
+        if is_ours && !is_known(&id) {
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 

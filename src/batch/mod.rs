@@ -118,15 +118,20 @@ struct Entry {
 
 impl Later {
     /// Reads what is kept and goes on with it. Blocks for as long as the two folders take to read.
-    pub fn start(gateway: Gateway, options: Options, stop: watch::Receiver<bool>) -> io::Result<Later> {
+    pub fn start(gateway: Gateway, options: Options, stop: watch::Receiver<bool>) -> Later {
         let folder = options.data_dir.join("batches");
-        disk::make_folder(&folder)?;
-        let kept = disk::all::<Manifest>(&folder)?;
+        let read = disk::make_folder(&folder).and_then(|()| disk::all::<Manifest>(&folder));
+        let is_whole = read.is_ok() && !disk::has_damaged(&folder);
+        let kept = read.unwrap_or_else(|error| {
+            tracing::error!("kept batches cannot be read: {error}");
+            Vec::new()
+        });
         let written: Vec<String> = (kept.iter().filter(|batch| !batch.status.is_final()))
             .flat_map(|batch| [batch.output_file_id.clone(), batch.error_file_id.clone()])
             .collect();
         let files = options.data_dir.join("files");
-        let files = files::Files::open(files, options.max_bytes, options.min_disk_free, &written)?;
+        let written = is_whole.then_some(&written[..]);
+        let files = files::Files::open(files, options.max_bytes, options.min_disk_free, written);
         let batches = kept.into_iter().map(|manifest| (manifest.seq, Entry::new(manifest))).collect();
         let inner = Inner {
             gateway,
@@ -145,7 +150,7 @@ impl Later {
             run::start(&later.inner, seq);
         }
         tokio::spawn(clean(later.inner.clone()));
-        Ok(later)
+        later
     }
 
     /// Begins to keep a file of about so many bytes.
@@ -399,7 +404,12 @@ impl Inner {
 
     async fn keep(self: &Arc<Self>, manifest: &Manifest) -> io::Result<()> {
         let (folder, manifest) = (self.options.data_dir.join("batches"), manifest.clone());
-        spawn_blocking(move || disk::keep(&folder, &manifest.id, &manifest)).await.map_err(io::Error::other)?
+        let kept = spawn_blocking(move || {
+            // It may not have been possible at the start.
+            disk::make_folder(&folder)?;
+            disk::keep(&folder, &manifest.id, &manifest)
+        });
+        kept.await.map_err(io::Error::other)?
     }
 
     /// Changes a batch: on disk first, then for everybody to see.

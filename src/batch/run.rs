@@ -69,9 +69,13 @@ async fn run(inner: &Arc<Inner>, seq: u64) -> io::Result<()> {
     }
     let Some(manifest) = inner.manifest(seq) else { return Ok(()) };
     let mut run = Run::open(inner.clone(), manifest, cancelled).await?;
-    run.work().await?;
-    run.rest().await?;
-    run.close().await
+    match run.through().await {
+        // Not a matter of time: the input was removed or damaged behind our back.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+            run.give_up().await
+        }
+        done => done,
+    }
 }
 
 fn is_cancelling(inner: &Inner, seq: u64) -> bool {
@@ -132,7 +136,8 @@ struct Run {
     batch: Manifest,
     priority: Priority,
     journal: Arc<Mutex<Journal>>,
-    lines: Arc<Mutex<Lines>>,
+    /// `None` where the input is gone.
+    lines: Option<Arc<Mutex<Lines>>>,
     /// All lines before this one were read.
     read: u32,
     at_end: bool,
@@ -150,14 +155,18 @@ impl Run {
         let opened = spawn_blocking(move || {
             let (output, error) = (files.files.path(&of.output_file_id), files.files.path(&of.error_file_id));
             let journal = Journal::open(&of.id, of.total, &output, &error)?;
-            Ok::<_, io::Error>((journal, Lines::open(&files.files.path(&of.input_file_id))?))
+            let lines = match Lines::open(&files.files.path(&of.input_file_id)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                opened => Some(opened?),
+            };
+            Ok::<_, io::Error>((journal, lines))
         });
         let (journal, lines) = opened.await.map_err(io::Error::other)??;
         inner.counted(batch.seq, journal.counts());
         Ok(Run {
             priority: batch.priority.parse().unwrap_or(Priority::Low),
             journal: Arc::new(Mutex::new(journal)),
-            lines: Arc::new(Mutex::new(lines)),
+            lines: lines.map(|lines| Arc::new(Mutex::new(lines))),
             read: 0,
             at_end: false,
             pending: VecDeque::new(),
@@ -167,6 +176,28 @@ impl Run {
             inner,
             batch,
         })
+    }
+
+    async fn through(&mut self) -> io::Result<()> {
+        self.work().await?;
+        self.rest().await?;
+        self.close().await
+    }
+
+    /// What is done stays in its files; the rest has lost its names, so nothing more of it is sent.
+    async fn give_up(&mut self) -> io::Result<()> {
+        self.active.abort_all();
+        self.read = self.batch.fed.saturating_add(WINDOW_MAX as u32).min(self.batch.total);
+        self.cancel_active().await;
+        self.sync().await?;
+        self.adopt().await?;
+        let counts = self.journal.lock().unwrap_or_else(PoisonError::into_inner).counts();
+        let failed = |manifest: &mut Manifest| {
+            manifest.counted = Some(counts);
+            manifest.faults = vec![damaged()];
+            manifest.turn(Status::Failed);
+        };
+        self.inner.update(self.batch.seq, failed).await
     }
 
     fn is_over(&self) -> bool {
@@ -266,7 +297,8 @@ impl Run {
     /// Reads the next line; `None` at the end.
     async fn next(&mut self) -> io::Result<Option<Next>> {
         let _reading = self.inner.reading.acquire().await.map_err(io::Error::other)?;
-        let (lines, journal, endpoint) = (self.lines.clone(), self.journal.clone(), self.batch.endpoint.clone());
+        let lines = self.lines.clone().ok_or(io::ErrorKind::NotFound)?;
+        let (journal, endpoint) = (self.journal.clone(), self.batch.endpoint.clone());
         let read = spawn_blocking(move || {
             let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(Found { number, text, .. }) = lines.next()? else { return Ok(None) };
@@ -404,6 +436,20 @@ impl Run {
         Ok(())
     }
 
+    async fn adopt(&self) -> io::Result<()> {
+        let counts = self.journal.lock().unwrap_or_else(PoisonError::into_inner).counts();
+        let (inner, batch) = (self.inner.clone(), self.batch.clone());
+        let adopted = spawn_blocking(move || {
+            for (id, what, lines) in
+                [(&batch.output_file_id, "output", counts.0), (&batch.error_file_id, "error", counts.1)]
+            {
+                adopt(&inner, &batch, id, what, lines)?;
+            }
+            Ok::<_, io::Error>(())
+        });
+        adopted.await.map_err(io::Error::other)?
+    }
+
     /// Its files are files for everybody, and then it is done.
     async fn close(&mut self) -> io::Result<()> {
         let counts = self.journal.lock().unwrap_or_else(PoisonError::into_inner).counts();
@@ -417,16 +463,7 @@ impl Run {
             }
         };
         self.inner.update(seq, finalizing).await?;
-        let (inner, batch) = (self.inner.clone(), self.batch.clone());
-        let adopted = spawn_blocking(move || {
-            for (id, what, lines) in
-                [(&batch.output_file_id, "output", counts.0), (&batch.error_file_id, "error", counts.1)]
-            {
-                adopt(&inner, &batch, id, what, lines)?;
-            }
-            Ok::<_, io::Error>(())
-        });
-        adopted.await.map_err(io::Error::other)??;
+        self.adopt().await?;
         self.inner.update(seq, |manifest| manifest.turn(manifest.ends_as.unwrap_or(Status::Completed))).await?;
         tracing::info!("{} has ended: {} lines answered, {} not", self.batch.id, counts.0, counts.1);
         Ok(())

@@ -417,6 +417,30 @@ async fn damaged_files_are_set_aside_and_stop_no_start() {
     assert_eq!(bench.daemon.backlog().await, 0);
 }
 
+/// What was done before the input went stays there to be fetched, and nothing more is sent.
+#[tokio::test]
+async fn a_batch_whose_input_goes_ends_and_keeps_what_it_has() {
+    let mut bench = Bench::start().await;
+    let id = begin(&bench.daemon, &numbered(200)).await;
+    until("some lines to be done", 60, || async {
+        let counts = batch(&bench.daemon, &id).await["request_counts"]["completed"].as_u64().unwrap();
+        (counts >= 10).then_some(())
+    })
+    .await;
+    bench.daemon.kill().await;
+    bench.uplink.set_faults(Faults::failing(Mode::Refuse)).await;
+    let manifests = std::fs::read_dir(bench.daemon.data().join("batches")).unwrap();
+    let text = std::fs::read_to_string(manifests.last().unwrap().unwrap().path()).unwrap();
+    let manifest: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+    let input = manifest["input_file_id"].as_str().unwrap();
+    std::fs::remove_file(bench.daemon.data().join(format!("files/{input}.data"))).unwrap();
+    bench.daemon.restart().await;
+    let ended = reaches(&bench.daemon, &id, "failed").await;
+    assert_eq!(ended["errors"]["data"][0]["code"], "invalid_file");
+    assert!(lines(&bench.daemon, &ended["output_file_id"]).await.len() >= 10);
+    until("the queue to be empty", 10, || async { (bench.daemon.backlog().await == 0).then_some(()) }).await;
+}
+
 fn flip(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] ^= 1;

@@ -97,7 +97,7 @@ fn check(new: &New) -> Result<(), Refusal> {
 fn object(standing: &Standing) -> Value {
     let batch = &standing.manifest;
     let at = |status: Status| batch.since(status);
-    let has_ended = batch.status.is_final() && batch.status != Status::Failed;
+    let has_ended = batch.status.is_final();
     let errors = (!batch.faults.is_empty()).then(|| json!({"object": "list", "data": batch.faults}));
     json!({
         "id": batch.id,
