@@ -29,7 +29,7 @@ pub use local::{KeepWarm, Local, LocalApi, LocalTimeouts};
 pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, WhenFull};
 pub use secret::{KeySource, Secret, read_key};
 pub use task::TaskOptions;
-pub use uplink::{Auth, Breaker, Probe, Uplink, UplinkTimeouts};
+pub use uplink::{ApiKey, Auth, Breaker, Probe, Uplink, UplinkTimeouts};
 pub use walk::Shown;
 
 use gateway::{INSTALLED, Places, TRIAL};

@@ -103,6 +103,10 @@ fn origin(loaded: &Loaded, key: &str) -> String {
     origin.rsplit('/').next().unwrap().to_owned()
 }
 
+fn sources(uplink: &Uplink) -> Vec<KeySource> {
+    uplink.api_keys.iter().map(|key| key.source.clone()).collect()
+}
+
 #[test]
 fn no_file_at_all_is_the_contract() {
     let folder = tempfile::tempdir().unwrap();
@@ -132,7 +136,7 @@ fn defaults_have_the_meaning_of_their_text() {
     assert_eq!((queue.max_bytes, queue.keep_results.as_secs()), (1 << 30, 7 * 86_400));
     assert_eq!(retry.base.as_millis(), 500);
     assert_eq!(uplinks[0].probe.degraded_above.as_millis(), 1500);
-    assert_eq!(uplinks[0].api_keys, [KeySource::Env("HOLYSHEEP_API_KEY".to_owned())]);
+    assert_eq!(sources(&uplinks[0]), [KeySource::Env("HOLYSHEEP_API_KEY".to_owned())]);
 }
 
 #[test]
@@ -147,7 +151,7 @@ probe = { path = "/models", interval = "2s", timeout = "1s", fall = 3, rise = 1,
 [[uplink]]
 name = "second"
 base_url = "https://second.example/v1/"
-api_keys = [{ file = "/etc/key" }, { credential = "key2" }]
+api_keys = [{ file = "/etc/key" }, { credential = "key2", max_in_flight = 3 }]
 auth = "api-key"
 [local]
 models = { "text-embedding-3-small" = "nomic-embed-text" }
@@ -177,7 +181,8 @@ per_source_backlog = 5
     let loaded = load_text(text, &[]).unwrap();
     let second = &loaded.settings.uplinks[1];
     assert_eq!(second.base_url, "https://second.example/v1");
-    assert_eq!(second.api_keys, [KeySource::File("/etc/key".into()), KeySource::Credential("key2".to_owned())]);
+    assert_eq!(second.api_keys[1].max_in_flight, Some(3));
+    assert_eq!(sources(second), [KeySource::File("/etc/key".into()), KeySource::Credential("key2".to_owned())]);
     assert_eq!(second.auth, Auth::ApiKey);
     assert_eq!(loaded.settings.tasks[0].id, 3);
     assert_eq!(loaded.settings.tasks[0].args[0].min, Some(-40.0));
@@ -327,7 +332,7 @@ fn the_environment_overrides_and_is_named_as_origin() {
     assert_eq!((settings.queue.ttl.as_secs(), settings.queue.max_requests), (3600, 5));
     assert_eq!(settings.local.timeouts.idle.as_secs(), 5);
     assert_eq!((settings.uplinks[0].name.as_str(), settings.uplinks[0].base_url.as_str()), ("a", "http://b/v1"));
-    assert_eq!(settings.uplinks[0].api_keys, [KeySource::Env("B".to_owned())]);
+    assert_eq!(sources(&settings.uplinks[0]), [KeySource::Env("B".to_owned())]);
     assert_eq!(settings.uplinks[1].name, "c");
     assert_eq!(settings.http.listen.len(), 2);
     assert_eq!((settings.retry.budget, settings.drain.max_in_flight), (0.5, 9));

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use super::Shared;
 use crate::body::{Bodies, Body};
 use crate::clock;
-use crate::control::event::{Fault, Outcome};
+use crate::control::event::{Fault, KeyIndex, Outcome};
 use crate::spool::record::{LastError, Leased, UplinkAnswer};
 use crate::task::{Book, WHOLE_BYTES_MAX, said};
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Call, Cloud, Whole};
@@ -51,14 +51,14 @@ impl Delivery {
 
 /// Sends it, once.
 pub(super) async fn deliver(
-    cloud: Arc<Cloud>,
+    (cloud, key): (Arc<Cloud>, KeyIndex),
     shared: &Arc<Shared>,
     leased: &Leased,
     on_out: oneshot::Sender<()>,
     mut stop: watch::Receiver<bool>,
 ) -> Delivery {
     let started = clock::now();
-    let result = send(&cloud, shared.spool.bodies(), leased, on_out, &mut stop).await;
+    let result = send((&cloud, key), shared.spool.bodies(), leased, on_out, &mut stop).await;
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
     match result {
         Ok(came) => {
@@ -74,7 +74,7 @@ pub(super) async fn deliver(
 }
 
 async fn send(
-    cloud: &Cloud,
+    (cloud, key): (&Cloud, KeyIndex),
     bodies: &Bodies,
     leased: &Leased,
     on_out: oneshot::Sender<()>,
@@ -83,8 +83,8 @@ async fn send(
     let head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let key = HeaderValue::from_str(&leased.idempotency_key);
-    headers.insert(HeaderName::from_static("idempotency-key"), key.map_err(|_| Outcome::Permanent(Fault::Refused))?);
+    let once = HeaderValue::from_str(&leased.idempotency_key);
+    headers.insert(HeaderName::from_static("idempotency-key"), once.map_err(|_| Outcome::Permanent(Fault::Refused))?);
     let call = Call {
         method: Method::POST,
         path: leased.endpoint.clone(),
@@ -92,7 +92,7 @@ async fn send(
         body: body::for_uplink(&leased.body, &head, cloud.alias(&leased.model), false),
         on_out: Some(on_out),
     };
-    let mut reply = cloud.send_unless(call, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
+    let mut reply = cloud.send_unless(call, key, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
     let (body, failed) = tokio::select! {
         biased;
         received = reply.receive(bodies, ANSWER_BYTES_MAX) => received,

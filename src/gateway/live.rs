@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::{Input, Shared};
 use crate::clock;
-use crate::control::event::{AskId, AttemptId, Event, Outcome, Reason};
+use crate::control::event::{AskId, AttemptId, Event, KeyIndex, Outcome, Reason};
 use crate::uplink::cloud::{Call, Cloud, Reply};
 
 /// Where a live request goes now.
@@ -79,6 +79,7 @@ pub struct LiveAttempt {
     shared: Arc<Shared>,
     id: AttemptId,
     cloud: Arc<Cloud>,
+    key: KeyIndex,
     abandoned: oneshot::Receiver<()>,
     started: Instant,
     reported: bool,
@@ -86,8 +87,13 @@ pub struct LiveAttempt {
 
 impl LiveAttempt {
     /// Made by the driver and sent to the caller as it is: if the caller is gone by then, dropping it reports it.
-    pub(super) fn new(shared: Arc<Shared>, id: AttemptId, cloud: Arc<Cloud>, abandoned: oneshot::Receiver<()>) -> Self {
-        Self { shared, id, cloud, abandoned, started: clock::now(), reported: false }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        id: AttemptId,
+        (cloud, key): (Arc<Cloud>, KeyIndex),
+        abandoned: oneshot::Receiver<()>,
+    ) -> Self {
+        Self { shared, id, cloud, key, abandoned, started: clock::now(), reported: false }
     }
 
     /// The uplink to send to.
@@ -104,7 +110,7 @@ impl LiveAttempt {
                 std::future::pending::<()>().await;
             }
         };
-        self.cloud.send_unless(call, taken_back).await.map_err(|e| e.outcome)
+        self.cloud.send_unless(call, self.key, taken_back).await.map_err(|e| e.outcome)
     }
 
     /// The answer has begun: control no longer takes the attempt back.

@@ -31,7 +31,7 @@ use super::outgoing::{Left, Outgoing, Progress};
 use super::tls::{TlsError, client_config};
 use crate::body::{Bodies, Body};
 use crate::clock::{self, Floor};
-use crate::control::event::{Check, Fault, Outcome};
+use crate::control::event::{Check, Fault, KeyIndex, Outcome};
 use crate::plant;
 
 /// Largest answer that is passed on or kept; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
@@ -58,15 +58,28 @@ pub enum Auth {
     ApiKey,
 }
 
-/// The key of an uplink.
+/// The keys of an uplink.
 #[derive(Clone)]
-pub enum Key {
+pub enum Keys {
     /// None is configured: nothing is presented.
     None,
-    /// This one.
-    Value(String),
-    /// One is configured, but could not be read; nothing is sent.
+    /// These, in the order in which they are used.
+    Some(Vec<ApiKey>),
+    /// Some are configured, but none could be read; nothing is sent.
     Missing,
+}
+
+/// One key that could be read.
+#[derive(Clone)]
+pub struct ApiKey {
+    /// Its place in the configuration, counted from 1.
+    pub number: usize,
+    /// Where it is kept, such as `env HOLYSHEEP_API_KEY`.
+    pub source: String,
+    /// Itself.
+    pub value: String,
+    /// How many requests are given to it at once; `None` where only the uplink's own number counts.
+    pub max_in_flight: Option<u32>,
 }
 
 /// `[[uplink]] timeouts`.
@@ -89,8 +102,8 @@ pub struct Options {
     pub name: String,
     /// Such as `https://api.holysheep.ai/v1`.
     pub base_url: String,
-    /// The key to present.
-    pub key: Key,
+    /// The keys to present.
+    pub keys: Keys,
     /// How it is presented.
     pub auth: Auth,
     /// Models that have another name there.
@@ -177,7 +190,8 @@ pub struct Cloud {
     options: Options,
     base: String,
     pool: RwLock<Pool>,
-    credential: Option<(HeaderName, HeaderValue)>,
+    /// As they are sent, one for each key.
+    credentials: Vec<(HeaderName, HeaderValue)>,
     over_tls: bool,
 }
 
@@ -189,21 +203,41 @@ impl Cloud {
         if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(CloudError::Address(base));
         }
-        let credential = credential(&options)?;
+        let credentials = credentials(&options)?;
         let pool = RwLock::new(new_pool(&options)?);
         let over_tls = uri.scheme_str() == Some("https");
-        Ok(Self { options, base, pool, credential, over_tls })
+        Ok(Self { options, base, pool, credentials, over_tls })
     }
 
-    /// A name for key and address as they are configured: other ones deserve a new trial. Tells nothing about the key.
+    /// The keys that could be read.
+    pub fn keys(&self) -> &[ApiKey] {
+        match &self.options.keys {
+            Keys::Some(keys) => keys,
+            Keys::None | Keys::Missing => &[],
+        }
+    }
+
+    /// What people call a key, such as `key 2 (env HOLYSHEEP_API_KEY_2)`.
+    pub fn key_name(&self, key: KeyIndex) -> String {
+        let named = self.keys().get(key).map(|key| format!("key {} ({})", key.number, key.source));
+        named.unwrap_or_else(|| "its key".to_owned())
+    }
+
+    /// A name for keys and address as they are configured: other ones deserve a new trial. Tells nothing about a key.
     pub fn fingerprint(&self) -> String {
-        let key = match &self.options.key {
-            Key::Value(key) => key.as_str(),
-            Key::None | Key::Missing => "",
-        };
+        let keys: Vec<&str> = self.keys().iter().map(|key| key.value.as_str()).collect();
+        self.digest(&keys.join("\n"))
+    }
+
+    /// The same for one of several keys, whatever place it has among them.
+    pub fn key_fingerprint(&self, key: KeyIndex) -> Option<String> {
+        self.keys().get(key).map(|key| self.digest(&key.value))
+    }
+
+    fn digest(&self, keys: &str) -> String {
         let mut digest = Sha256::new();
         let auth = format!("{:?} {:?}", self.options.auth, self.options.ca_file);
-        for part in [self.base.as_str(), key, &auth] {
+        for part in [self.base.as_str(), keys, &auth] {
             digest.update(part);
             digest.update([0]);
         }
@@ -237,15 +271,10 @@ impl Cloud {
         }
     }
 
-    /// Sends and waits for the answer's head.
-    pub async fn send(&self, call: Call) -> Result<Reply, SendError> {
-        self.send_unless(call, std::future::pending::<()>()).await
-    }
-
-    /// The same, unless it is taken back before. A body that had not left entirely never will then, so that it is
+    /// Sends with one of its keys and waits for the answer's head, unless it is taken back before. A body that had not left entirely never will then, so that it is
     /// given up at no cost; what had left may have been billed.
-    pub async fn send_unless(&self, call: Call, taken_back: impl Future) -> Result<Reply, SendError> {
-        if matches!(self.options.key, Key::Missing) {
+    pub async fn send_unless(&self, call: Call, key: KeyIndex, taken_back: impl Future) -> Result<Reply, SendError> {
+        if matches!(self.options.keys, Keys::Missing) {
             return Err(SendError { outcome: Outcome::Unreachable(Fault::NoKey) });
         }
         if self.over_tls && self.options.floor.is_above_clock() {
@@ -262,7 +291,7 @@ impl Cloud {
         *request.method_mut() = call.method;
         *request.uri_mut() = self.uri(&call.path)?;
         *request.headers_mut() = call.headers;
-        self.sign(request.headers_mut());
+        self.sign(request.headers_mut(), key);
         if plant::is(plant::Fault::HeadersInADebugLog) {
             request
                 .headers()
@@ -305,7 +334,7 @@ impl Cloud {
 
     /// Asks the uplink whether it is there, without spending a token. The body is the list of models where
     /// the probe's path is the usual one.
-    pub async fn probe(&self) -> (Check, Option<Bytes>) {
+    pub async fn probe(&self, key: KeyIndex) -> (Check, Option<Bytes>) {
         let started = clock::now();
         let call = Call {
             method: Method::GET,
@@ -315,7 +344,7 @@ impl Cloud {
             on_out: None,
         };
         let answer = timeout(self.options.probe_timeout, async {
-            let reply = self.send(call).await?;
+            let reply = self.send_unless(call, key, std::future::pending::<()>()).await?;
             reply.whole(PROBE_BYTES_MAX).await
         });
         let latency_ms = |started: Instant| clock::now().duration_since(started).as_millis() as u64;
@@ -334,7 +363,7 @@ impl Cloud {
     fn panic_where_planted(&self, call: &Call) {
         let planted = [plant::Fault::PanicInAnAttempt, plant::Fault::PanicWordsShown].into_iter().any(plant::is);
         if planted && call.method == Method::POST {
-            let key = self.credential.as_ref().map_or(&[][..], |(_, value)| value.as_bytes());
+            let key = self.credentials.first().map_or(&[][..], |(_, value)| value.as_bytes());
             let body = call.body.body.glance(0, call.body.body.len()).unwrap_or_default();
             panic!("{} {}", String::from_utf8_lossy(key), String::from_utf8_lossy(&body));
         }
@@ -346,9 +375,9 @@ impl Cloud {
         format!("{}{rest}", self.base).parse().map_err(|_| refused)
     }
 
-    fn sign(&self, headers: &mut HeaderMap) {
+    fn sign(&self, headers: &mut HeaderMap, key: KeyIndex) {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some((name, value)) = &self.credential {
+        if let Some((name, value)) = self.credentials.get(key) {
             headers.insert(name, value.clone());
         }
     }
@@ -391,15 +420,18 @@ fn fault_of(outcome: Outcome) -> Fault {
     }
 }
 
-fn credential(options: &Options) -> Result<Option<(HeaderName, HeaderValue)>, CloudError> {
-    let Key::Value(key) = &options.key else { return Ok(None) };
-    let (name, text) = match options.auth {
-        Auth::Bearer => (AUTHORIZATION, format!("Bearer {key}")),
-        Auth::ApiKey => (HeaderName::from_static("api-key"), key.clone()),
+fn credentials(options: &Options) -> Result<Vec<(HeaderName, HeaderValue)>, CloudError> {
+    let Keys::Some(keys) = &options.keys else { return Ok(Vec::new()) };
+    let one = |key: &ApiKey| {
+        let (name, text) = match options.auth {
+            Auth::Bearer => (AUTHORIZATION, format!("Bearer {}", key.value)),
+            Auth::ApiKey => (HeaderName::from_static("api-key"), key.value.clone()),
+        };
+        let mut value = HeaderValue::from_str(&text).map_err(|_| CloudError::Key(options.name.clone()))?;
+        value.set_sensitive(true);
+        Ok((name, value))
     };
-    let mut value = HeaderValue::from_str(&text).map_err(|_| CloudError::Key(options.name.clone()))?;
-    value.set_sensitive(true);
-    Ok(Some((name, value)))
+    keys.iter().map(one).collect()
 }
 
 fn new_pool(options: &Options) -> Result<Pool, TlsError> {

@@ -11,6 +11,7 @@ mod clients;
 mod crash;
 mod disk;
 mod failover;
+mod keys;
 mod limits;
 mod links;
 mod memory;

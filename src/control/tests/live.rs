@@ -191,7 +191,7 @@ fn a_rate_limit_goes_on_to_the_next_uplink_and_then_back_to_the_caller() {
     let mut bench = Bench::up(settings(2));
     let attempt = bench.ask_for(1, 0);
     let effects = bench.end(attempt, limited, true);
-    let Some(Route::Uplink { attempt, uplink: 1 }) = answer(&effects, 1) else { panic!("{effects:?}") };
+    let Some(Route::Uplink { attempt, uplink: 1, .. }) = answer(&effects, 1) else { panic!("{effects:?}") };
     let effects = bench.end(attempt, limited, true);
     assert_eq!(answer(&effects, 1), Some(Route::LastAnswer));
 }
@@ -202,7 +202,7 @@ fn uplinks_are_tried_in_order_of_preference() {
     let mut attempt = bench.ask_for(1, 0);
     for uplink in [1, 2] {
         let effects = bench.end(attempt, BUSY, true);
-        let Some(Route::Uplink { attempt: next, uplink: at }) = answer(&effects, 1) else { panic!("{effects:?}") };
+        let Some(Route::Uplink { attempt: next, uplink: at, .. }) = answer(&effects, 1) else { panic!("{effects:?}") };
         assert_eq!(at, uplink);
         attempt = next;
     }
@@ -270,7 +270,9 @@ fn a_refused_key_is_replaced_by_another_uplink_and_remembered() {
         bench.end(next, Outcome::Delivered, false);
         let both = bench.ask_for(3, 1);
         let effects = bench.end(both, Outcome::Blocked(block), true);
-        let Some(Route::Uplink { attempt, uplink: 0 }) = answer(&effects, 3) else { panic!("{block:?}: {effects:?}") };
+        let Some(Route::Uplink { attempt, uplink: 0, .. }) = answer(&effects, 3) else {
+            panic!("{block:?}: {effects:?}")
+        };
         assert_eq!(answer(&bench.end(attempt, Outcome::Blocked(block), true), 3), Some(Route::LastAnswer));
     }
 }
