@@ -87,6 +87,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         spool: spool.clone(),
         tasks: tasks.clone(),
         prices: prices(&settings),
+        auto: settings.auto.clone(),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });

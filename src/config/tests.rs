@@ -74,6 +74,7 @@ limits.burst = 50
 limits.per_source_backlog = 10000
 budget.usd_per_day = 0.0
 model = []
+auto = []
 task = []
 link = []
 log.level = "info"
@@ -452,4 +453,32 @@ fn a_file_cut_anywhere_is_read_or_refused() {
     for (end, _) in whole.char_indices() {
         let _ = load_text(&whole[..end], &[]);
     }
+}
+
+#[test]
+fn rules_for_auto_are_read_in_their_order() {
+    let loaded = load_text(
+        "[[auto]]\nhas_picture = true\nmodel = \"eyes\"\n\
+         [[auto]]\nprompt_bytes_min = \"8KiB\"\npriority = \"low\"\noffline = false\nmodel = \"long\"\n\
+         [[auto]]\nmodels = [{ name = \"a\", share = 50 }, { name = \"b\", share = 30 }]\n",
+        &[],
+    )
+    .unwrap();
+    let rules = &loaded.settings.auto;
+    assert_eq!((rules[0].has_picture, rules[0].prompt_bytes_min), (Some(true), None));
+    assert_eq!((rules[1].prompt_bytes_min, rules[1].offline), (Some(8192), Some(false)));
+    assert_eq!(rules[2].models.iter().map(|model| model.share).collect::<Vec<_>>(), [50, 30]);
+}
+
+#[test]
+fn rules_for_auto_that_make_no_sense_are_refused() {
+    let last = faults("[[auto]]\nhas_picture = true\nmodel = \"a\"");
+    assert!(last.contains("auto[0].model: the last rule must fit every request"), "{last}");
+    let first = faults("[[auto]]\nmodel = \"a\"\n[[auto]]\nmodel = \"b\"");
+    assert!(first.contains("auto[0].model: this rule fits every request"), "{first}");
+    assert!(faults("[[auto]]\noffline = true").contains("names no model"));
+    assert!(faults("[[auto]]\nmodel = \"auto\"").contains("cannot stand for itself"));
+    assert!(faults("[[auto]]\nmodel = \"a\"\nmodels = [{ name = \"b\" }]").contains("stands beside model"));
+    let never = faults("[[auto]]\nprompt_bytes_min = 9\nprompt_bytes_max = 8\nmodel = \"a\"\n[[auto]]\nmodel = \"b\"");
+    assert!(never.contains("fits nothing"), "{never}");
 }

@@ -184,6 +184,7 @@ fn api_keys(t: &mut Table<'_>, built_in: bool) -> Vec<ApiKey> {
 }
 
 fn api_key(t: &mut Table<'_>) -> Option<ApiKey> {
+    t.ask("max_in_flight");
     let max_in_flight = t.given("max_in_flight").then(|| t.count("max_in_flight", 32, 1..=65_536));
     key_source(t).map(|source| ApiKey { source, max_in_flight })
 }

@@ -252,6 +252,8 @@ pub enum Event {
     ///
     /// The number is chosen by the driver and unique.
     Asked(AskId),
+    /// The same, where the caller said until when it waits: no other try begins that cannot end by then.
+    AskedUntil(AskId, u64),
     /// The same, for a path that nobody here knows: what comes of it tells whether the uplink is there, and nothing of
     /// keys, quotas and money.
     AskedAside(AskId),

@@ -29,12 +29,16 @@ pub(super) struct Ask {
     failed: bool,
     /// It tells nothing of keys, quotas and money.
     aside: bool,
+    /// Its caller waits no longer.
+    until_ms: Option<u64>,
+    /// No further try could end before that.
+    late: bool,
     /// Not before this.
     pub(super) retry_at_ms: Option<u64>,
 }
 
 impl Control {
-    pub(super) fn asked(&mut self, ask: AskId, aside: bool) {
+    pub(super) fn asked(&mut self, ask: AskId, aside: bool, until_ms: Option<u64>) {
         self.budget.earn();
         let new = Ask {
             tries: BTreeMap::new(),
@@ -44,6 +48,8 @@ impl Control {
             refused: false,
             failed: false,
             aside,
+            until_ms,
+            late: false,
             retry_at_ms: None,
         };
         self.asks.insert(ask, new);
@@ -59,6 +65,7 @@ impl Control {
     /// A live attempt failed and its caller wants the next target.
     pub(super) fn live_failed(&mut self, id: AskId, way: Way, outcome: Outcome, now_ms: u64) {
         let uplink = way.0;
+        self.see_lateness(id, now_ms);
         if matches!(outcome, Outcome::RateLimited { .. } | Outcome::Blocked(_)) {
             return self.live_refused(id, way, now_ms);
         }
@@ -76,6 +83,8 @@ impl Control {
                 if again {
                     let wait = backoff_ms(&self.settings.retry, tries.saturating_sub(1), 0, &mut self.chance);
                     ask.retry_at_ms = Some(now_ms + wait);
+                    ask.late |=
+                        ask.until_ms.is_some_and(|until| now_ms + wait + usual_ms(&self.uplinks[uplink]) > until);
                 }
             }
             _ => again = false,
@@ -110,6 +119,14 @@ impl Control {
         (0..self.uplinks.len()).map(one).collect()
     }
 
+    /// Whether any other try could end while its caller still waits.
+    fn see_lateness(&mut self, id: AskId, now_ms: u64) {
+        let quickest = self.uplinks.iter().filter(|u| u.is_available()).map(usual_ms).min().unwrap_or(0);
+        if let Some(ask) = self.asks.get_mut(&id) {
+            ask.late |= ask.until_ms.is_some_and(|until| now_ms + quickest > until);
+        }
+    }
+
     fn is_other_available(&self, id: AskId, uplink: UplinkIndex) -> bool {
         let Some(ask) = self.asks.get(&id) else { return false };
         self.uplinks.iter().enumerate().any(|(i, u)| i != uplink && u.is_available() && !ask.done_with.contains(&i))
@@ -140,6 +157,11 @@ impl Control {
         }
         if let Some(uplink) = ask.unsure_of {
             return self.route_unsure(uplink);
+        }
+        if ask.late {
+            let last = ask.refused && !ask.failed;
+            let offline = Route::Offline { reason: Reason::AllTried, maybe_billed: false };
+            return Some(if last { Route::LastAnswer } else { offline });
         }
         // There is nothing to wait for once no uplink is left.
         if ask.retry_at_ms.is_some_and(|at| now_ms < at) && self.is_available() {
@@ -222,6 +244,11 @@ impl Control {
             }
         }
     }
+}
+
+/// How long an answer usually takes there; nothing is known before the first.
+fn usual_ms(uplink: &Uplink) -> u64 {
+    uplink.health.latency_ms().unwrap_or(0.0) as u64
 }
 
 fn keys_of(ways: &[Way], uplink: UplinkIndex) -> Vec<KeyIndex> {

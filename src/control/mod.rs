@@ -4,10 +4,12 @@
 //! answer. Imports `std` and its own types only. [`Control::handle`] takes one event and an explicit `now`,
 //! then restores what must always hold (`settle_down`): live callers first, then probes, then the backlog.
 
+pub mod auto;
 mod backlog;
 pub mod breaker;
 pub mod drain;
 pub mod event;
+pub mod fair;
 pub mod health;
 pub mod keys;
 pub mod limit;
@@ -34,7 +36,7 @@ use live::Ask;
 use pause::{Pauses, Way};
 use resend::Resends;
 use retry::{Budget, Chance, RetrySettings};
-use route::{Candidate, Strategy};
+use route::{Candidate, Strategy, Turns};
 use routes::Grant;
 use strikes::Strikes;
 
@@ -124,7 +126,7 @@ pub struct Control {
     asks: BTreeMap<AskId, Ask>,
     /// Live requests that wait for a decision, in order of arrival. Bounded by the callers' own limit.
     waiting: VecDeque<AskId>,
-    turn: u64,
+    turns: Turns,
     chance: Chance,
     budget: Budget,
     pauses: Pauses,
@@ -236,7 +238,7 @@ impl Control {
             next_attempt: 1,
             asks: BTreeMap::new(),
             waiting: VecDeque::new(),
-            turn: 0,
+            turns: Turns::default(),
             chance: Chance::new(settings.seed),
             budget: Budget::new(settings.retry.budget),
             pauses: Pauses::new(settings.uplinks.iter().map(|u| u.keys.len())),
@@ -267,8 +269,9 @@ impl Control {
     /// Takes in one event; appends what is to be done.
     pub fn handle(&mut self, event: Event, now_ms: u64, effects: &mut Vec<Effect>) {
         match event {
-            Event::Asked(ask) => self.asked(ask, false),
-            Event::AskedAside(ask) => self.asked(ask, true),
+            Event::Asked(ask) => self.asked(ask, false, None),
+            Event::AskedUntil(ask, until_ms) => self.asked(ask, false, Some(until_ms)),
+            Event::AskedAside(ask) => self.asked(ask, true, None),
             Event::Withdrawn(ask) => self.forget(ask),
             Event::Answering(attempt) => {
                 if let Some(attempt) = self.attempts.get_mut(&attempt) {
@@ -497,9 +500,7 @@ impl Control {
             .filter(|i| usable(*i, &self.uplinks[*i]) && self.uplinks[*i].is_available() && !self.uplinks[*i].is_full())
             .map(|i| self.candidate(i))
             .collect();
-        let chosen = route::choose(self.settings.strategy, &candidates, self.turn)?;
-        self.turn = self.turn.wrapping_add(1);
-        Some(chosen)
+        route::choose(self.settings.strategy, &candidates, &mut self.turns)
     }
 
     fn start_attempt(&mut self, owner: Owner, (uplink, key): Way) -> AttemptId {

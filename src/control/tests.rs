@@ -5,6 +5,7 @@
 mod backlog;
 mod keys;
 mod live;
+mod models;
 mod pauses;
 mod quiet;
 mod resends;

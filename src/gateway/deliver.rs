@@ -80,7 +80,9 @@ async fn send(
     on_out: oneshot::Sender<()>,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<Came, Outcome> {
-    let head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
+    let mut head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
+    // What `auto` stands for was decided when it was stored.
+    head.model.clone_from(&leased.model);
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let once = HeaderValue::from_str(&leased.idempotency_key);

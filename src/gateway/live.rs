@@ -36,21 +36,22 @@ pub enum Target {
 pub struct Live {
     shared: Arc<Shared>,
     ask: AskId,
-    asks: fn(AskId) -> Event,
+    /// How control is asked.
+    question: Event,
     asked: bool,
 }
 
 impl Live {
-    pub(super) fn new(shared: Arc<Shared>, asks: fn(AskId) -> Event) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, asks: impl FnOnce(AskId) -> Event) -> Self {
         let ask = shared.next_ask.fetch_add(1, Ordering::Relaxed);
-        Self { shared, ask, asks, asked: false }
+        Self { shared, ask, question: asks(ask), asked: false }
     }
 
     /// The first target.
     pub async fn target(&mut self) -> Target {
         let (reply, granted) = oneshot::channel();
         self.asked = true;
-        self.shared.tell(Input::Ask((self.asks)(self.ask), self.ask, reply));
+        self.shared.tell(Input::Ask(self.question.clone(), self.ask, reply));
         self.await_target(granted).await
     }
 

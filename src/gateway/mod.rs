@@ -3,6 +3,7 @@
 //! Owns the way from a request to control and back, and from control to the spool and the uplinks. Decides
 //! nothing (control does) and speaks no dialect (ingress does).
 
+mod auto;
 mod deliver;
 mod driver;
 mod live;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::clock::{self, Floor};
+use crate::control::auto::Rule;
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::price::{Prices, Usage};
 use crate::control::types::State;
@@ -57,6 +59,8 @@ pub struct Parts {
     pub tasks: Arc<Book>,
     /// What models cost.
     pub prices: Prices,
+    /// What `auto` stands for.
+    pub auto: Vec<Rule>,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
 }
@@ -85,6 +89,7 @@ struct Shared {
     floor: Arc<Floor>,
     tasks: Arc<Book>,
     prices: Prices,
+    auto: Vec<Rule>,
     on_models: OnModels,
 }
 
@@ -134,6 +139,7 @@ impl Gateway {
             floor: parts.floor,
             tasks: parts.tasks,
             prices: parts.prices,
+            auto: parts.auto,
             on_models: parts.on_models,
         });
         let control = Control::new(parts.settings, 0);
@@ -203,9 +209,10 @@ impl Gateway {
         self.shared.turns.load(Ordering::Acquire)
     }
 
-    /// Begins a live request.
-    pub fn live(&self) -> Live {
-        Live::new(self.shared.clone(), Event::Asked)
+    /// Begins a live request; its caller waits until then, where it said so.
+    pub fn live(&self, until: Option<Instant>) -> Live {
+        let until_ms = until.map(|at| at.saturating_duration_since(self.shared.started).as_millis() as u64);
+        Live::new(self.shared.clone(), |ask| until_ms.map_or(Event::Asked(ask), |at| Event::AskedUntil(ask, at)))
     }
 
     /// Begins a live request on a path that nobody here knows.

@@ -6,6 +6,7 @@
 
 mod abuse;
 mod answers;
+mod auto;
 mod brownout;
 mod clients;
 mod crash;

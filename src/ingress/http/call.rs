@@ -81,7 +81,10 @@ impl Call {
         require_json(request.headers())?;
         let forward = forwardable(request.headers());
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
-        let head = body::read(endpoint, &body)?;
+        let mut head = body::read(endpoint, &body)?;
+        if endpoint != "/v1/embeddings" {
+            app.gateway.choose_model(&id, &mut head, &body, wants.priority);
+        }
         Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, task: None, was_answered: false })
     }
 
@@ -125,6 +128,11 @@ impl Call {
     pub fn spent(&self, cloud: &Cloud, summary: &Summary) {
         let asked = cloud.alias(&self.head.model).unwrap_or(&self.head.model);
         self.app.gateway.spent(cloud.name(), summary.model.as_deref().unwrap_or(asked), summary.usage);
+    }
+
+    /// Until when its caller waits, where it said so.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.wants.stated.map(|stated| self.received + stated)
     }
 
     /// Milliseconds since the request's head arrived.

@@ -22,6 +22,7 @@ mod onward;
 mod openai;
 mod passthrough;
 mod peers;
+mod places;
 mod plain;
 mod record_json;
 mod refusal;
@@ -54,6 +55,7 @@ use attach::Attach;
 use call::{Call, RequestId};
 pub use listen::{Listeners, serve};
 pub use models::Models;
+use places::Door;
 pub use record_json::record_json;
 use refusal::Refusal;
 pub use tokens::Tokens;
@@ -94,7 +96,7 @@ pub struct App {
     models: Arc<Models>,
     links: Links,
     attach: Attach,
-    slots: Arc<Semaphore>,
+    door: Arc<Door>,
     limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
     stop: watch::Receiver<bool>,
@@ -121,7 +123,7 @@ impl App {
         links: Links,
         stop: watch::Receiver<bool>,
     ) -> Arc<App> {
-        let slots = Arc::new(Semaphore::new(options.max_in_flight));
+        let door = Door::new(options.max_in_flight);
         let limiter = options.rate.map(|(rate, burst)| Mutex::new(Limiter::new(rate, burst)));
         let reshaping = Semaphore::new(RESHAPING_KIB);
         let started_unix_s = clock::unix_ms() / 1000;
@@ -131,7 +133,7 @@ impl App {
             models,
             links,
             attach: Attach::default(),
-            slots,
+            door,
             limiter,
             reshaping,
             stop,
@@ -268,10 +270,10 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         call::discard(request.into_body());
         return refusal.into_response();
     }
-    let Ok(permit) = app.slots.clone().try_acquire_owned() else {
+    let Some(place) = app.door.enter(&call::source(&request)).await else {
         call::discard(request.into_body());
         let message = format!(
-            "the gateway serves {} requests already; wait a moment, or raise [http] max_in_flight",
+            "the gateway serves {} requests already, and others of yours wait; wait a moment, or raise [http] max_in_flight",
             app.options.max_in_flight
         );
         return Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message)
@@ -279,8 +281,8 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             .into_response();
     };
     let response = next.run(request).await;
-    // A stream is being served until its last byte: the permit travels with its body.
-    response.map(|body| axum::body::Body::new(listen::Held::new(body, permit)))
+    // A stream is being served until its last byte: the place travels with its body.
+    response.map(|body| axum::body::Body::new(listen::Held::new(body, place)))
 }
 
 /// A body packed in a way that nobody here unpacks; the layer before took the header of all others away.

@@ -141,7 +141,7 @@ fn error_event(json: &[u8]) -> Bytes {
 }
 
 async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
-    let mut live = call.app.gateway.live();
+    let mut live = call.app.gateway.live(call.deadline());
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
     loop {

@@ -37,6 +37,8 @@ pub struct Wants {
     pub wait: Option<Duration>,
     /// How long the connection may be held.
     pub hold: Duration,
+    /// The same where the caller said it: all tries together get no more.
+    pub stated: Option<Duration>,
     /// `Idempotency-Key`.
     pub idempotency_key: Option<String>,
     /// `X-Edge-Device`, where it holds more than `true`.
@@ -48,13 +50,16 @@ impl Wants {
     pub fn read(headers: &HeaderMap, default_policy: Policy) -> Result<Self, Refusal> {
         let (respond_async, wait) = prefer(headers);
         let wait = wait.map(|wait| wait.min(HOLD_MAX));
+        // Somebody who takes a ticket does not wait for the tries.
+        let stated = wait.filter(|_| !respond_async).or_else(|| stated(headers));
         Ok(Self {
             policy: word(headers, "x-holdfast-offline")?.unwrap_or(default_policy),
             priority: word(headers, "x-holdfast-priority")?.unwrap_or_default(),
             ttl: ttl(headers)?,
             respond_async,
             wait,
-            hold: wait.unwrap_or_else(|| hold(headers)),
+            hold: wait.or(stated).unwrap_or(HOLD_DEFAULT),
+            stated,
             idempotency_key: bounded(headers, "idempotency-key")?,
             label: bounded(headers, "x-edge-device")?.filter(|label| label != "true"),
         })
@@ -116,12 +121,12 @@ fn prefer(headers: &HeaderMap) -> (bool, Option<Duration>) {
     (respond_async, wait)
 }
 
-fn hold(headers: &HeaderMap) -> Duration {
+fn stated(headers: &HeaderMap) -> Option<Duration> {
     let stated = ["x-stainless-read-timeout", "x-stainless-timeout"].iter().find_map(|name| {
         let seconds: f64 = text(headers, name)?.parse().ok()?;
         (seconds.is_finite() && seconds > 0.0).then_some(seconds)
     });
-    stated.map_or(HOLD_DEFAULT, |s| Duration::from_secs_f64((s * HOLD_SHARE).min(HOLD_MAX.as_secs_f64())))
+    stated.map(|s| Duration::from_secs_f64((s * HOLD_SHARE).min(HOLD_MAX.as_secs_f64())))
 }
 
 #[cfg(test)]

@@ -65,6 +65,7 @@ fn driver() -> (tempfile::TempDir, Driver) {
         network,
         tasks: Arc::default(),
         prices: Prices::default(),
+        auto: Vec::new(),
         on_models: Box::new(|_, _| {}),
     });
     (dir, driver)
