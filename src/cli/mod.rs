@@ -8,9 +8,11 @@ pub mod client;
 pub mod completions;
 pub mod config;
 pub mod demo;
+pub mod diag;
 pub mod exit;
 pub mod health;
 pub mod link;
+pub mod man;
 pub mod offline;
 pub mod out;
 pub mod queue;
@@ -19,6 +21,7 @@ pub mod simulate;
 pub mod status;
 pub mod switch;
 pub mod tap;
+pub mod uplink;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -102,11 +105,18 @@ pub enum Command {
     Drain,
     /// Follow events as they happen
     Tap,
+    /// Test the way to an uplink, rung by rung
+    #[command(subcommand)]
+    Uplink(uplink::Command),
     /// List and test device links
     #[command(subcommand)]
     Link(link::Command),
+    /// Make an archive for support, without keys, prompts and answers
+    Diag(diag::Args),
     /// Answer a monitoring system
     Health(health::Args),
+    /// Print or write the manual pages
+    Man(man::Args),
     /// Print a completion script
     Completions(completions::Args),
 }
@@ -135,6 +145,8 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
             Err(error) => Err(Failure::new(exit::FAILED, format!("{error:#}"))),
         },
         Command::Config(command) => config::run(&command, global, out),
+        Command::Diag(args) => diag::run(&args, global, &client(global), out).await,
+        Command::Man(args) => man::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),
         Command::Status(args) => status::run(args.watch, &client(global), out).await,
         Command::Top => status::run(true, &client(global), out).await,
@@ -144,6 +156,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Resume => switch::run("resume", &client(global), out).await,
         Command::Drain => switch::run("drain", &client(global), out).await,
         Command::Tap => tap::run(&client(global), out).await,
+        Command::Uplink(command) => uplink::run(command, &client(global), out).await,
         Command::Link(command) => link::run(command, &client(global), out).await,
         Command::Health(args) => health::run(&args, &client(global), out).await,
     }

@@ -140,7 +140,9 @@ fn note(uplink: &Value) -> String {
 }
 
 fn note_of_uplink(uplink: &Value) -> String {
-    let reason = text_at(uplink, "/reason");
+    // The rung says what to do; the reason only what was seen.
+    let rung = text_at(uplink, "/rung/detail");
+    let reason = if rung.is_empty() { text_at(uplink, "/reason") } else { rung };
     let Some(pause) = uplink.get("paused").filter(|pause| pause.is_object()) else { return reason };
     let sentence = text_at(pause, "/sentence");
     if !sentence.is_empty() {

@@ -6,6 +6,7 @@
 mod auto;
 mod deliver;
 mod driver;
+mod ladder;
 mod live;
 mod opinion;
 mod otherwise;
@@ -31,6 +32,7 @@ use crate::task::Book;
 use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
+use crate::uplink::ladder::Rung;
 use crate::uplink::local::Local;
 pub use live::{Live, LiveAttempt, Target};
 pub use opinion::agreement;
@@ -91,6 +93,7 @@ struct Shared {
     prices: Prices,
     auto: Vec<Rule>,
     on_models: OnModels,
+    ladders: ladder::Ladders,
 }
 
 /// What the driver is told.
@@ -141,6 +144,7 @@ impl Gateway {
             prices: parts.prices,
             auto: parts.auto,
             on_models: parts.on_models,
+            ladders: ladder::Ladders::default(),
         });
         let control = Control::new(parts.settings, 0);
         let powered_ms = shared.spool.powered_ms();
@@ -157,6 +161,16 @@ impl Gateway {
     /// Counts the tokens of an uplink's answer, and their price where it is known.
     pub fn spent(&self, uplink: &str, model: &str, usage: Option<Usage>) {
         self.shared.spent(uplink, model, usage);
+    }
+
+    /// Climbs the ladder to the uplink of this index, rung by rung.
+    pub async fn climb(&self, uplink: usize) -> Vec<Rung> {
+        self.shared.climb(uplink).await
+    }
+
+    /// The rung at which an uplink that is out of reach breaks, as last seen.
+    pub fn broken_rung(&self, uplink: usize) -> Option<Rung> {
+        self.shared.ladders.rung(uplink)
     }
 
     /// Milliseconds since the gateway started: control's `now`.

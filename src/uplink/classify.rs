@@ -190,7 +190,7 @@ fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// Looks through an error's causes for what kept the connection from coming up.
-fn connect_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
+pub(super) fn connect_fault(error: &(dyn std::error::Error + 'static)) -> Fault {
     let found = causes(error).find_map(|e| match e.downcast_ref::<rustls::Error>() {
         Some(error) => Some(tls_fault(error)),
         None => e.to_string().starts_with("dns error").then_some(Fault::Dns),

@@ -193,6 +193,16 @@ impl Cloud {
         &self.options.name
     }
 
+    /// Its address, without a slash at its end.
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// What it was built with.
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// What `model` is called there, where it has another name.
     pub fn alias(&self, model: &str) -> Option<&str> {
         self.options.models.get(model).map(String::as_str)

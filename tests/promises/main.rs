@@ -6,6 +6,7 @@
 
 mod abuse;
 mod answers;
+mod archive;
 mod auto;
 mod brownout;
 mod clients;
@@ -13,6 +14,7 @@ mod crash;
 mod disk;
 mod failover;
 mod keys;
+mod ladder;
 mod limits;
 mod links;
 mod memory;

@@ -115,6 +115,12 @@ async fn an_unknown_certificate_is_an_outage_that_says_so() {
     })
     .await;
     assert!(reason.contains("TLS failed"), "{reason}");
+    let rung = until("the ladder to be climbed", 10, || async {
+        let rung = daemon.status().await["uplinks"][0]["rung"].clone();
+        rung.is_object().then_some(rung)
+    })
+    .await;
+    assert!(rung["rung"] == "tls" && rung["detail"].to_string().contains("ca_file"), "{rung}");
     let reply = daemon.send(Ask::chat("hello").header("x-holdfast-offline", "fail")).await;
     reply.assert_error(503, "uplink_unavailable");
 }

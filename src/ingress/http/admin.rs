@@ -93,12 +93,13 @@ pub fn overall(view: &View) -> &'static str {
 
 fn uplinks(app: &App, view: &View) -> Vec<Value> {
     let now_ms = app.gateway.now_ms();
-    let one = |(cloud, u): (&Arc<Cloud>, &UplinkView)| {
+    let one = |(index, (cloud, u)): (usize, (&Arc<Cloud>, &UplinkView))| {
         json!({
             "name": cloud.name(),
             "health": u.health.as_str(),
             "available": u.available,
             "reason": u.fault.map(sentence),
+            "rung": app.gateway.broken_rung(index).map(|rung| super::uplinks::rung_json(&rung)),
             "breaker": u.breaker.as_str(),
             "latency_ms": u.latency_ms,
             "in_flight": u.in_flight,
@@ -112,7 +113,7 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
             "keys": keys(cloud, u, now_ms),
         })
     };
-    app.gateway.uplinks().iter().zip(&view.uplinks).map(one).collect()
+    app.gateway.uplinks().iter().zip(&view.uplinks).enumerate().map(one).collect()
 }
 
 /// The keys of an uplink that has several, by number and source.

@@ -30,6 +30,7 @@ mod relay;
 mod stream;
 mod tasks;
 mod tokens;
+mod uplinks;
 mod wants;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -238,6 +239,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/holdfast/v1/drain", post(admin::drain))
         .route("/holdfast/v1/pause", post(admin::pause))
         .route("/holdfast/v1/resume", post(admin::resume))
+        .route("/holdfast/v1/uplinks/{name}/test", post(uplinks::test))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn(name_request))

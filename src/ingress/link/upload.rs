@@ -58,6 +58,8 @@ pub enum Have {
 /// What names one upload of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
+    /// The link it comes over; not a part of the file's name.
+    pub link: Arc<str>,
     /// Whose, in hexadecimal digits.
     pub uid: String,
     /// The device's start: half uploads of earlier ones are dropped.
@@ -84,8 +86,10 @@ struct Inner {
 type Used = BTreeMap<String, Kept>;
 
 /// One half upload.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Kept {
+    /// The link it last grew over; empty for one of before this start.
+    link: Arc<str>,
     bytes: u64,
     /// When it last grew, since the machine started.
     at: Duration,
@@ -106,7 +110,8 @@ impl Uploads {
     pub fn open(data_dir: &Path, min_free: u64) -> Uploads {
         let inner = Inner { dir: data_dir.join("uploads"), min_free, used: Mutex::default() };
         let now = clock::since_boot();
-        let kept = |path: &Path, meta: &fs::Metadata| (name_of(path), Kept { bytes: meta.len(), at: now });
+        let kept =
+            |path: &Path, meta: &fs::Metadata| (name_of(path), Kept { link: "".into(), bytes: meta.len(), at: now });
         *inner.used() = inner.files().iter().map(|(path, meta)| kept(path, meta)).collect();
         Uploads { inner: Arc::new(inner) }
     }
@@ -179,10 +184,8 @@ impl Uploads {
             self.inner.drop_one(&mut used, &oldest);
         }
         while !fits(&used, "", &file, data.len() as u64, TOTAL_MAX, FILES_MAX) {
-            let left = used.iter().filter(|(other, kept)| !other.starts_with(&name.prefix()) && is_left(kept, now));
-            let oldest = left.min_by_key(|(_, kept)| kept.at).map(|(other, _)| other.clone());
-            let Some(oldest) = oldest else { return Err(UploadError::Full) };
-            self.inner.drop_one(&mut used, &oldest);
+            let Some(other) = makes_room(&used, name, now) else { return Err(UploadError::Full) };
+            self.inner.drop_one(&mut used, &other);
         }
         if !self.has_room() {
             return Err(UploadError::Full);
@@ -193,7 +196,7 @@ impl Uploads {
             let _ = OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(there.into()));
             return Err(UploadError::Disk);
         }
-        used.insert(file, Kept { bytes: end.into(), at: now });
+        used.insert(file, Kept { link: name.link.clone(), bytes: end.into(), at: now });
         Ok(end)
     }
 
@@ -245,6 +248,24 @@ fn is_left(kept: &Kept, now: Duration) -> bool {
     now.saturating_sub(kept.at) > LEFT
 }
 
+/// Whose half upload goes for this one: the oldest that nobody goes on with, else the oldest of the link that takes more
+/// than a share above this one's, so that devices that somebody invents on one line keep nobody else's out.
+fn makes_room(used: &Used, name: &Name, now: Duration) -> Option<String> {
+    let others = || used.iter().filter(|(other, _)| !other.starts_with(&name.prefix()));
+    let left = others().filter(|(_, kept)| is_left(kept, now)).min_by_key(|(_, kept)| kept.at);
+    if let Some((other, _)) = left {
+        return Some(other.clone());
+    }
+    let mut taken: BTreeMap<&str, u64> = BTreeMap::new();
+    for kept in used.values() {
+        *taken.entry(&kept.link).or_default() += kept.bytes.max(TOTAL_MAX / FILES_MAX as u64);
+    }
+    let ours = taken.get(&*name.link).copied().unwrap_or_default();
+    let (greedy, _) =
+        taken.into_iter().max_by_key(|(_, taken)| *taken).filter(|(_, taken)| *taken > ours + SHARE_MAX)?;
+    others().filter(|(_, kept)| *kept.link == *greedy).min_by_key(|(_, kept)| kept.at).map(|(other, _)| other.clone())
+}
+
 /// Whether a file may grow by so much beside all whose names begin so.
 fn fits(used: &Used, prefix: &str, file: &str, more: u64, bytes_max: u64, files_max: usize) -> bool {
     let among = || used.iter().filter(|(name, _)| name.starts_with(prefix));
@@ -278,14 +299,14 @@ mod tests {
     use super::*;
 
     fn name(boot: u32, blob: u32) -> Name {
-        Name { uid: "0a0b0c0d".to_owned(), boot, blob }
+        Name { link: "cell".into(), uid: "0a0b0c0d".to_owned(), boot, blob }
     }
 
     #[test]
     fn devices_that_went_away_leave_their_room_to_others() {
         let dir = tempfile::tempdir().unwrap();
         let uploads = Uploads::open(dir.path(), 0);
-        let of = |device: usize, blob: u32| Name { uid: format!("{device:08x}"), boot: 1, blob };
+        let of = |device: usize, blob: u32| Name { link: "cell".into(), uid: format!("{device:08x}"), boot: 1, blob };
         let start = Duration::from_secs(1_000);
         for n in 0..FILES_MAX {
             let (device, blob) = (n / SHARE_FILES, (n % SHARE_FILES) as u32);
@@ -297,6 +318,23 @@ mod tests {
         assert_eq!(uploads.append_at(&late, &[0], 0, b"1", 2, start + LEFT + Duration::from_millis(1)), Ok(1));
         assert_eq!(uploads.have(&of(0, 0), 2, 0).unwrap(), Have::Part(0), "the oldest made room");
         assert_eq!(uploads.have(&of(0, 1), 2, 0).unwrap(), Have::Part(1));
+    }
+
+    #[test]
+    fn devices_invented_on_one_line_keep_nobody_else_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let uploads = Uploads::open(dir.path(), 0);
+        let of = |link: &str, device: usize| Name { link: link.into(), uid: format!("{device:08x}"), boot: 1, blob: 1 };
+        let now = Duration::from_secs(1_000);
+        for device in 0..FILES_MAX {
+            assert_eq!(uploads.append_at(&of("noisy", device), &[1], 0, b"1", 2, now), Ok(1));
+        }
+        assert_eq!(uploads.append_at(&of("noisy", FILES_MAX), &[1], 0, b"1", 2, now), Err(UploadError::Full));
+        for device in 1_000..1_032 {
+            assert_eq!(uploads.append_at(&of("press", device), &[1], 0, b"1", 2, now), Ok(1), "{device}");
+        }
+        assert_eq!(uploads.inner.used().len(), FILES_MAX);
+        assert_eq!(uploads.have(&of("press", 1_000), 2, 0).unwrap(), Have::Part(1), "and what came is kept");
     }
 
     #[test]
@@ -323,7 +361,7 @@ mod tests {
     fn w7_a_new_start_of_the_device_drops_its_half_uploads_and_no_others() {
         let dir = tempfile::tempdir().unwrap();
         let uploads = Uploads::open(dir.path(), 0);
-        let other = Name { uid: "ffff".to_owned(), boot: 1, blob: 9 };
+        let other = Name { link: "cell".into(), uid: "ffff".to_owned(), boot: 1, blob: 9 };
         for name in [&name(1, 9), &name(2, 9), &other] {
             uploads.append(name, &[9], 0, b"123", 9).unwrap();
         }
@@ -337,7 +375,10 @@ mod tests {
     fn all_of_them_together_are_bounded() {
         let dir = tempfile::tempdir().unwrap();
         let uploads = Uploads::open(dir.path(), 0);
-        uploads.inner.used().insert("others".to_owned(), Kept { bytes: TOTAL_MAX - 2, at: clock::since_boot() });
+        uploads
+            .inner
+            .used()
+            .insert("others".to_owned(), Kept { link: "cell".into(), bytes: TOTAL_MAX - 2, at: clock::since_boot() });
         assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"123", 9), Err(UploadError::Full));
         assert_eq!(uploads.append(&name(1, 9), &[9], 0, b"12", 9), Ok(2));
         let full = Uploads::open(dir.path(), u64::MAX);
@@ -367,7 +408,7 @@ mod tests {
             assert_eq!(uploads.append(&name(1, blob), &[blob], 0, b"1", 9), Ok(1));
         }
         assert_eq!(uploads.inner.used().len(), SHARE_FILES, "nor does it fill the folder with small ones");
-        let other = Name { uid: "ffff".to_owned(), boot: 1, blob: 9 };
+        let other = Name { link: "cell".into(), uid: "ffff".to_owned(), boot: 1, blob: 9 };
         for mib in 0..8 {
             assert!(uploads.append(&other, &[9], mib << 20, &piece, 8 << 20).is_ok());
         }

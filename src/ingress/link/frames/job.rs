@@ -105,7 +105,10 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             Done::Submit { tag, key, said }
         }
         Job::Append { tag, blob, with, boot, off, data } => {
-            let (uploads, name) = (link.uploads.clone(), Name { uid: uid.to_owned(), boot, blob: blob.blob });
+            let (uploads, name) = (
+                link.uploads.clone(),
+                Name { link: link.core.link().into(), uid: uid.to_owned(), boot, blob: blob.blob },
+            );
             let append = move || uploads.append(&name, &with, off, &data, blob.len);
             let appended = tokio::task::spawn_blocking(append).await;
             Done::Append { tag, blob, next: appended.unwrap_or(Err(UploadError::Disk)) }
@@ -141,7 +144,9 @@ async fn submit(link: &Link, mut submission: Submission, blobs: &[BlobRef], boot
     if let Some(known) = link.core.look_up(&submission).await? {
         return Ok(Said::Stored(known));
     }
-    let names: Vec<Name> = blobs.iter().map(|b| Name { uid: submission.uid.clone(), boot, blob: b.blob }).collect();
+    let name =
+        |blob: &BlobRef| Name { link: link.core.link().into(), uid: submission.uid.clone(), boot, blob: blob.blob };
+    let names: Vec<Name> = blobs.iter().map(name).collect();
     for (at, (blob, name)) in blobs.iter().zip(&names).enumerate() {
         let (uploads, name, wanted) = (link.uploads.clone(), name.clone(), *blob);
         let have = tokio::task::spawn_blocking(move || uploads.have(&name, wanted.len, wanted.crc32)).await;
