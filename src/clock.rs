@@ -17,6 +17,14 @@ pub fn unix_ms() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
+/// The UTC day in days since 1970. As wrong as the clock is; whoever counts by it must not go back with it.
+pub fn utc_day() -> u64 {
+    unix_ms() / DAY_MS
+}
+
+/// Milliseconds of one day.
+pub const DAY_MS: u64 = 86_400_000;
+
 /// Time since this machine booted, suspended time included (`CLOCK_BOOTTIME`).
 pub fn since_boot() -> Duration {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);

@@ -52,11 +52,23 @@ pub enum Fault {
     LinkNoUniqueKey,
     /// A later answer takes the place of the result that a device was offered.
     LinkResultNotDeduplicated,
+    /// Money is spent before the disk knows that it is taken.
+    SpendBeforeEscrow,
+    /// What one source asked is another's hit.
+    CacheForgetsSource,
+    /// A kept answer is fresh for ever.
+    CacheNeverAges,
+    /// What was kept last leaves first.
+    CacheEvictsNewest,
+    /// A kept answer is not looked at before it is given.
+    CacheBelievesDamage,
+    /// Identical requests are all sent.
+    CacheSendsEach,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 23] = [
+    pub const ALL: [Fault; 29] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -80,6 +92,12 @@ impl Fault {
         Fault::LinkAckBeforeCommit,
         Fault::LinkNoUniqueKey,
         Fault::LinkResultNotDeduplicated,
+        Fault::SpendBeforeEscrow,
+        Fault::CacheForgetsSource,
+        Fault::CacheNeverAges,
+        Fault::CacheEvictsNewest,
+        Fault::CacheBelievesDamage,
+        Fault::CacheSendsEach,
     ];
 
     /// The name by which it is switched on.
@@ -108,6 +126,12 @@ impl Fault {
             Fault::LinkAckBeforeCommit => "link-ack-before-commit",
             Fault::LinkNoUniqueKey => "link-no-unique-key",
             Fault::LinkResultNotDeduplicated => "link-result-not-deduplicated",
+            Fault::SpendBeforeEscrow => "spend-before-escrow",
+            Fault::CacheForgetsSource => "cache-forgets-source",
+            Fault::CacheNeverAges => "cache-never-ages",
+            Fault::CacheEvictsNewest => "cache-evicts-newest",
+            Fault::CacheBelievesDamage => "cache-believes-damage",
+            Fault::CacheSendsEach => "cache-sends-each",
         }
     }
 }

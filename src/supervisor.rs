@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::cache::{self, Cache};
 use crate::clock::{self, Floor};
 use crate::config::{self, Auth, Format, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
 use crate::control;
@@ -27,6 +28,7 @@ use crate::control::price::{Price, Prices};
 use crate::control::retry::RetrySettings;
 use crate::gateway::{Gateway, Parts};
 use crate::ingress::http::{self, App, Listeners, Models, Tokens};
+use crate::money::{self, Money};
 use crate::plant::{self, Fault};
 use crate::spool::{self, SpoolError};
 use crate::systemd;
@@ -78,6 +80,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let on_models = models.clone();
     let floor = Arc::new(Floor::new(spool.load_floor().await.map_err(SupervisorError::of_spool)?));
     let uplinks = uplinks(&settings, &floor)?;
+    let money = open_money(&settings).await?;
     let (gateway, driver) = Gateway::start(Parts {
         settings: control_settings(&settings, &uplinks),
         uplinks,
@@ -88,12 +91,14 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         tasks: tasks.clone(),
         prices: prices(&settings),
         auto: settings.auto.clone(),
+        money: money.clone(),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
     });
     let (stop, stopped) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
-    let app = App::new(gateway.clone(), http_options(&settings), models, links, stopped.clone());
+    let cache = open_cache(&settings, spool.powered_ms()).await?;
+    let app = App::new(gateway.clone(), http_options(&settings, cache.clone()), models, links, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
     let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
@@ -111,6 +116,8 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         }
         let _ = driver.await;
         pulse.abort();
+        money.close().await;
+        cache.flush().await;
         spool.close().await;
     };
     tokio::select! {
@@ -173,8 +180,20 @@ fn prices(settings: &Settings) -> Prices {
     let price = |model: &config::Model| Price {
         usd_per_mtok_in: model.usd_per_mtok_in,
         usd_per_mtok_out: model.usd_per_mtok_out,
+        max_output_tokens: model.max_output_tokens,
     };
     Prices::new(settings.models.iter().map(|model| (model.name.clone(), price(model))))
+}
+
+async fn open_money(settings: &Settings) -> Result<Money, SupervisorError> {
+    let options = money::Options {
+        data_dir: settings.gateway.data_dir.clone(),
+        usd_per_day: settings.budget.usd_per_day,
+        prices: prices(settings),
+        free: settings.uplinks.iter().filter(|u| u.free).map(|u| u.name.clone()).collect(),
+    };
+    let opened = tokio::task::spawn_blocking(move || Money::open(options)).await;
+    opened.map_err(|e| SupervisorError::Io(e.to_string()))
 }
 
 async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError> {
@@ -398,7 +417,21 @@ fn start_delay_ms(device_id: &str, jitter_ms: u64) -> u64 {
     u64::from_be_bytes(first) % (jitter_ms + 1)
 }
 
-fn http_options(settings: &Settings) -> http::Options {
+/// Answers to repeated questions; one that cannot be opened is off, and stops no start.
+async fn open_cache(settings: &Settings, powered_ms: u64) -> Result<Cache, SupervisorError> {
+    let options = cache::Options {
+        data_dir: settings.gateway.data_dir.clone(),
+        ttl_ms: settings.cache.ttl.as_millis() as u64,
+        stale_ms: settings.cache.offline_stale.as_millis() as u64,
+        max_bytes: settings.cache.max_bytes,
+        min_free: settings.queue.min_disk_free,
+        shared: settings.cache.shared,
+    };
+    let opened = tokio::task::spawn_blocking(move || Cache::open(&options, powered_ms)).await;
+    opened.map_err(|e| SupervisorError::Io(e.to_string()))
+}
+
+fn http_options(settings: &Settings, cache: Cache) -> http::Options {
     http::Options {
         device_id: settings.gateway.device_id.clone(),
         max_body: settings.http.max_body,
@@ -412,6 +445,7 @@ fn http_options(settings: &Settings) -> http::Options {
         local_model: settings.local.model.clone(),
         local_api: if settings.local.api == LocalApi::OpenAi { "openai" } else { "ollama" },
         data_dir: settings.gateway.data_dir.clone(),
+        cache,
     }
 }
 

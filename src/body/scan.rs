@@ -14,11 +14,23 @@ const VALUE_BYTES_MAX: usize = 1024;
 const KEY_BYTES_MAX: usize = 21 * 6;
 
 /// The top-level members that decisions look at.
-pub const FIELDS: [&str; 8] =
-    ["model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "messages", "prompt", "input"];
+pub const FIELDS: [&str; 12] = [
+    "model",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "n",
+    "best_of",
+    "temperature",
+    "messages",
+    "prompt",
+    "input",
+];
 
 /// So many of them are read; of the others it matters that they are there.
-const FIELDS_READ: usize = 5;
+const FIELDS_READ: usize = 9;
 
 /// One top-level member.
 #[derive(Debug, Clone, PartialEq, Eq)]

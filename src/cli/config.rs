@@ -52,6 +52,13 @@ fn approve(loaded: &Loaded, out: &Out) -> Done {
     for section in loaded.not_in_force() {
         out.note(&format!("note: {section} is read but not in force in this version"));
     }
+    for model in loaded.models_without_price() {
+        out.note(&format!(
+            "note: nobody knows the price of {}: under [budget] it counts as 15 USD a million tokens in and 75 out; \
+             give its own in [[model]]",
+            clean(&model)
+        ));
+    }
     if out.json {
         let sections = loaded.not_in_force();
         out.json(&json!({ "ok": true, "files": loaded.files, "not_in_force": sections }))?;

@@ -4,6 +4,7 @@
 //! into a stopped daemon's folder (`offline.rs`, through the supervisor), and decides nothing about a request.
 
 pub mod ask;
+pub mod cache;
 pub mod client;
 pub mod completions;
 pub mod config;
@@ -18,6 +19,7 @@ pub mod out;
 pub mod queue;
 pub mod run;
 pub mod simulate;
+pub mod spend;
 pub mod status;
 pub mod switch;
 pub mod tap;
@@ -92,6 +94,8 @@ pub enum Command {
     Status(status::Args),
     /// Show the status, redrawn each second
     Top,
+    /// Show what was paid, by day, uplink, model and source
+    Spend(spend::Args),
     /// Ask one question
     Ask(ask::Args),
     /// Look at and change stored requests
@@ -103,6 +107,9 @@ pub enum Command {
     Resume,
     /// Send the backlog now
     Drain,
+    /// Look after the answers that are kept
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Follow events as they happen
     Tap,
     /// Test the way to an uplink, rung by rung
@@ -149,12 +156,14 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Man(args) => man::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),
         Command::Status(args) => status::run(args.watch, &client(global), out).await,
+        Command::Spend(args) => spend::run(&args, &client(global), out).await,
         Command::Top => status::run(true, &client(global), out).await,
         Command::Ask(args) => ask::run(args, &client(global), out).await,
         Command::Queue(command) => queue::run(command, global, &client(global), out).await,
         Command::Pause => switch::run("pause", &client(global), out).await,
         Command::Resume => switch::run("resume", &client(global), out).await,
         Command::Drain => switch::run("drain", &client(global), out).await,
+        Command::Cache(command) => cache::run(&command, &client(global), out).await,
         Command::Tap => tap::run(&client(global), out).await,
         Command::Uplink(command) => uplink::run(command, &client(global), out).await,
         Command::Link(command) => link::run(command, &client(global), out).await,

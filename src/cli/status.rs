@@ -61,6 +61,10 @@ fn render(status: &Value, out: &Out) -> String {
     if !storage.is_empty() {
         let _ = writeln!(text, "storage  {}", out.paint(Mood::Bad, &storage));
     }
+    if let Some((line, mood)) = budget(status) {
+        let line = mood.map_or_else(|| line.clone(), |mood| out.paint(mood, &line));
+        let _ = writeln!(text, "budget   {line}");
+    }
     for (label, line) in [("local   ", local(status)), ("backlog ", backlog(status)), ("host    ", host(status))] {
         let _ = writeln!(text, "{label} {line}");
     }
@@ -192,6 +196,27 @@ fn backlog(status: &Value) -> String {
     text
 }
 
+/// What was paid today; none from a daemon that does not count it.
+fn budget(status: &Value) -> Option<(String, Option<Mood>)> {
+    let budget = status.get("budget").filter(|budget| budget.is_object())?;
+    let usd = |field: &str| number_at(budget, field).unwrap_or(0.0);
+    let cap = number_at(budget, "/usd_per_day").map_or("no cap".to_owned(), |cap| format!("cap {cap:.2} USD"));
+    let mut line = format!(
+        "{:.4} USD spent on {} (UTC), {:.4} reserved, {cap}",
+        usd("/spent_usd"),
+        known(budget, "/date"),
+        usd("/reserved_usd")
+    );
+    if budget.get("assumed_price").and_then(Value::as_bool) == Some(true) {
+        line += "; some of it by an assumed price: give the model's own in [[model]]";
+    }
+    let paused = text_at(budget, "/paused");
+    if paused.is_empty() {
+        return Some((line, None));
+    }
+    Some((format!("{line}; {paused}"), Some(Mood::Bad)))
+}
+
 fn host(status: &Value) -> String {
     let field = |name: &str| number_at(status, &format!("/host/{name}"));
     let parts = [
@@ -234,6 +259,7 @@ mod tests {
             ],
             "backlog": { "count": 12, "bytes": 2048, "oldest_age_s": 90, "seconds_to_drain": 30, "queued": 10,
                          "sending": 2, "unknown": 0, "dead": 1, "window": 4 },
+            "budget": { "date": "2026-11-21", "usd_per_day": 5.0, "spent_usd": 1.25, "reserved_usd": 0.5, "paused": null },
             "host": { "temperature_c": 48.25, "memory_rss_bytes": 1_048_576, "disk_free_bytes": null },
         });
         let expected = "\
@@ -243,6 +269,7 @@ uplinks  NAME       HEALTH     BREAKER    LATENCY  IN FLIGHT  FAILURES  NOTE
          b          unhealthy  half-open  -        0          7         paused: key: check api_keys; next trial in 1 min
 links    NAME  PROTOCOL  STATE    DEVICES  STORED  RESULTS  DAMAGED  NOTE
          cell  frames    waiting  1        3       2        1        not plugged in
+budget   1.2500 USD spent on 2026-11-21 (UTC), 0.5000 reserved, cap 5.00 USD
 local    llama3.2 (ollama): reachable; 1 in flight, 0 waiting
 backlog  12 requests, 2.0 KiB, oldest 90s, about 30s to drain; queued 10, sending 2, unknown 0, dead 1; window 4
 host     48.2 °C, 1.0 MiB resident

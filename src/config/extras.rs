@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::units::quoted;
 use super::walk::Table;
+use crate::control::price::OUTPUT_TOKENS_MAX;
 use crate::control::types::words;
 
 /// `[cache]`.
@@ -15,6 +16,8 @@ pub struct Cache {
     pub offline_stale: Duration,
     /// Its largest size in bytes.
     pub max_bytes: u64,
+    /// What one source asked may answer another.
+    pub shared: bool,
 }
 
 /// `[limits]`.
@@ -44,6 +47,8 @@ pub struct Model {
     pub usd_per_mtok_in: f64,
     /// USD for a million tokens out.
     pub usd_per_mtok_out: f64,
+    /// The most tokens one of its answers has; what a request may cost is reserved by it.
+    pub max_output_tokens: u64,
 }
 
 /// How much is logged.
@@ -90,6 +95,7 @@ pub(super) fn cache(t: &mut Table<'_>) -> Cache {
         ttl: t.duration("ttl", "5m", "0s"),
         offline_stale: t.duration("offline_stale", "24h", "0s"),
         max_bytes: t.size("max_bytes", "64MiB", 0),
+        shared: t.flag("shared", false),
     }
 }
 
@@ -114,6 +120,7 @@ pub(super) fn models(root: &mut Table<'_>) -> Vec<Model> {
         name: t.required("name", "write the model's name"),
         usd_per_mtok_in: t.number("usd_per_mtok_in", 0.0, 0.0..=1e6),
         usd_per_mtok_out: t.number("usd_per_mtok_out", 0.0, 0.0..=1e6),
+        max_output_tokens: t.count("max_output_tokens", OUTPUT_TOKENS_MAX as u32, 0..=100_000_000).into(),
     });
     unique(root, "model", "name", models.iter().map(|model| model.name.clone()));
     models

@@ -34,6 +34,7 @@ pub use uplink::{ApiKey, Auth, Breaker, Probe, Uplink, UplinkTimeouts};
 pub use walk::Shown;
 
 use crate::control::auto::Rule;
+use crate::control::price::{ASSUMED, Prices};
 use gateway::{INSTALLED, Places, TRIAL};
 use node::Fields;
 use walk::{Sink, Table};
@@ -104,13 +105,24 @@ pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, 
 }
 
 impl Loaded {
+    /// Models that the configuration names for a paid uplink and whose price nobody knows, while there is a budget.
+    pub fn models_without_price(&self) -> Vec<String> {
+        if self.settings.budget.usd_per_day <= 0.0 {
+            return Vec::new();
+        }
+        let prices = Prices::new(self.settings.models.iter().map(|model| (model.name.clone(), ASSUMED)));
+        let paid = self.settings.uplinks.iter().filter(|uplink| !uplink.free);
+        let mut unknown: Vec<String> = paid.flat_map(|uplink| uplink.models.values().cloned()).collect();
+        unknown.retain(|model| prices.or_assumed(model).1);
+        unknown.sort();
+        unknown.dedup();
+        unknown
+    }
+
     /// Sections that a file sets and this version reads without acting on them.
     pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 3] = [
-            ("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"]),
-            ("[cache]", &["cache."]),
-            ("[budget]", &["budget."]),
-        ];
+        const SECTIONS: [(&str, &[&str]); 1] =
+            [("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"])];
         let set = |prefixes: &[&str]| {
             let hit = |shown: &&Shown| prefixes.iter().any(|prefix| shown.key.starts_with(prefix));
             self.origins.iter().filter(hit).any(|shown| shown.origin != Origin::Default)

@@ -43,6 +43,8 @@ pub struct Uplink {
     pub weight: u32,
     /// How many requests it is given at once.
     pub max_in_flight: u32,
+    /// Nothing is paid for what it answers: `[budget]` never holds it back.
+    pub free: bool,
     /// Extra root certificates, PEM.
     pub ca_file: Option<PathBuf>,
     /// Client's model name to this uplink's.
@@ -137,6 +139,7 @@ fn uplink(t: &mut Table<'_>) -> Uplink {
         priority: t.count("priority", 1, 0..=1_000_000),
         weight: t.count("weight", 1, 1..=1_000_000),
         max_in_flight: t.count("max_in_flight", 32, 1..=65_536),
+        free: t.flag("free", false),
         ca_file: t.path("ca_file", ""),
         models: t.map("models"),
         probe: t.table("probe", probe),

@@ -8,7 +8,7 @@ use super::pause::{Gate, Way};
 use super::retry::backoff_ms;
 use super::routes::Grant;
 use super::strikes::{HOLD_MS, Refused};
-use super::{Control, DEFERRED_MAX, Owner, Uplink};
+use super::{Control, DEFERRED_MAX, Owner, TOO_DEAR_MAX, Uplink};
 use crate::plant::{self, Fault as Planted};
 
 /// After the spool failed to hand out work, or twice had none, ask again no sooner than this.
@@ -16,6 +16,9 @@ const LEASE_RETRY_MS: u64 = 1_000;
 
 /// The same where all that waits may belong to shut routes: looking through it costs the disk's thread some time.
 const LEASE_AROUND_MS: u64 = 10_000;
+
+/// What is too dear is set aside until there is money, which is told: this is for a clock that stands still.
+const TOO_DEAR_MS: u64 = 24 * 3_600_000;
 
 /// Nothing is set aside for less: that it is set aside has to reach the disk before its release does.
 const DEFER_MIN_MS: u64 = 100;
@@ -119,6 +122,24 @@ impl Control {
         self.deferred = self.deferred.iter().map(due).collect();
     }
 
+    /// There may be money again.
+    pub(super) fn told_funds(&mut self, now_ms: u64) {
+        self.too_dear = 0;
+        self.uplinks.iter_mut().for_each(|uplink| uplink.too_dear = false);
+        self.hurry_deferred(now_ms);
+    }
+
+    /// Nothing was sent: it goes to an uplink that is not too dear, or waits until there is money.
+    fn too_dear(&mut self, item: &Item, uplink: UplinkIndex, now_ms: u64) -> Verdict {
+        self.uplinks[uplink].too_dear = true;
+        if self.uplinks.iter().any(|u| u.is_available() && !u.too_dear) {
+            return GIVEN_BACK;
+        }
+        self.too_dear = self.too_dear.saturating_add(1);
+        self.deferred.insert((now_ms + TOO_DEAR_MS, item.seq));
+        Verdict::Requeue { counted: false, deferred: true, maybe_billed: item.maybe_billed }
+    }
+
     /// What kept requests aside is mended: they need not wait for their own instants.
     pub(super) fn hurry_deferred(&mut self, now_ms: u64) {
         let soon_ms = now_ms + DEFER_MIN_MS;
@@ -185,7 +206,9 @@ impl Control {
 
     fn pick(&mut self, item: &Item, now_ms: u64) -> Result<Way, Blocked> {
         let gates: Vec<Gate> = (0..self.uplinks.len()).map(|i| self.pauses.gate(i, &item.model, now_ms)).collect();
-        let room = |u: &Uplink| item.urgent || has_room_beside_live(u);
+        // With none left that is not too dear, any may still be cheap enough for this one.
+        let cheap = self.uplinks.iter().any(|u| u.is_available() && !u.too_dear);
+        let room = |u: &Uplink| (item.urgent || has_room_beside_live(u)) && !(cheap && u.too_dear);
         let may = May { not: &[], try_shut: true, ask_shut: false };
         let key = |(i, u): (usize, &Uplink)| {
             u.keys.pick(|key| self.pauses.gate_with((i, key), &item.model, now_ms), may, now_ms).ok()
@@ -213,7 +236,8 @@ impl Control {
     }
 
     fn lease_more(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
-        let busy = self.paused || self.leasing || !self.leased.is_empty() || self.deferred.len() >= DEFERRED_MAX;
+        let rests = self.paused || self.too_dear >= TOO_DEAR_MAX;
+        let busy = rests || self.leasing || !self.leased.is_empty() || self.deferred.len() >= DEFERRED_MAX;
         let not_before_ms = self.pace.not_before_ms().max(self.lease_after_ms);
         if busy || self.ready == 0 || now_ms < not_before_ms {
             return;
@@ -308,7 +332,10 @@ impl Control {
 
     fn adapt_pace(&mut self, outcome: Outcome, now_ms: u64) {
         match outcome {
-            Outcome::Delivered | Outcome::Misfit => self.pace.success(now_ms),
+            Outcome::Delivered | Outcome::Misfit => {
+                self.too_dear = 0;
+                self.pace.success(now_ms);
+            }
             Outcome::RateLimited { retry_after_ms } => {
                 let floor = retry_after_ms.unwrap_or(0);
                 let wait = backoff_ms(&self.settings.retry, self.pace.limited(), floor, &mut self.chance);
@@ -384,6 +411,7 @@ impl Control {
             Outcome::Unreachable(_) | Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => {
                 GIVEN_BACK
             }
+            Outcome::Unaffordable => self.too_dear(item, uplink, now_ms),
             Outcome::Transient(_) => self.transient_verdict(item, uplink, now_ms),
             Outcome::Unknown(_) if plant::is(Planted::ResendWithoutLimit) => {
                 Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }

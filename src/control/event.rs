@@ -39,6 +39,8 @@ pub enum Outcome {
     Misfit,
     /// The caller went away or control took the attempt back before the body left.
     GivenUp,
+    /// Nothing was sent: it may cost more than is left of today's budget.
+    Unaffordable,
 }
 
 /// What went wrong, as a stable word.
@@ -181,6 +183,7 @@ impl Outcome {
             Outcome::NoAnswer => "no_answer",
             Outcome::Misfit => "misfit",
             Outcome::GivenUp => "given_up",
+            Outcome::Unaffordable => "budget_spent",
         }
     }
 
@@ -195,6 +198,7 @@ impl Outcome {
             Outcome::Permanent(_) | Outcome::NoAnswer => "permanent",
             Outcome::Unknown(_) => "unknown",
             Outcome::GivenUp => "given_up",
+            Outcome::Unaffordable => "budget_spent",
         }
     }
 }
@@ -292,6 +296,8 @@ pub enum Event {
     Storage(bool),
     /// What an earlier process knew of shut routes, in the time of `now`.
     Restored(Vec<Shut>),
+    /// There may be money for what was too dear: a new day, or what was under way cost less than it might.
+    Funds,
     /// The operator wants the backlog sent now: no jitter, pauses tried at once.
     DrainNow,
     /// The process is ending: nothing new is started.
@@ -338,6 +344,8 @@ pub enum Reason {
     BreakerOpen,
     /// Every uplink was tried for this request.
     AllTried,
+    /// It may cost more than is left of today's budget.
+    BudgetSpent,
 }
 
 words!(Reason {
@@ -345,6 +353,7 @@ words!(Reason {
     Unhealthy => "unhealthy",
     BreakerOpen => "breaker_open",
     AllTried => "all_tried",
+    BudgetSpent => "budget_spent",
 });
 
 /// What becomes of a stored request after an attempt.

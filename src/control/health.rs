@@ -18,6 +18,11 @@ pub enum Health {
     Unhealthy,
 }
 
+impl Health {
+    /// Every state.
+    pub const ALL: [Health; 4] = [Health::Unknown, Health::Healthy, Health::Degraded, Health::Unhealthy];
+}
+
 words!(Health {
     Unknown => "unknown",
     Healthy => "healthy",

@@ -27,6 +27,8 @@ pub(super) struct Ask {
     refused: bool,
     /// An uplink failed it: what the others refused is not all there is to say.
     failed: bool,
+    /// An uplink would have taken it, but it may cost more than is left of today's budget.
+    too_dear: bool,
     /// It tells nothing of keys, quotas and money.
     aside: bool,
     /// Its caller waits no longer.
@@ -47,6 +49,7 @@ impl Control {
             unsure_of: None,
             refused: false,
             failed: false,
+            too_dear: false,
             aside,
             until_ms,
             late: false,
@@ -86,6 +89,10 @@ impl Control {
                     ask.late |=
                         ask.until_ms.is_some_and(|until| now_ms + wait + usual_ms(&self.uplinks[uplink]) > until);
                 }
+            }
+            Outcome::Unaffordable => {
+                ask.too_dear = true;
+                again = false;
             }
             _ => again = false,
         }
@@ -181,6 +188,9 @@ impl Control {
         let worth_waiting = |i, u: &Uplink| u.health.is_undecided() || (u.health.is_up() && full(i, u));
         if self.uplinks.iter().enumerate().any(|(i, u)| open(i, u) && worth_waiting(i, u)) {
             return None;
+        }
+        if self.asks.get(&id).is_some_and(|ask| ask.too_dear) {
+            return Some(Route::Offline { reason: Reason::BudgetSpent, maybe_billed: false });
         }
         if self.asks.get(&id).is_some_and(|ask| ask.refused && !ask.failed) {
             return Some(Route::LastAnswer);

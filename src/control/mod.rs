@@ -14,6 +14,7 @@ pub mod health;
 pub mod keys;
 pub mod limit;
 mod live;
+pub mod money;
 pub mod pause;
 pub mod price;
 pub mod resend;
@@ -87,6 +88,8 @@ struct Uplink {
     portals: u32,
     /// That something is there, and no trial is due: as good as down.
     walled: bool,
+    /// A request was too dear for it; others go elsewhere where they can.
+    too_dear: bool,
 }
 
 impl Uplink {
@@ -148,6 +151,8 @@ pub struct Control {
     leasing_most: (u32, Option<u32>),
     /// Such a lease brought nothing while so many waited: only more of them are worth another one.
     nothing_around: Option<u64>,
+    /// Stored requests in a row that were too dear for what is left of today; with [`TOO_DEAR_MAX`] the drain rests.
+    too_dear: u32,
     /// Set aside until an instant; at most [`DEFERRED_MAX`].
     deferred: BTreeSet<(u64, u64)>,
     /// The stored request whose body is still leaving: the next one waits, so that order holds on the wire.
@@ -166,6 +171,9 @@ pub struct Control {
 /// Stored requests set aside at once; beyond this the drain waits for the first of them. 16 bytes each. A shut route
 /// sets nothing aside, nor does an empty budget of second sends: their requests stay in the queue and are not leased.
 const DEFERRED_MAX: usize = 4096;
+
+/// So many stored requests are looked at for one that is cheap enough, before the drain rests until there is money.
+const TOO_DEAR_MAX: u32 = 64;
 
 /// One uplink as it stands, for showing.
 #[derive(Debug, Clone)]
@@ -231,6 +239,7 @@ impl Control {
             keys: Keys::new(&s.keys),
             portals: 0,
             walled: false,
+            too_dear: false,
         });
         Self {
             uplinks: uplinks.collect(),
@@ -254,6 +263,7 @@ impl Control {
             leasing_around: false,
             leasing_most: (0, None),
             nothing_around: None,
+            too_dear: 0,
             deferred: BTreeSet::new(),
             leaving: None,
             next_send_ms: 0,
@@ -295,6 +305,7 @@ impl Control {
                 self.probe_shut(now_ms);
                 self.hurry_deferred(now_ms);
             }
+            Event::Funds => self.told_funds(now_ms),
             Event::Storage(works) => self.told_storage(works, effects),
             Event::Restored(shut) => self.pauses.restore(shut, now_ms),
             Event::Stopping => self.stopping = true,
@@ -401,7 +412,7 @@ impl Control {
     fn learn(&mut self, index: UplinkIndex, outcome: Outcome, latency_ms: u64, now_ms: u64, effects: &mut Vec<Effect>) {
         let uplink = &mut self.uplinks[index];
         let failed = match outcome {
-            Outcome::GivenUp | Outcome::Unknown(Fault::Internal) => return,
+            Outcome::GivenUp | Outcome::Unaffordable | Outcome::Unknown(Fault::Internal) => return,
             Outcome::Unreachable(_) | Outcome::Unknown(_) => {
                 uplink.health.doubt(now_ms);
                 true

@@ -1,8 +1,11 @@
 //! What an answer costs: USD per million tokens, in and out apart, by model.
 //!
-//! Owns the built-in table and how a model's name is found in it; own prices come before it. Counts nothing.
+//! Owns the built-in table and how a model's name is found in it; own prices come before it. Knows how long an answer may
+//! get, so that a cost has an upper bound before it is known. Counts nothing.
 
 use std::collections::BTreeMap;
+
+use super::money::{NANO_PER_USD, Nano};
 
 /// Tokens of one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,27 +23,47 @@ pub struct Price {
     pub usd_per_mtok_in: f64,
     /// USD for a million tokens out.
     pub usd_per_mtok_out: f64,
+    /// The most tokens one answer has where the request sets no limit of its own.
+    pub max_output_tokens: u64,
+}
+
+/// The most that any listed model writes into one answer: the bound where nobody knows better.
+pub const OUTPUT_TOKENS_MAX: u64 = 128_000;
+
+/// What a model counts as whose price nobody knows, where money must be bounded: dearer than all but a few.
+pub const ASSUMED: Price =
+    Price { usd_per_mtok_in: 15.0, usd_per_mtok_out: 75.0, max_output_tokens: OUTPUT_TOKENS_MAX };
+
+impl Price {
+    /// What so many tokens cost, rounded up.
+    pub fn nano(&self, usage: Usage) -> Nano {
+        let per_token = NANO_PER_USD / 1e6;
+        let input = usage.prompt_tokens as f64 * self.usd_per_mtok_in;
+        let output = usage.completion_tokens as f64 * self.usd_per_mtok_out;
+        // A float larger than any u64 becomes the largest one.
+        ((input + output) * per_token).ceil() as Nano
+    }
 }
 
 /// The makers' list prices of December 2025 without discounts; a reseller's own prices belong into `[[model]]`.
-const LISTED: [(&str, f64, f64); 17] = [
-    ("claude-haiku-4-5", 1.0, 5.0),
-    ("claude-sonnet-4-5", 3.0, 15.0),
-    ("deepseek-v3.2", 0.28, 0.42),
-    ("gemini-2.5-flash", 0.30, 2.50),
-    ("gemini-2.5-flash-lite", 0.10, 0.40),
-    ("gemini-2.5-pro", 1.25, 10.0),
-    ("gpt-4.1", 2.0, 8.0),
-    ("gpt-4.1-mini", 0.40, 1.60),
-    ("gpt-4.1-nano", 0.10, 0.40),
-    ("gpt-4o", 2.50, 10.0),
-    ("gpt-4o-mini", 0.15, 0.60),
-    ("gpt-5", 1.25, 10.0),
-    ("gpt-5-mini", 0.25, 2.0),
-    ("gpt-5-nano", 0.05, 0.40),
-    ("o4-mini", 1.10, 4.40),
-    ("text-embedding-3-large", 0.13, 0.0),
-    ("text-embedding-3-small", 0.02, 0.0),
+const LISTED: [(&str, f64, f64, u64); 17] = [
+    ("claude-haiku-4-5", 1.0, 5.0, 64_000),
+    ("claude-sonnet-4-5", 3.0, 15.0, 64_000),
+    ("deepseek-v3.2", 0.28, 0.42, 65_536),
+    ("gemini-2.5-flash", 0.30, 2.50, 65_536),
+    ("gemini-2.5-flash-lite", 0.10, 0.40, 65_536),
+    ("gemini-2.5-pro", 1.25, 10.0, 65_536),
+    ("gpt-4.1", 2.0, 8.0, 32_768),
+    ("gpt-4.1-mini", 0.40, 1.60, 32_768),
+    ("gpt-4.1-nano", 0.10, 0.40, 32_768),
+    ("gpt-4o", 2.50, 10.0, 16_384),
+    ("gpt-4o-mini", 0.15, 0.60, 16_384),
+    ("gpt-5", 1.25, 10.0, OUTPUT_TOKENS_MAX),
+    ("gpt-5-mini", 0.25, 2.0, OUTPUT_TOKENS_MAX),
+    ("gpt-5-nano", 0.05, 0.40, OUTPUT_TOKENS_MAX),
+    ("o4-mini", 1.10, 4.40, 100_000),
+    ("text-embedding-3-large", 0.13, 0.0, 0),
+    ("text-embedding-3-small", 0.02, 0.0, 0),
 ];
 
 /// All prices.
@@ -63,6 +86,11 @@ impl Prices {
         Some(input + usage.completion_tokens as f64 * price.usd_per_mtok_out / million)
     }
 
+    /// Its price, and whether it is an assumed one because nobody knows it.
+    pub fn or_assumed(&self, model: &str) -> (Price, bool) {
+        self.of(model).map_or((ASSUMED, true), |price| (price, false))
+    }
+
     /// A name may have its maker before it (`openai/gpt-4o`) and a date behind it (`gpt-4o-2024-08-06`): services put
     /// both there by themselves.
     fn of(&self, model: &str) -> Option<Price> {
@@ -74,8 +102,9 @@ impl Prices {
 
     fn named(&self, model: &str) -> Option<Price> {
         let listed = || {
-            let (_, usd_per_mtok_in, usd_per_mtok_out) = *LISTED.iter().find(|(name, ..)| *name == model)?;
-            Some(Price { usd_per_mtok_in, usd_per_mtok_out })
+            let (_, usd_per_mtok_in, usd_per_mtok_out, max_output_tokens) =
+                *LISTED.iter().find(|(name, ..)| *name == model)?;
+            Some(Price { usd_per_mtok_in, usd_per_mtok_out, max_output_tokens })
         };
         self.own.get(model).copied().or_else(listed)
     }
@@ -118,9 +147,24 @@ mod tests {
 
     #[test]
     fn own_prices_come_first_and_may_be_nothing() {
-        let own = Price { usd_per_mtok_in: 0.0, usd_per_mtok_out: 0.0 };
+        let own = Price { usd_per_mtok_in: 0.0, usd_per_mtok_out: 0.0, max_output_tokens: 5 };
         let prices = Prices::new([("gpt-4o".to_owned(), own)]);
         assert_eq!(prices.cost_usd("gpt-4o-2024-08-06", usage(5, 5)), Some(0.0));
+    }
+
+    #[test]
+    fn costs_are_rounded_up_and_unknown_prices_are_the_dearest() {
+        let (price, assumed) = Prices::default().or_assumed("gpt-5-nano");
+        assert_eq!((price.nano(usage(1, 0)), price.nano(usage(0, 1)), assumed), (50, 400, false));
+        let odd = Price { usd_per_mtok_in: 0.000_1, ..price };
+        assert_eq!(odd.nano(usage(1, 0)), 1);
+        let (unknown, assumed) = Prices::default().or_assumed("nobody-knows");
+        assert!(
+            assumed
+                && LISTED.iter().all(|(_, i, o, n)| {
+                    *i <= unknown.usd_per_mtok_in && *o <= unknown.usd_per_mtok_out && *n <= unknown.max_output_tokens
+                })
+        );
     }
 
     #[test]

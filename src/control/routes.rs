@@ -111,7 +111,11 @@ impl Control {
                     self.pauses.shut(way, "", Block::Portal, now_ms);
                 }
             }
-            Outcome::Unreachable(_) | Outcome::Transient(Fault::Write) | Outcome::Unknown(_) | Outcome::GivenUp => {
+            Outcome::Unreachable(_)
+            | Outcome::Transient(Fault::Write)
+            | Outcome::Unknown(_)
+            | Outcome::GivenUp
+            | Outcome::Unaffordable => {
                 if self.pauses.block_of(i) == Some(Block::Portal) {
                     self.pauses.trial_undecided(way, "");
                 }

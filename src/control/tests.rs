@@ -3,6 +3,7 @@
 //! Owns the bench the scenarios share. Nothing here sleeps or reads a clock.
 
 mod backlog;
+mod budget;
 mod keys;
 mod live;
 mod models;

@@ -10,10 +10,11 @@ use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 
-use super::Shared;
-use crate::body::{Bodies, Body};
+use super::{Shared, pay};
+use crate::body::Body;
 use crate::clock;
 use crate::control::event::{Fault, KeyIndex, Outcome};
+use crate::money::Reservation;
 use crate::spool::record::{LastError, Leased, UplinkAnswer};
 use crate::task::{Book, WHOLE_BYTES_MAX, said};
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Call, Cloud, Whole};
@@ -58,9 +59,10 @@ pub(super) async fn deliver(
     mut stop: watch::Receiver<bool>,
 ) -> Delivery {
     let started = clock::now();
-    let result = send((&cloud, key), shared.spool.bodies(), leased, on_out, &mut stop).await;
+    let mut reserved = None;
+    let result = send((&cloud, key), shared, leased, on_out, &mut stop, &mut reserved).await;
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
-    match result {
+    let delivery = match result {
         Ok(came) => {
             let (named, asked, book) = (cloud.clone(), leased.clone(), shared.tasks.clone());
             let judged = spawn_blocking(move || judge(&named, &asked, &book, &came, latency_ms));
@@ -70,15 +72,21 @@ pub(super) async fn deliver(
             })
         }
         Err(outcome) => Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms },
+    };
+    if let Some(reserved) = reserved {
+        let said = delivery.answer.as_ref().and_then(|answer| Some((Some(answer.model.clone()), answer.usage?)));
+        reserved.settle(&pay::end(delivery.outcome, said));
     }
+    delivery
 }
 
 async fn send(
     (cloud, key): (&Cloud, KeyIndex),
-    bodies: &Bodies,
+    shared: &Shared,
     leased: &Leased,
     on_out: oneshot::Sender<()>,
     stop: &mut watch::Receiver<bool>,
+    reserved: &mut Option<Reservation>,
 ) -> Result<Came, Outcome> {
     let mut head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
     // What `auto` stands for was decided when it was stored.
@@ -94,10 +102,15 @@ async fn send(
         body: body::for_uplink(&leased.body, &head, cloud.alias(&leased.model), false),
         on_out: Some(on_out),
     };
+    *reserved = tokio::select! {
+        biased;
+        reserved = pay::reserve(shared, cloud, &call, &leased.source) => reserved?,
+        _ = stop.wait_for(|stop| *stop) => return Err(Outcome::GivenUp),
+    };
     let mut reply = cloud.send_unless(call, key, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
     let (body, failed) = tokio::select! {
         biased;
-        received = reply.receive(bodies, ANSWER_BYTES_MAX) => received,
+        received = reply.receive(shared.spool.bodies(), ANSWER_BYTES_MAX) => received,
         // The process ends now, and the answer had begun.
         _ = stop.wait_for(|stop| *stop) => return Err(Outcome::Unknown(Fault::Outage)),
     };
@@ -195,5 +208,6 @@ fn sentence(outcome: Outcome) -> &'static str {
         Outcome::NoAnswer => "it answered with something that is no answer",
         Outcome::Misfit => "its answer is not what the task asks for",
         Outcome::GivenUp => "the attempt was taken back",
+        Outcome::Unaffordable => "it may cost more than is left of [budget] usd_per_day; nothing was sent",
     }
 }

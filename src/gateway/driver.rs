@@ -22,6 +22,7 @@ use super::{Input, Shared, Target};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Shut};
 use crate::control::types::State;
 use crate::control::{Control, View};
+use crate::money::{News, Ticker};
 use crate::spool::record::Leased;
 
 /// How often due expiries and prunable results are looked for.
@@ -56,6 +57,8 @@ pub(super) struct Driver {
     restored: Vec<Shut>,
     /// Outcomes that the disk has refused and that are tried again.
     refused: Arc<AtomicUsize>,
+    /// Looks after the purse.
+    purse: Arc<tokio::sync::Mutex<Ticker>>,
 }
 
 impl Driver {
@@ -66,6 +69,7 @@ impl Driver {
         network: mpsc::Receiver<()>,
         restored: Vec<Shut>,
     ) -> Self {
+        let purse = Arc::new(tokio::sync::Mutex::new(shared.money.ticker()));
         Self {
             shared,
             control,
@@ -84,6 +88,7 @@ impl Driver {
             effects: Vec::new(),
             restored,
             refused: Arc::default(),
+            purse,
         }
     }
 
@@ -238,6 +243,7 @@ impl Driver {
     }
 
     fn sweep(&mut self) {
+        self.look_after_money();
         if self.sweeping.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
             return;
         }
@@ -260,6 +266,22 @@ impl Driver {
             }
         });
         self.sweeping = Some(sweep);
+    }
+}
+
+impl Driver {
+    /// One look at a time: a slow disk keeps the next one waiting, and nobody else.
+    fn look_after_money(&mut self) {
+        let Ok(mut purse) = self.purse.clone().try_lock_owned() else { return };
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            if let Some(news) = purse.tick().await {
+                notices::money(&shared, news);
+                if news == News::Eased {
+                    shared.tell(Input::Event(Event::Funds));
+                }
+            }
+        });
     }
 }
 

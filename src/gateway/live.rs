@@ -8,12 +8,19 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Input, Shared};
+use super::{Input, Shared, pay};
 use crate::clock;
 use crate::control::event::{AskId, AttemptId, Event, KeyIndex, Outcome, Reason};
+use crate::control::price::Usage;
+use crate::money::{End, Reservation};
 use crate::uplink::cloud::{Call, Cloud, Reply};
+use crate::uplink::usage::Summary;
 
 /// Where a live request goes now.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, moved twice; a box would cost every request an allocation"
+)]
 pub enum Target {
     /// To this uplink.
     Uplink(LiveAttempt),
@@ -39,12 +46,20 @@ pub struct Live {
     /// How control is asked.
     question: Event,
     asked: bool,
+    source: Option<Arc<str>>,
 }
 
 impl Live {
     pub(super) fn new(shared: Arc<Shared>, asks: impl FnOnce(AskId) -> Event) -> Self {
         let ask = shared.next_ask.fetch_add(1, Ordering::Relaxed);
-        Self { shared, ask, question: asks(ask), asked: false }
+        Self { shared, ask, question: asks(ask), asked: false, source: None }
+    }
+
+    /// Names who asks: what it costs is counted under that.
+    #[must_use]
+    pub fn of(mut self, source: &str) -> Self {
+        self.source = Some(source.into());
+        self
     }
 
     /// The first target.
@@ -59,11 +74,21 @@ impl Live {
     pub async fn next(&mut self, mut attempt: LiveAttempt, outcome: Outcome) -> Target {
         let (reply, granted) = oneshot::channel();
         attempt.report(outcome, Some((self.ask, reply)));
-        self.await_target(granted).await
+        let target = self.await_target(granted).await;
+        if let Target::Uplink(next) = &target
+            && next.cloud.name() != attempt.cloud.name()
+        {
+            self.shared.metrics.failed_over(attempt.cloud.name());
+        }
+        target
     }
 
     async fn await_target(&mut self, granted: oneshot::Receiver<Target>) -> Target {
-        granted.await.unwrap_or(Target::Stopping)
+        let mut target = granted.await.unwrap_or(Target::Stopping);
+        if let Target::Uplink(attempt) = &mut target {
+            attempt.source.clone_from(&self.source);
+        }
+        target
     }
 }
 
@@ -84,6 +109,11 @@ pub struct LiveAttempt {
     abandoned: oneshot::Receiver<()>,
     started: Instant,
     reported: bool,
+    source: Option<Arc<str>>,
+    /// The money that is set aside for it while it is under way.
+    reserved: Option<Reservation>,
+    /// What its answer said that it took.
+    said: Option<(Option<String>, Usage)>,
 }
 
 impl LiveAttempt {
@@ -94,7 +124,8 @@ impl LiveAttempt {
         (cloud, key): (Arc<Cloud>, KeyIndex),
         abandoned: oneshot::Receiver<()>,
     ) -> Self {
-        Self { shared, id, cloud, key, abandoned, started: clock::now(), reported: false }
+        let started = clock::now();
+        Self { shared, id, cloud, key, abandoned, started, reported: false, source: None, reserved: None, said: None }
     }
 
     /// The uplink to send to.
@@ -102,7 +133,8 @@ impl LiveAttempt {
         self.cloud.clone()
     }
 
-    /// Sends it, unless the uplink is found to be down meanwhile; returns with the answer's head.
+    /// Sends it, unless there is no money for it or the uplink is found to be down meanwhile; returns with the answer's
+    /// head.
     pub async fn send(&mut self, call: Call) -> Result<Reply, Outcome> {
         let abandoned = &mut self.abandoned;
         let taken_back = async {
@@ -111,7 +143,22 @@ impl LiveAttempt {
                 std::future::pending::<()>().await;
             }
         };
+        let mut taken_back = std::pin::pin!(taken_back);
+        let source = self.source.as_deref().unwrap_or("unknown");
+        self.reserved = tokio::select! {
+            biased;
+            reserved = pay::reserve(&self.shared, &self.cloud, &call, source) => reserved?,
+            () = &mut taken_back => return Err(Outcome::GivenUp),
+        };
         self.cloud.send_unless(call, self.key, taken_back).await.map_err(|e| e.outcome)
+    }
+
+    /// What its answer said that it took: counted now, settled with its end.
+    pub fn spent(&mut self, asked: &str, summary: &Summary) {
+        let asked = self.cloud.alias(asked).unwrap_or(asked);
+        let model = summary.model.as_deref().unwrap_or(asked);
+        self.shared.spent(self.cloud.name(), model, summary.usage);
+        self.said = summary.usage.map(|usage| (summary.model.clone(), usage));
     }
 
     /// The answer has begun: control no longer takes the attempt back.
@@ -126,6 +173,9 @@ impl LiveAttempt {
 
     fn report(&mut self, outcome: Outcome, next: Option<(AskId, oneshot::Sender<Target>)>) {
         self.reported = true;
+        if let Some(reserved) = self.reserved.take() {
+            reserved.settle(&pay::end(outcome, self.said.take()));
+        }
         let latency_ms = clock::now().duration_since(self.started).as_millis() as u64;
         self.shared.metrics.attempted(self.cloud.name(), outcome.class());
         self.shared.tell(Input::Ended { attempt: self.id, outcome, latency_ms, next });
@@ -134,6 +184,10 @@ impl LiveAttempt {
 
 impl Drop for LiveAttempt {
     fn drop(&mut self) {
+        if let Some(reserved) = self.reserved.take() {
+            // Its caller went away in the middle: what had left by then may be billed.
+            reserved.settle(&End::Unknown);
+        }
         if !self.reported {
             self.report(Outcome::GivenUp, None);
         }

@@ -10,6 +10,7 @@ mod ladder;
 mod live;
 mod opinion;
 mod otherwise;
+mod pay;
 mod routes;
 mod waiters;
 
@@ -20,12 +21,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::body::Body;
 use crate::clock::{self, Floor};
 use crate::control::auto::Rule;
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::price::{Prices, Usage};
 use crate::control::types::State;
 use crate::control::{Control, Settings, View};
+use crate::money::Money;
 use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
 use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::task::Book;
@@ -33,7 +36,7 @@ use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
 use crate::uplink::ladder::Rung;
-use crate::uplink::local::Local;
+use crate::uplink::local::{Local, LocalAnswer, LocalError};
 pub use live::{Live, LiveAttempt, Target};
 pub use opinion::agreement;
 use waiters::Waiters;
@@ -63,6 +66,8 @@ pub struct Parts {
     pub prices: Prices,
     /// What `auto` stands for.
     pub auto: Vec<Rule>,
+    /// What may be paid today, and what was.
+    pub money: Money,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
 }
@@ -92,6 +97,7 @@ struct Shared {
     tasks: Arc<Book>,
     prices: Prices,
     auto: Vec<Rule>,
+    money: Money,
     on_models: OnModels,
     ladders: ladder::Ladders,
 }
@@ -143,6 +149,7 @@ impl Gateway {
             tasks: parts.tasks,
             prices: parts.prices,
             auto: parts.auto,
+            money: parts.money,
             on_models: parts.on_models,
             ladders: ladder::Ladders::default(),
         });
@@ -158,9 +165,9 @@ impl Gateway {
         &self.shared.prices
     }
 
-    /// Counts the tokens of an uplink's answer, and their price where it is known.
-    pub fn spent(&self, uplink: &str, model: &str, usage: Option<Usage>) {
-        self.shared.spent(uplink, model, usage);
+    /// What may be paid today, and what was.
+    pub fn money(&self) -> &Money {
+        &self.shared.money
     }
 
     /// Climbs the ladder to the uplink of this index, rung by rung.
@@ -186,6 +193,20 @@ impl Gateway {
     /// The on-site model.
     pub fn local(&self) -> &Local {
         &self.shared.local
+    }
+
+    /// Asks the local model; its time is counted. `created` is in Unix seconds.
+    pub async fn ask_local(
+        &self,
+        endpoint: &str,
+        body: &Body,
+        id: &str,
+        created: u64,
+    ) -> Result<LocalAnswer, LocalError> {
+        let begun = clock::now();
+        let answer = self.shared.local.answer(endpoint, body, id, created).await;
+        self.shared.metrics.local_answered(answer.is_ok(), clock::now().duration_since(begun));
+        answer
     }
 
     /// The durable queue.

@@ -1,8 +1,11 @@
 //! The board's own readings: temperature, memory, disk.
 //!
-//! Reads, and judges nothing. What a board does not tell is left out.
+//! Reads, and judges nothing. What a board does not tell is left out; what hangs (a dying disk) is waited for once and briefly.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sysinfo::{Components, MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
@@ -17,11 +20,50 @@ pub struct Host {
     pub memory_available_bytes: u64,
     /// Free space where the spool lives, in bytes.
     pub disk_free_bytes: u64,
+    /// What this process had written to disks since it started, in bytes; the system counts whole pages.
+    pub disk_written_bytes: u64,
 }
 
-/// Reads everything; takes some milliseconds, so callers run it beside the event loop.
-pub fn read(data_dir: &Path) -> Host {
-    let (memory_rss_bytes, memory_available_bytes) = memory().unwrap_or_default();
+/// Who asks for readings waits this long for new ones, else gets the last.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The board, read by one task at a time.
+#[derive(Debug, Clone)]
+pub struct Board {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    data_dir: PathBuf,
+    last: Mutex<Host>,
+    is_reading: AtomicBool,
+}
+
+impl Board {
+    /// Reads nothing yet. `data_dir` is where the spool lives.
+    pub fn new(data_dir: PathBuf) -> Board {
+        Board { inner: Arc::new(Inner { data_dir, last: Mutex::default(), is_reading: AtomicBool::new(false) }) }
+    }
+
+    /// New readings, or the last ones where something hangs.
+    pub async fn latest(&self) -> Host {
+        if !self.inner.is_reading.swap(true, Ordering::AcqRel) {
+            let inner = self.inner.clone();
+            let reading = tokio::task::spawn_blocking(move || {
+                let host = read(&inner.data_dir);
+                *inner.last.lock().unwrap_or_else(PoisonError::into_inner) = host;
+                inner.is_reading.store(false, Ordering::Release);
+            });
+            let _ = tokio::time::timeout(PATIENCE, reading).await;
+        }
+        *self.inner.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads everything; takes some milliseconds.
+fn read(data_dir: &Path) -> Host {
+    let (memory_rss_bytes, memory_available_bytes, disk_written_bytes) = process().unwrap_or_default();
     let sensors = Components::new_with_refreshed_list().ok();
     let readings = sensors.iter().flatten().filter_map(sysinfo::Component::temperature);
     Host {
@@ -29,15 +71,17 @@ pub fn read(data_dir: &Path) -> Host {
         memory_rss_bytes,
         memory_available_bytes,
         disk_free_bytes: rustix::fs::statvfs(data_dir).map_or(0, |s| s.f_bavail * s.f_frsize),
+        disk_written_bytes,
     }
 }
 
-/// Resident memory of this process and what is left, in bytes.
-fn memory() -> Option<(u64, u64)> {
+/// Resident memory of this process, what is left, and what the process had written, in bytes.
+fn process() -> Option<(u64, u64, u64)> {
     let ram = MemoryRefreshKind::nothing().with_ram();
     let mut system = System::new_with_specifics(RefreshKind::nothing().with_memory(ram)).ok()?;
     let own = sysinfo::get_current_pid().ok()?;
-    let kind = ProcessRefreshKind::nothing().with_memory();
+    let kind = ProcessRefreshKind::nothing().with_memory().with_disk_usage();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), false, kind);
-    Some((system.process(own)?.memory(), system.available_memory()))
+    let process = system.process(own)?;
+    Some((process.memory(), system.available_memory(), process.disk_usage().total_written_bytes))
 }

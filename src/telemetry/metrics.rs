@@ -5,6 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -13,6 +14,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use super::host::Host;
 
 /// Where a request was answered and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,23 +59,43 @@ struct Agreed {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OfQuantile {
-    quantile: &'static str,
+struct OfHealth {
+    uplink: String,
+    health: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfOutcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfResult {
+    result: &'static str,
 }
 
 /// Upper bounds in seconds: from a cached answer to a slow local model.
 const LATENCY_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+/// The alias for latencies, in milliseconds.
+const QUANTILES: &str = "ai_gateway_latency_ms";
 /// Latest latencies kept for the quantiles of the alias metric; 8 KiB.
 const RECENT: usize = 1024;
 
-type Histograms = Family<OfRoute, Histogram, fn() -> Histogram>;
+type Histograms<Label> = Family<Label, Histogram, fn() -> Histogram>;
 
 /// All metrics of the gateway.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter>,
     alias_requests: Counter,
-    latency: Histograms,
+    latency: Histograms<OfRoute>,
+    local: Histograms<OfOutcome>,
+    failovers: Family<OfUplink, Counter>,
+    health: Family<OfHealth, Gauge>,
+    temperature: Gauge<f64, AtomicU64>,
+    memory: Gauge,
+    disk_free: Gauge,
+    disk_written: Counter,
     attempts: Family<Attempted, Counter>,
     uplink_up: Family<OfUplink, Gauge>,
     breaker_open: Family<OfUplink, Gauge>,
@@ -83,17 +106,25 @@ pub struct Metrics {
     tokens: Family<OfTokens, Counter>,
     cost: Family<OfUplink, Counter<f64, AtomicU64>>,
     alias_cost: Gauge<f64, AtomicU64>,
+    budget: Gauge<f64, AtomicU64>,
+    spent_today: Gauge<f64, AtomicU64>,
+    reserved: Gauge<f64, AtomicU64>,
     backlog_bytes: Gauge,
     oldest_age: Gauge,
     seconds_to_drain: Gauge,
     commits: Gauge,
-    quantiles: Family<OfQuantile, Gauge<f64, AtomicU64>>,
+    cache: Family<OfResult, Counter>,
+    cache_entries: Gauge,
+    cache_bytes: Gauge,
     recent: Mutex<Recent>,
 }
 
 struct Recent {
     latencies_ms: Vec<f64>,
     next: usize,
+    /// Of all since start, not only the latest.
+    count: u64,
+    sum_ms: u64,
 }
 
 /// What the gauges are set from just before they are shown.
@@ -109,8 +140,27 @@ pub struct Readings {
     pub seconds_to_drain: Option<u64>,
     /// Commits since start.
     pub commits: u64,
-    /// Name, whether it takes requests, whether its breaker is open.
-    pub uplinks: Vec<(String, bool, bool)>,
+    /// Kept answers, and what they take on the disk.
+    pub cache: (u64, u64),
+    /// US dollars of today: the cap (0 is none), spent, reserved.
+    pub budget: (f64, f64, f64),
+    /// The uplinks.
+    pub uplinks: Vec<UplinkReading>,
+    /// The board.
+    pub host: Host,
+}
+
+/// One uplink as it stands.
+#[derive(Debug)]
+pub struct UplinkReading {
+    /// Its name.
+    pub name: String,
+    /// Whether it takes requests.
+    pub is_available: bool,
+    /// Whether its circuit breaker is not closed.
+    pub is_breaker_open: bool,
+    /// Each state it may be in, and whether it is.
+    pub health: [(&'static str, bool); 4],
 }
 
 fn histogram() -> Histogram {
@@ -124,6 +174,13 @@ impl Default for Metrics {
             requests: Family::default(),
             alias_requests: Counter::default(),
             latency: Family::new_with_constructor(histogram as fn() -> Histogram),
+            local: Family::new_with_constructor(histogram as fn() -> Histogram),
+            failovers: Family::default(),
+            health: Family::default(),
+            temperature: Gauge::default(),
+            memory: Gauge::default(),
+            disk_free: Gauge::default(),
+            disk_written: Counter::default(),
             attempts: Family::default(),
             uplink_up: Family::default(),
             breaker_open: Family::default(),
@@ -134,12 +191,17 @@ impl Default for Metrics {
             tokens: Family::default(),
             cost: Family::default(),
             alias_cost: Gauge::default(),
+            budget: Gauge::default(),
+            spent_today: Gauge::default(),
+            reserved: Gauge::default(),
             backlog_bytes: Gauge::default(),
             oldest_age: Gauge::default(),
             seconds_to_drain: Gauge::default(),
             commits: Gauge::default(),
-            quantiles: Family::default(),
-            recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0 }),
+            cache: Family::default(),
+            cache_entries: Gauge::default(),
+            cache_bytes: Gauge::default(),
+            recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0, count: 0, sum_ms: 0 }),
         };
         metrics.register();
         metrics
@@ -152,7 +214,6 @@ impl Metrics {
         r.register("holdfast_requests", "Answers given to callers, by route and outcome", self.requests.clone());
         r.register("ai_gateway_requests", "Answers given to callers", self.alias_requests.clone());
         r.register("holdfast_request_duration_seconds", "From a request's head to its answer", self.latency.clone());
-        r.register("ai_gateway_latency_ms", "Quantiles of the latest answers, in milliseconds", self.quantiles.clone());
         r.register("holdfast_attempts", "Attempts at uplinks, by outcome", self.attempts.clone());
         r.register("holdfast_uplink_available", "1 while requests go to the uplink", self.uplink_up.clone());
         r.register("holdfast_breaker_open", "1 while the circuit breaker is not closed", self.breaker_open.clone());
@@ -167,6 +228,13 @@ impl Metrics {
         r.register("holdfast_tokens", "Tokens of uplinks' answers, as they state them", self.tokens.clone());
         r.register("holdfast_cost_usd", "Price of uplinks' answers, where it is known", self.cost.clone());
         r.register("ai_gateway_cost_usd", "Price of all uplinks' answers since start", self.alias_cost.clone());
+        r.register("holdfast_budget_usd", "[budget] usd_per_day; 0 is none", self.budget.clone());
+        r.register(
+            "holdfast_spent_today_usd",
+            "Paid on this UTC day, or not known to be unpaid",
+            self.spent_today.clone(),
+        );
+        r.register("holdfast_reserved_usd", "Set aside for what is under way", self.reserved.clone());
         r.register("holdfast_backlog_bytes", "Body bytes that wait for an uplink", self.backlog_bytes.clone());
         r.register("holdfast_backlog_oldest_seconds", "Age of the oldest waiting request", self.oldest_age.clone());
         r.register(
@@ -175,6 +243,43 @@ impl Metrics {
             self.seconds_to_drain.clone(),
         );
         r.register("holdfast_spool_commits", "Commits since start", self.commits.clone());
+        r.register("holdfast_cache", "Requests that may come from the cache, by what came of it", self.cache.clone());
+        r.register("holdfast_cache_entries", "Answers that are kept", self.cache_entries.clone());
+        r.register("holdfast_cache_bytes", "What kept answers take on the disk", self.cache_bytes.clone());
+        r.register(
+            "holdfast_local_duration_seconds",
+            "Time until the local model's answer, or the first words of a stream",
+            self.local.clone(),
+        );
+        r.register(
+            "holdfast_failovers",
+            "Live requests that went on to another uplink, by the one that failed",
+            self.failovers.clone(),
+        );
+        r.register("holdfast_uplink_health", "1 for the state that an uplink's probes found", self.health.clone());
+        r.register(
+            "holdfast_temperature_celsius",
+            "The hottest sensor of the board; NaN where none tells",
+            self.temperature.clone(),
+        );
+        r.register("holdfast_memory_resident_bytes", "Resident memory of the gateway", self.memory.clone());
+        r.register("holdfast_disk_free_bytes", "Free space where the spool lives", self.disk_free.clone());
+        r.register(
+            "holdfast_disk_written_bytes",
+            "What the gateway had written to disks since its start",
+            self.disk_written.clone(),
+        );
+    }
+
+    /// The local model was asked and has answered, or failed.
+    pub fn local_answered(&self, is_ok: bool, took: Duration) {
+        let outcome = if is_ok { "ok" } else { "failed" };
+        self.local.get_or_create(&OfOutcome { outcome }).observe(took.as_secs_f64());
+    }
+
+    /// A live request that this uplink failed goes on to another one.
+    pub fn failed_over(&self, uplink: &str) {
+        self.failovers.get_or_create(&OfUplink { uplink: uplink.to_owned() }).inc();
     }
 
     /// A caller got an answer.
@@ -183,6 +288,8 @@ impl Metrics {
         self.alias_requests.inc();
         self.latency.get_or_create(&OfRoute { route }).observe(latency_ms as f64 / 1000.0);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.count += 1;
+        recent.sum_ms += latency_ms;
         let next = recent.next;
         if recent.latencies_ms.len() < RECENT {
             recent.latencies_ms.push(latency_ms as f64);
@@ -205,6 +312,11 @@ impl Metrics {
     /// A request was refused because its source sends too many.
     pub fn limited(&self) {
         self.limited.inc();
+    }
+
+    /// A request that may come from the cache was a `hit`, a `miss`, `stale`, or `coalesced` with an identical one.
+    pub fn cache(&self, result: &'static str) {
+        self.cache.get_or_create(&OfResult { result }).inc();
     }
 
     /// An uplink's answer took so many tokens.
@@ -230,36 +342,89 @@ impl Metrics {
         for (state, count) in &readings.states {
             self.states.get_or_create(&OfState { state }).set(*count as i64);
         }
+        self.budget.set(readings.budget.0);
+        self.spent_today.set(readings.budget.1);
+        self.reserved.set(readings.budget.2);
         self.backlog_bytes.set(readings.backlog_bytes as i64);
         self.oldest_age.set(readings.oldest_age_s as i64);
         self.seconds_to_drain.set(readings.seconds_to_drain.map_or(-1, |s| s as i64));
         self.commits.set(readings.commits as i64);
-        for (uplink, up, open) in &readings.uplinks {
-            let label = OfUplink { uplink: uplink.clone() };
-            self.uplink_up.get_or_create(&label).set(i64::from(*up));
-            self.breaker_open.get_or_create(&label).set(i64::from(*open));
+        self.cache_entries.set(readings.cache.0 as i64);
+        self.cache_bytes.set(readings.cache.1 as i64);
+        for uplink in &readings.uplinks {
+            let label = OfUplink { uplink: uplink.name.clone() };
+            self.uplink_up.get_or_create(&label).set(i64::from(uplink.is_available));
+            self.breaker_open.get_or_create(&label).set(i64::from(uplink.is_breaker_open));
+            for (health, is) in uplink.health {
+                let label = OfHealth { uplink: uplink.name.clone(), health };
+                self.health.get_or_create(&label).set(i64::from(is));
+            }
         }
-        self.set_quantiles();
-        let mut text = String::new();
+        self.set_host(&readings.host);
+        let mut text = self.quantiles();
         // Writing into a String cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
     }
 
-    fn set_quantiles(&self) {
-        let mut sorted = self.recent.lock().unwrap_or_else(PoisonError::into_inner).latencies_ms.clone();
+    fn set_host(&self, host: &Host) {
+        self.temperature.set(host.temperature_c.map_or(f64::NAN, f64::from));
+        self.memory.set(host.memory_rss_bytes as i64);
+        self.disk_free.set(host.disk_free_bytes as i64);
+        // The system's counter only grows; one that was not read is 0.
+        self.disk_written.inc_by(host.disk_written_bytes.saturating_sub(self.disk_written.get()));
+    }
+
+    /// The alias for latencies: a summary, which the library has not.
+    fn quantiles(&self) -> String {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut sorted, count, sum_ms) = (recent.latencies_ms.clone(), recent.count, recent.sum_ms);
+        drop(recent);
         sorted.sort_by(f64::total_cmp);
+        let mut text =
+            format!("# HELP {QUANTILES} Time to answer; quantiles of the latest.\n# TYPE {QUANTILES} summary\n");
         for (name, share) in [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)] {
             let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
             let value = sorted.get(at).copied().unwrap_or(0.0);
-            self.quantiles.get_or_create(&OfQuantile { quantile: name }).set(value);
+            text += &format!("{QUANTILES}{{quantile=\"{name}\"}} {value}\n");
+        }
+        text + &format!("{QUANTILES}_sum {sum_ms}\n{QUANTILES}_count {count}\n")
+    }
+}
+
+/// The same in the older text format (version 0.0.4), for who does not ask for OpenMetrics: there a counter's family has its
+/// samples' name, and nothing marks the end.
+pub fn prometheus_text(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = "";
+    for line in open_metrics.lines() {
+        if line.starts_with("# HELP ") {
+            help = line;
+        } else if let Some(family) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = family.split_once(' ').unwrap_or((family, "untyped"));
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let words =
+                help.strip_prefix("# HELP ").and_then(|help| help.split_once(' ')).map_or("", |(_, words)| words);
+            text += &format!("# HELP {name}{suffix} {words}\n# TYPE {name}{suffix} {kind}\n");
+        } else if !line.starts_with("# ") {
+            text += line;
+            text.push('\n');
         }
     }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_older_format_names_counters_as_their_samples_are_named() {
+        let open =
+            "# HELP a Counted.\n# TYPE a counter\na_total 1\n# HELP b Seen.\n# TYPE b gauge\nb{x=\"y\"} 2\n# EOF\n";
+        let old = "# HELP a_total Counted.\n# TYPE a_total counter\na_total 1\n# HELP b Seen.\n# TYPE b gauge\nb{x=\"y\"} 2\n";
+        assert_eq!(prometheus_text(open), old);
+    }
 
     #[test]
     fn counts_and_quantiles_show() {

@@ -27,6 +27,8 @@ pub struct Head {
     pub max_tokens: Option<u64>,
     /// `model`, as it stands in the body.
     written: String,
+    /// `temperature` is given and exactly 0.
+    pub temperature_is_zero: bool,
     model_at: Range<u64>,
     stream_at: Option<Range<u64>>,
     stream_options_at: Option<Range<u64>>,
@@ -79,9 +81,11 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
         stream: stream.map_or(Some(false), parse).ok_or(field("stream", "true or false"))?,
         include_usage: wanted.is_some_and(|o| o.include_usage),
         max_tokens: most.and_then(parse),
+        temperature_is_zero: given(layout, "temperature").and_then(parse::<f64>) == Some(0.0),
         model_at: model_is.at.clone(),
         stream_at: stream.map(|member| member.at.clone()),
-        stream_options_at: options.map(|member| member.at.clone()),
+        // Also where it is null: it must not stand there twice.
+        stream_options_at: layout.get("stream_options").map(|member| member.at.clone()),
     })
 }
 
@@ -118,7 +122,22 @@ impl From<Body> for Spliced {
     }
 }
 
-/// The body for one uplink: `model` renamed where it has another name (`model`) there or stood for another, and for stored requests the
+/// Asks a stream to say what it took, for a caller who did not: the event that says so goes no further than here.
+pub fn with_usage(mut spliced: Spliced, head: &Head) -> Spliced {
+    if !head.stream || head.include_usage {
+        return spliced;
+    }
+    let wanted = Bytes::from_static(br#"{"include_usage":true}"#);
+    let behind = head.stream_at.as_ref().map_or(head.model_at.end, |at| at.end);
+    spliced.edits.push(head.stream_options_at.clone().map_or_else(
+        || (behind..behind, Bytes::from_static(br#","stream_options":{"include_usage":true}"#)),
+        |at| (at, wanted),
+    ));
+    spliced.edits.sort_by_key(|(at, _)| at.start);
+    spliced
+}
+
+/// The body for one uplink: `model` renamed where it has another name there, and for stored requests the
 /// stream switched off, because a record keeps one answer.
 pub fn for_uplink(body: &Body, head: &Head, model: Option<&str>, keep_stream: bool) -> Spliced {
     let mut edits: Vec<(Range<u64>, Bytes)> = Vec::new();
@@ -167,6 +186,23 @@ mod tests {
         let edited = for_uplink(&body, &head, Some("deep\"seek"), false);
         let expected = br#"{ "x":1.50, "model" : "deep\"seek","messages":[{"a":"\u00e4"}] , "stream":false,"stream_options":null}"#;
         assert_eq!(&spliced(&edited)[..], &expected[..]);
+    }
+
+    #[test]
+    fn a_stream_is_asked_for_its_usage_where_its_caller_did_not() {
+        let asked = |text: &str| {
+            let body = body(text);
+            let head = read(CHAT, &body).unwrap();
+            let out = spliced(&with_usage(for_uplink(&body, &head, None, true), &head));
+            serde_json::from_slice::<serde_json::Value>(&out).unwrap()["stream_options"]["include_usage"].clone()
+        };
+        assert_eq!(asked(r#"{"stream":true,"messages":[1],"model":"m"}"#), true);
+        assert_eq!(asked(r#"{"stream":true,"stream_options":null,"messages":[1],"model":"m"}"#), true);
+        assert_eq!(
+            asked(r#"{"stream":true,"stream_options":{"include_usage":false},"messages":[1],"model":"m"}"#),
+            true
+        );
+        assert!(asked(r#"{"stream":false,"messages":[1],"model":"m"}"#).is_null());
     }
 
     #[test]

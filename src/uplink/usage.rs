@@ -23,19 +23,32 @@ struct Said {
     usage: Option<Tokens>,
 }
 
+/// Under the names that chats and answers of other kinds have for them.
 #[derive(Deserialize)]
 struct Tokens {
-    #[serde(default)]
-    prompt_tokens: u64,
-    #[serde(default)]
-    completion_tokens: u64,
+    #[serde(rename = "prompt_tokens")]
+    prompt: Option<u64>,
+    #[serde(rename = "completion_tokens")]
+    completion: Option<u64>,
+    #[serde(rename = "input_tokens")]
+    input: Option<u64>,
+    #[serde(rename = "output_tokens")]
+    output: Option<u64>,
+}
+
+impl Tokens {
+    /// `None` where it says nothing.
+    fn usage(&self) -> Option<Usage> {
+        let (input, output) = (self.prompt.or(self.input), self.completion.or(self.output));
+        input.or(output)?;
+        Some(Usage { prompt_tokens: input.unwrap_or(0), completion_tokens: output.unwrap_or(0) })
+    }
 }
 
 /// Reads an answer, or an event of one; empty where it is none. Blocks where `body` is a file.
 pub fn read(body: impl Read) -> Summary {
     let Ok(said) = serde_json::from_reader::<_, Said>(BufReader::new(body)) else { return Summary::default() };
-    let usage = said.usage.map(|u| Usage { prompt_tokens: u.prompt_tokens, completion_tokens: u.completion_tokens });
-    Summary { model: said.model, usage }
+    Summary { model: said.model, usage: said.usage.and_then(|tokens| tokens.usage()) }
 }
 
 /// So much of a long answer's end is looked at: its tokens stand there, after everything that was said.
@@ -47,7 +60,7 @@ pub fn in_tail(tail: &[u8]) -> Option<Usage> {
     let at = tail.windows(NAME.len()).rposition(|window| window == NAME)?;
     let after = tail[at + NAME.len()..].trim_ascii_start().strip_prefix(b":")?;
     let tokens = serde_json::Deserializer::from_slice(after).into_iter::<Tokens>().next()?.ok()?;
-    Some(Usage { prompt_tokens: tokens.prompt_tokens, completion_tokens: tokens.completion_tokens })
+    tokens.usage()
 }
 
 #[cfg(test)]

@@ -69,6 +69,15 @@ async fn openai(version: u32) {
 }
 
 #[tokio::test]
+async fn openai_python_reads_kept_answers() {
+    let python = python("openai2", &["openai==2.*"]).await;
+    let bench = Bench::with(Settings { cache: "ttl = \"5m\"".to_owned(), ..Settings::default() }).await;
+    let mut command = Command::new(&python);
+    finish(command.arg(script("openai_client.py")).arg(bench.daemon.socket()).arg("kept")).await;
+    assert_eq!((bench.answered("python kept"), bench.answered("python kept stream")), (1, 1));
+}
+
+#[tokio::test]
 async fn openai_python_1() {
     openai(1).await;
 }

@@ -6,7 +6,7 @@ use holdfast::cli::simulate::{Faults, Mode};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-use crate::support::{Bench, Peer, Request, Settings, Told, until};
+use crate::support::{Ask, Bench, Peer, Request, Settings, Told, until};
 
 const NO_RESULT: u8 = 1;
 const LOCAL_ONLY: u8 = 2;
@@ -36,6 +36,7 @@ async fn a_device_is_answered_by_the_uplink_once() {
     assert_eq!(link["counters"]["stored"], 1);
     let metrics = bench.daemon.get("/metrics").await.text();
     assert!(metrics.contains("holdfast_link_frames_total{link=\"cell\",direction=\"in\"}"), "{metrics}");
+    let metrics = bench.daemon.send(Ask::get("/metrics").header("accept", "application/openmetrics-text")).await.text();
     assert!(metrics.ends_with("# EOF\n"));
     assert_eq!(bench.answered("is the weld good"), 1);
 }

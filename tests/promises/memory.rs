@@ -112,6 +112,24 @@ async fn long_answers_to_64_clients_online() {
     assert_peak(&bench, "long answers");
 }
 
+/// Everything at once: sums of bodies, collected answers, what is on its way to the disk.
+#[tokio::test]
+async fn pictures_and_long_answers_with_a_cache() {
+    let bench = Bench::with(Settings { cache: "ttl = \"5m\"".to_owned(), ..settings() }).await;
+    let statuses = all_at_once(&bench, |n| picture(n % 32).header("x-holdfast-cache", "on")).await;
+    assert_eq!(statuses, [200; CLIENTS]);
+    assert_eq!(bench.uplink.requests_total(), 32, "each picture once");
+    bench.uplink.set_faults(long_answer()).await;
+    all_get_the_answer(&bench, |n| Ask::chat(&format!("long {n}")).header("x-holdfast-cache", "on")).await;
+    let shorter = Faults { answer: long_answer().answer.map(|a| a.replace("answer ", "")), ..Faults::default() };
+    bench.uplink.set_faults(shorter).await;
+    for _ in 0..3 {
+        let ask = |n: usize| Ask::chat(&format!("long {}", n / 8)).header("x-holdfast-cache", "on");
+        assert_eq!(all_at_once(&bench, ask).await, [200; CLIENTS]);
+    }
+    assert_peak(&bench, "with a cache");
+}
+
 #[tokio::test]
 async fn long_answers_to_64_stored_requests() {
     let bench = Bench::offline(settings()).await;

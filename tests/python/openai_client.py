@@ -1,7 +1,7 @@
 """What an unmodified openai-python (1, 2 or 3) must be able to do through holdfast.
 
 Usage: openai_client.py TARGET STEP...   TARGET is the path of a UNIX socket, or an http:// base address.
-Steps: plain stream tools json embeddings models error offline ticket. Prints one line per step; exits 1 at the
+Steps: plain stream tools json embeddings models error offline kept ticket. Prints one line per step; exits 1 at the
 first broken promise.
 """
 import base64
@@ -98,6 +98,24 @@ def offline():
     assert text == "local answer to: python offline stream", text
 
 
+def kept():
+    def once(expected):
+        raw = client().chat.completions.with_raw_response.create(**ask("python kept", temperature=0))
+        assert raw.headers["x-cache"] == expected, dict(raw.headers)
+        pieces, usage = [], None
+        options = {"include_usage": True}
+        more = dict(temperature=0, stream=True, stream_options=options)
+        for chunk in client().chat.completions.create(**ask("python kept stream", **more)):
+            pieces += [choice.delta.content or "" for choice in chunk.choices]
+            usage = chunk.usage or usage
+        embedded = client().embeddings.create(model="text-embedding-3-small", input=["a", "b"])
+        return raw.parse(), "".join(pieces), usage, embedded
+
+    first, second = once("MISS"), once("HIT")
+    assert first == second, (first, second)
+    assert second[1] == "uplink answer to: python kept stream" and second[2].total_tokens > 0, second
+
+
 def ticket():
     # Two retries, as every user has: x-should-retry must keep the SDK from spending them.
     impatient = client(timeout=2, max_retries=2, default_headers={"X-Holdfast-Offline": "queue"})
@@ -113,7 +131,7 @@ def ticket():
 
 
 STEPS = dict(plain=plain, stream=stream, tools=tools, json=json_mode, embeddings=embeddings, models=models,
-             error=error, offline=offline, ticket=ticket)
+             error=error, offline=offline, kept=kept, ticket=ticket)
 
 for name in sys.argv[2:]:
     STEPS[name]()

@@ -29,6 +29,12 @@ pub struct Entry {
     pub user: String,
     /// The status it got; 0 where the connection was closed without one.
     pub status: u16,
+    /// Tokens in that it bills for this request, whether its answer arrives or not; 0 where it refused.
+    #[serde(default)]
+    pub prompt_tokens: u64,
+    /// The same out.
+    #[serde(default)]
+    pub completion_tokens: u64,
     /// SHA-256 of the body as it arrived, in hexadecimal.
     pub body_sha256: String,
 }

@@ -142,6 +142,19 @@ fn tool_calls(tool: Option<&(String, Value)>) -> Value {
     })
 }
 
+/// Tokens in and out that a request is billed with when it arrives; nothing for one that is refused.
+pub(super) fn billed(path: &str, body: &Value, status: u16) -> (u64, u64) {
+    if !matches!(status, 0 | 200) {
+        return (0, 0);
+    }
+    if path.ends_with("/embeddings") {
+        let tokens = embeddings(body)["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
+        return (tokens, 0);
+    }
+    let reply = reply(body, "uplink", wanted_schema(body).as_ref(), token_limit(body));
+    (reply.prompt_tokens as u64, reply.completion_tokens as u64)
+}
+
 /// A whole chat completion.
 pub(super) fn chat(model: &Value, reply: &Reply) -> Value {
     let mut message = json!({"role": "assistant", "content": reply.content, "refusal": null});

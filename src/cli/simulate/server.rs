@@ -172,7 +172,10 @@ impl Shared {
             return;
         }
         let header = |name: &str| call.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let (prompt_tokens, completion_tokens) = openai::billed(&call.path, &call.json, status);
         let entry = Entry {
+            prompt_tokens,
+            completion_tokens,
             n: 0,
             at_ms: self.started.elapsed().as_millis() as u64,
             path: call.path.clone(),

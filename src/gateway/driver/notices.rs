@@ -2,10 +2,12 @@
 //!
 //! Owns their words. Decides nothing.
 
+use super::super::Shared;
 use super::Driver;
 use crate::control::breaker::BreakerState;
 use crate::control::event::{Block, Fault, KeyIndex, Notice, UplinkIndex};
 use crate::control::health::Health;
+use crate::money::News;
 use crate::telemetry::feed;
 
 impl Driver {
@@ -98,6 +100,22 @@ fn drain_scheduled(delay_ms: u64) -> feed::Event {
     let mut event = feed::Event::new("drain");
     event.latency_ms = Some(delay_ms);
     event
+}
+
+/// What changed in the purse.
+pub(super) fn money(shared: &Shared, news: News) {
+    let view = shared.money.view();
+    match news {
+        News::Spent => {
+            tracing::error!(HOLDFAST_REASON = "budget_spent", "backlog paused: budget: {}", view.sentence());
+            shared.feed.publish(change("budget", "", Some("paused"), Some("budget_spent".to_owned())));
+        }
+        News::Eased if view.spent_until_s.is_none() && view.cap_usd.is_some() => {
+            tracing::info!("there is money again: the backlog goes on under [budget] usd_per_day");
+            shared.feed.publish(change("budget", "", Some("resumed"), None));
+        }
+        News::Eased => {}
+    }
 }
 
 fn change(kind: &'static str, uplink: &str, state: Option<&'static str>, reason: Option<String>) -> feed::Event {

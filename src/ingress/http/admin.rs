@@ -25,7 +25,6 @@ use crate::control::types::State as RequestState;
 use crate::control::{KeyView, UplinkView, View};
 use crate::spool::record::{Filter, Record};
 use crate::telemetry::feed;
-use crate::telemetry::host;
 use crate::uplink::cloud::{ApiKey, Cloud};
 
 /// Records of one page of a listing, unless `limit` says less.
@@ -44,8 +43,7 @@ fn ok(value: &Value) -> Response {
 /// `GET /holdfast/v1/status`.
 pub async fn status(State(app): State<Arc<App>>) -> Response {
     let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
-    let data_dir = app.options.data_dir.clone();
-    let host = tokio::task::spawn_blocking(move || host::read(&data_dir)).await.unwrap_or_default();
+    let host = app.board.latest().await;
     let local_models = if app.gateway.local().is_enabled() { Some(app.gateway.local().probe().await) } else { None };
     let load = app.gateway.local().load();
     let now_s = clock::unix_ms() / 1000;
@@ -69,12 +67,15 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "reason": local_models.and_then(Result::err).map(|e| e.to_string()),
         },
         "backlog": backlog(&app, &view),
+        "budget": super::spend::budget(&app.gateway.money().view()),
+        "cache": cache(&app),
         "links": super::links::json(&app.links),
         "host": {
             "temperature_c": host.temperature_c,
             "memory_rss_bytes": host.memory_rss_bytes,
             "memory_available_bytes": host.memory_available_bytes,
             "disk_free_bytes": host.disk_free_bytes,
+            "disk_written_bytes": host.disk_written_bytes,
         },
     }))
 }
@@ -173,6 +174,12 @@ pub fn sentence(fault: Fault) -> &'static str {
     }
 }
 
+fn cache(app: &App) -> Value {
+    let cache = app.cached.cache();
+    let (entries, bytes) = cache.size();
+    json!({"enabled": cache.is_on(), "entries": entries, "bytes": bytes})
+}
+
 fn backlog(app: &App, view: &View) -> Value {
     let tally = app.gateway.spool().tally();
     let age_s = tally.oldest_powered_ms.map(|at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000);
@@ -239,6 +246,13 @@ pub async fn purge(State(app): State<Arc<App>>, Query(query): Query1) -> Respons
         Ok(purged) => ok(&json!({"purged": purged})),
         Err(error) => Refusal::from(error).into_response(),
     }
+}
+
+/// `POST /holdfast/v1/cache/purge`.
+pub async fn purge_cache(State(app): State<Arc<App>>) -> Response {
+    let purged = app.cached.cache().purge().await;
+    tracing::info!("the cache was emptied: {purged} answers");
+    ok(&json!({"purged": purged}))
 }
 
 async fn find(app: &App, id: &str) -> Result<Record, Refusal> {

@@ -5,7 +5,7 @@
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{AGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{StatusCode, Version};
 use serde::Deserialize;
 use serde_json::json;
@@ -42,12 +42,14 @@ const KEPT_BACK: [&str; 16] = [
 /// Where an answer comes from, for headers and metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
-    /// `uplink:<name>`, `local:<model>`.
+    /// `uplink:<name>`, `local:<model>`, `cache`, `cache-stale`.
     pub route: Option<String>,
     /// The stored request's id.
     pub id: Option<String>,
     /// The stored request's state.
     pub state: Option<State>,
+    /// Of a kept answer: its age in seconds.
+    pub age_s: Option<u64>,
 }
 
 impl Origin {
@@ -61,7 +63,7 @@ impl Origin {
         match self.route.as_deref().and_then(|route| route.split(':').next()) {
             Some("uplink") => "uplink",
             Some("local") => "local",
-            Some("cache") => "cache",
+            Some("cache" | "cache-stale") => "cache",
             _ => "none",
         }
     }
@@ -76,6 +78,17 @@ impl Origin {
         set("x-holdfast-route", self.route.as_deref());
         set("x-holdfast-id", self.id.as_deref());
         set("x-holdfast-state", self.state.map(State::as_str));
+        set(
+            "x-cache",
+            match self.route.as_deref() {
+                Some("cache") => Some("HIT"),
+                Some("cache-stale") => Some("STALE"),
+                _ => None,
+            },
+        );
+        if let Some(age_s) = self.age_s {
+            headers.insert(AGE, HeaderValue::from(age_s));
+        }
     }
 }
 
@@ -152,7 +165,8 @@ pub enum Finished {
 
 /// Reads a finished record.
 pub fn finished(record: Record) -> Finished {
-    let mut origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state) };
+    let mut origin =
+        Origin { route: None, id: Some(record.id.clone()), state: Some(record.state), ..Origin::default() };
     if let Some((answer, _)) = record.uplink {
         // What only the local model was to answer names no uplink.
         origin.route = Some(match answer.uplink.as_str() {

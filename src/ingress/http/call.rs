@@ -14,6 +14,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use tokio::time::{sleep_until, timeout};
 
 use super::App;
+use super::cached::Place;
 use super::refusal::Refusal;
 use super::wants::Wants;
 use crate::body::{Bodies, Body};
@@ -22,8 +23,6 @@ use crate::control::route::offline;
 use crate::plant::{self, Fault};
 use crate::spool::record::NewRequest;
 use crate::uplink::body::{self, Head};
-use crate::uplink::cloud::Cloud;
-use crate::uplink::usage::Summary;
 
 /// A body may take this long, and a second more per [`BODY_BYTES_PER_S`] that have come: a slow modem gets
 /// through, a client that sends a byte a second does not.
@@ -69,6 +68,8 @@ pub struct Call {
     pub task: Option<u16>,
     /// An uplink has answered it once already, and the answer did not fit the task.
     pub was_answered: bool,
+    /// Its place in the cache, where it has one.
+    pub cache: Option<Arc<Place>>,
 }
 
 impl Call {
@@ -85,7 +86,20 @@ impl Call {
         if endpoint != "/v1/embeddings" {
             app.gateway.choose_model(&id, &mut head, &body, wants.priority);
         }
-        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, task: None, was_answered: false })
+        Ok(Call {
+            app,
+            endpoint,
+            source,
+            id,
+            body,
+            head,
+            wants,
+            forward,
+            received,
+            task: None,
+            was_answered: false,
+            cache: None,
+        })
     }
 
     /// SHA-256 of the body.
@@ -124,15 +138,10 @@ impl Call {
         }
     }
 
-    /// Counts what an uplink's answer took, under the name that really answered where it says so.
-    pub fn spent(&self, cloud: &Cloud, summary: &Summary) {
-        let asked = cloud.alias(&self.head.model).unwrap_or(&self.head.model);
-        self.app.gateway.spent(cloud.name(), summary.model.as_deref().unwrap_or(asked), summary.usage);
-    }
-
     /// Until when its caller waits, where it said so.
     pub fn deadline(&self) -> Option<Instant> {
-        self.wants.stated.map(|stated| self.received + stated)
+        // Somebody who takes a ticket does not wait for the tries.
+        self.wants.stated.filter(|_| !self.wants.respond_async).map(|stated| self.received + stated)
     }
 
     /// Milliseconds since the request's head arrived.

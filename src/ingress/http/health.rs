@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use hyper::StatusCode;
-use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde_json::{Map, json};
 
 use super::App;
@@ -18,9 +18,11 @@ use super::refusal::Refusal;
 use crate::clock;
 use crate::control::UplinkView;
 use crate::control::breaker::BreakerState;
+use crate::control::health::Health;
 use crate::control::types::State as RequestState;
 use crate::spool::Condition;
-use crate::telemetry::metrics::Readings;
+use crate::telemetry::metrics::{self, Readings, UplinkReading};
+use crate::uplink::cloud::Cloud;
 
 fn text(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
@@ -91,6 +93,7 @@ pub async fn providers(State(app): State<Arc<App>>) -> Response {
         "overall_status": if unable.is_none() { overall } else { "unhealthy" },
         "reason": unable,
         "providers": providers,
+        "budget": super::spend::paused(&app.gateway.money().view()),
         "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
     });
     json(status, body.to_string(), &Origin::default())
@@ -103,7 +106,7 @@ fn note(u: &UplinkView, now_ms: u64) -> Option<String> {
 }
 
 /// `GET /metrics`.
-pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
     let tally = app.gateway.spool().tally();
     let mut readings = Readings {
         states: RequestState::ALL.iter().map(|s| (s.as_str(), tally.in_state(*s))).collect(),
@@ -112,17 +115,32 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
             .oldest_powered_ms
             .map_or(0, |at| app.gateway.spool().powered_ms().saturating_sub(at) / 1000),
         commits: tally.commits,
+        budget: {
+            let view = app.gateway.money().view();
+            (view.cap_usd.unwrap_or(0.0), view.spent_usd, view.reserved_usd)
+        },
+        cache: app.cached.cache().size(),
         ..Readings::default()
     };
+    readings.host = app.board.latest().await;
     if let Some(view) = app.gateway.view().await {
         readings.seconds_to_drain = view.seconds_to_drain;
         let uplinks = app.gateway.uplinks().iter().zip(&view.uplinks);
-        readings.uplinks =
-            uplinks.map(|(c, u)| (c.name().to_owned(), u.available, u.breaker != BreakerState::Closed)).collect();
+        let one = |(cloud, u): (&Arc<Cloud>, &UplinkView)| UplinkReading {
+            name: cloud.name().to_owned(),
+            is_available: u.available,
+            is_breaker_open: u.breaker != BreakerState::Closed,
+            health: Health::ALL.map(|health| (health.as_str(), health == u.health)),
+        };
+        readings.uplinks = uplinks.map(one).collect();
     }
     let mut body = app.gateway.metrics().render(&readings);
     super::links::metrics(&app.links, &mut body);
-    text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body)
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    if accept.contains("application/openmetrics-text") {
+        return text(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body);
+    }
+    text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", metrics::prometheus_text(&body))
 }
 
 /// `GET /`: what there is, for a person with a browser.

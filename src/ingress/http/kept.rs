@@ -60,7 +60,7 @@ async fn pending(call: &Call, accepted: &Accepted) -> Response {
     } else {
         call.to_store(false, false).into_record(accepted, clock::unix_ms(), spool.tally().ready.saturating_sub(1))
     };
-    let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state) };
+    let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state), ..Origin::default() };
     call.app.answered(call, &origin, "accepted");
     let mut response = answer::json(
         StatusCode::ACCEPTED,
@@ -93,7 +93,7 @@ async fn deliver(call: Arc<Call>, record: Record) -> Response {
 pub async fn keyed(call: Arc<Call>, key: String) -> Response {
     let online = call.app.gateway.is_online();
     if !online && !call.stores_offline() {
-        return unkept(call).await;
+        return unkept(call, "offline").await;
     }
     let accepted = match call.app.gateway.store(call.to_store(online, false)).await {
         Ok(accepted) => accepted,
@@ -127,8 +127,8 @@ fn leased(call: &Call, accepted: &Accepted, key: String) -> Leased {
 }
 
 /// Nothing is to be stored for it and no uplink is there: as without a key.
-async fn unkept(call: Arc<Call>) -> Response {
-    match offline::begin(&call, "offline", false).await {
+async fn unkept(call: Arc<Call>, why: &str) -> Response {
+    match offline::begin(&call, why, false).await {
         Err(refusal) => call.app.refused(&call, refusal),
         Ok(begun) => shaped(call, begun).await,
     }
@@ -152,6 +152,15 @@ pub async fn repeated(call: Arc<Call>, handing: Handing) -> Response {
     }
 }
 
+/// Whether it was too dear for what is left of today: then its caller is as good as offline.
+async fn waits_for_money(call: &Call, stored: &Stored) -> bool {
+    if !call.app.gateway.money().is_spent() {
+        return false;
+    }
+    let record = call.app.gateway.spool().get(stored.id.clone()).await.ok().flatten();
+    record.and_then(|record| record.last_error).is_some_and(|error| error.kind == "budget_spent")
+}
+
 /// Waits for a stored request's outcome; once no uplink is available, what the policy gives meanwhile.
 async fn attached(call: Arc<Call>, stored: Stored) -> Response {
     loop {
@@ -163,18 +172,19 @@ async fn attached(call: Arc<Call>, stored: Stored) -> Response {
             }
             Ok(None) => {}
         }
-        if !call.app.gateway.is_online() {
+        let why = if call.app.gateway.is_online() { "budget_spent" } else { "offline" };
+        if why == "offline" || waits_for_money(&call, &stored).await {
             if !call.stores_offline() && call.app.gateway.cancel(&stored.id).await == Ok(Some(State::Cancelled)) {
                 // Its policy leaves nothing for later, so the copy that the key needed goes.
-                return unkept(call).await;
+                return unkept(call, why).await;
             }
-            return match offline::resume(&call, "offline", stored).await {
+            return match offline::resume(&call, why, stored).await {
                 Err(refusal) => call.app.refused(&call, refusal),
                 Ok(begun) => shaped(call, begun).await,
             };
         }
         if clock::now().duration_since(call.received) >= call.wants.hold {
-            return call.app.refused(&call, offline::ticket(&stored));
+            return call.app.refused(&call, offline::ticket(&call, &stored));
         }
     }
 }

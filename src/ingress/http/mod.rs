@@ -5,6 +5,7 @@
 mod admin;
 mod answer;
 mod attach;
+mod cached;
 mod call;
 mod framing;
 #[cfg(feature = "planted")]
@@ -27,6 +28,7 @@ mod plain;
 mod record_json;
 mod refusal;
 mod relay;
+mod spend;
 mod stream;
 mod tasks;
 mod tokens;
@@ -46,13 +48,16 @@ use hyper::{Method, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower_http::decompression::RequestDecompressionLayer;
 
+use crate::cache::Cache;
 use crate::clock;
 use crate::control::limit::Limiter;
 use crate::control::types::Policy;
 use crate::gateway::Gateway;
 use crate::ingress::link::Links;
+use crate::telemetry::host::Board;
 use answer::Origin;
 use attach::Attach;
+use cached::Cached;
 use call::{Call, RequestId};
 pub use listen::{Listeners, serve};
 pub use models::Models;
@@ -88,6 +93,8 @@ pub struct Options {
     pub local_api: &'static str,
     /// Where the spool lives, for its free space.
     pub data_dir: std::path::PathBuf,
+    /// Where answers are kept.
+    pub cache: Cache,
 }
 
 /// Everything a handler needs.
@@ -98,8 +105,10 @@ pub struct App {
     links: Links,
     attach: Attach,
     door: Arc<Door>,
+    cached: Cached,
     limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
+    board: Board,
     stop: watch::Receiver<bool>,
     started_unix_s: u64,
 }
@@ -126,8 +135,10 @@ impl App {
     ) -> Arc<App> {
         let door = Door::new(options.max_in_flight);
         let limiter = options.rate.map(|(rate, burst)| Mutex::new(Limiter::new(rate, burst)));
+        let cached = Cached::new(options.cache.clone(), &gateway);
         let reshaping = Semaphore::new(RESHAPING_KIB);
         let started_unix_s = clock::unix_ms() / 1000;
+        let board = Board::new(options.data_dir.clone());
         Arc::new(App {
             gateway,
             options,
@@ -135,8 +146,10 @@ impl App {
             links,
             attach: Attach::default(),
             door,
+            cached,
             limiter,
             reshaping,
+            board,
             stop,
             started_unix_s,
         })
@@ -176,6 +189,9 @@ impl App {
 
     /// Counts an answer and writes its journal line.
     fn answered(&self, call: &Call, origin: &Origin, outcome: &'static str) {
+        if let Some(place) = &call.cache {
+            place.answered(origin, outcome);
+        }
         let latency_ms = call.elapsed_ms();
         self.gateway.metrics().answered(origin.class(), outcome, latency_ms);
         tracing::debug!(
@@ -230,12 +246,14 @@ fn router(app: Arc<App>) -> Router {
         .route("/readyz", get(health::health))
         .route("/metrics", get(health::metrics))
         .route("/holdfast/v1/status", get(admin::status))
+        .route("/holdfast/v1/spend", get(spend::spend))
         .route("/holdfast/v1/tasks", get(tasks::list))
         .route("/holdfast/v1/requests", get(admin::list).delete(admin::purge))
         .route("/holdfast/v1/requests/{id}", get(admin::show).delete(admin::cancel))
         .route("/holdfast/v1/requests/{id}/retry", post(admin::retry))
         .route("/holdfast/v1/requests/{id}/events", get(admin::request_events))
         .route("/holdfast/v1/events", get(admin::events))
+        .route("/holdfast/v1/cache/purge", post(admin::purge_cache))
         .route("/holdfast/v1/drain", post(admin::drain))
         .route("/holdfast/v1/pause", post(admin::pause))
         .route("/holdfast/v1/resume", post(admin::resume))

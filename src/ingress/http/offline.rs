@@ -10,10 +10,12 @@ use hyper::StatusCode;
 
 use super::answer::{self, Finished, Origin};
 use super::attach::Handing;
+use super::cached;
 use super::call::Call;
 use super::refusal::Refusal;
 use crate::body::Body;
 use crate::clock;
+use crate::control::event::Reason;
 use crate::control::route::{Now, offline};
 use crate::control::types::State;
 use crate::spool::record::{self, Record};
@@ -45,14 +47,19 @@ impl Stored {
 pub enum Begun {
     /// The local model's answer.
     Local(local::LocalAnswer, Option<Stored>),
+    /// The answer that was kept of an earlier request like this one: nothing is stored.
+    Kept(Body, Origin),
     /// The local answer that is already on record for a repeated request.
     Recorded(Body, Origin, Stored),
     /// Nothing local: wait for the uplink, then give a ticket.
     Hold(Stored),
 }
 
-/// Stores where the policy says so, then asks the local model where the policy says so.
+/// A kept answer where there is one; else stores where the policy says so, then asks the local model where the policy says so.
 pub async fn begin(call: &Call, why: &str, maybe_billed: bool) -> Result<Begun, Refusal> {
+    if let Some((body, origin)) = cached::while_offline(call).await {
+        return Ok(Begun::Kept(body, origin));
+    }
     let plan = offline(call.wants.policy, call.is_health_probe());
     let hold_unknown = maybe_billed && call.app.options.hold_unknown;
     let stored = if plan.store && !hold_unknown { Some(store(call, maybe_billed).await?) } else { None };
@@ -93,6 +100,9 @@ pub async fn store(call: &Call, maybe_billed: bool) -> Result<Stored, Refusal> {
 async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Result<Begun, Refusal> {
     match (now, stored) {
         (Now::Ticket, Some(stored)) => Ok(Begun::Hold(stored)),
+        (Now::Refuse | Now::Ticket, _) if why == Reason::BudgetSpent.as_str() => {
+            Err(Refusal::budget_spent(&call.app.gateway.money().why()))
+        }
         (Now::Refuse | Now::Ticket, _) => {
             Err(Refusal::unavailable(&format!("this request is not to be stored or answered locally ({why})")))
         }
@@ -116,7 +126,7 @@ async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Resu
 /// Asks the local model.
 pub async fn ask_local(call: &Call) -> Result<local::LocalAnswer, LocalError> {
     let created = clock::unix_ms() / 1000;
-    call.app.gateway.local().answer(call.endpoint, &call.body, &call.id, created).await
+    call.app.gateway.ask_local(call.endpoint, &call.body, &call.id, created).await
 }
 
 /// Where a local answer comes from.
@@ -125,6 +135,7 @@ pub fn local_origin(model: &str, stored: Option<&Stored>) -> Origin {
         route: Some(format!("local:{model}")),
         id: stored.map(|s| s.id.clone()),
         state: stored.map(|_| State::Queued),
+        ..Origin::default()
     }
 }
 
@@ -149,9 +160,11 @@ pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusa
 }
 
 /// 503 with everything a client needs to come back for its answer.
-pub fn ticket(stored: &Stored) -> Refusal {
+pub fn ticket(call: &Call, stored: &Stored) -> Refusal {
+    let money = call.app.gateway.money();
+    let why = if money.is_spent() { money.why() } else { "no uplink is available".to_owned() };
     let message = format!(
-        "no uplink is available and no local model can answer; the request is stored and will be sent: fetch \
+        "{why}, and no local model can answer; the request is stored and will be sent: fetch \
          /holdfast/v1/requests/{} later, or send the same body again within 10 minutes",
         stored.id
     );
@@ -171,6 +184,10 @@ pub fn location(id: &str) -> String {
 /// The whole offline answer to a plain request.
 pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
     match begun {
+        Begun::Kept(body, origin) => {
+            call.app.answered(&call, &origin, "ok");
+            cached::kept(&call, body, &origin)
+        }
         Begun::Local(answer, stored) => plain_local(&call, answer, stored),
         Begun::Recorded(body, origin, stored) => {
             stored.delivered();
@@ -179,7 +196,7 @@ pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
         }
         Begun::Hold(stored) => match hold(&call, &stored).await {
             Err(refusal) => call.app.refused(&call, refusal),
-            Ok(None) => call.app.refused(&call, ticket(&stored)),
+            Ok(None) => call.app.refused(&call, ticket(&call, &stored)),
             Ok(Some(record)) => {
                 stored.delivered();
                 finished(&call, record)

@@ -127,15 +127,16 @@ impl Onward {
         (Err(io::ErrorKind::ConnectionAborted.into()), None)
     }
 
-    fn end(self, outcome: Outcome, how: &'static str) {
+    fn end(mut self, outcome: Outcome, how: &'static str) {
         let summary = Summary { model: None, usage: usage::in_tail(&self.tail) };
-        self.call.spent(&self.attempt.cloud(), &summary);
+        self.attempt.spent(&self.call.head.model, &summary);
         self.attempt.end(outcome);
         self.call.app.answered(&self.call, &self.origin, how);
     }
 }
 
-fn keep_tail(tail: &mut Vec<u8>, piece: &[u8]) {
+/// Keeps the last bytes of what has come: tokens stand there.
+pub fn keep_tail(tail: &mut Vec<u8>, piece: &[u8]) {
     tail.extend_from_slice(&piece[piece.len().saturating_sub(TAIL_BYTES)..]);
     tail.drain(..tail.len().saturating_sub(TAIL_BYTES));
 }

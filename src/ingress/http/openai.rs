@@ -6,7 +6,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::call::Call;
-use super::{App, attach_now, kept, plain, stream};
+use super::{App, attach_now, cached, kept};
 
 /// `POST /v1/chat/completions`.
 pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -49,5 +49,5 @@ pub async fn answer(call: Arc<Call>) -> Response {
 
 /// A request that repeats none.
 pub async fn fresh(call: Arc<Call>) -> Response {
-    if call.head.stream { stream::answer(call).await } else { plain::answer(call).await }
+    cached::answer(call).await
 }

@@ -11,23 +11,26 @@ use futures_util::stream;
 
 use super::App;
 use super::answer::{self, Origin, passable};
-use super::call::{forwardable, read_body};
+use super::call::{forwardable, read_body, source};
+use super::onward;
 use super::refusal::Refusal;
-use crate::control::event::Outcome;
+use crate::control::event::{Outcome, Reason};
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::classify;
 use crate::uplink::cloud::{self, Reply};
+use crate::uplink::usage::{self, Summary};
 
 /// Passes a request on.
 pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
     let method = request.method().clone();
     let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let headers = forwardable(request.headers());
+    let source = source(&request);
     let body = match read_body(app.gateway.spool().bodies(), request, app.options.max_body).await {
         Ok(body) => body,
         Err(refusal) => return refusal.into_response(),
     };
-    let mut live = app.gateway.live_aside();
+    let mut live = app.gateway.live_aside().of(&source);
     let mut target = live.target().await;
     loop {
         target = match target {
@@ -43,6 +46,9 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
                     Ok((reply, outcome)) => return pass(reply, outcome, attempt),
                     Err(outcome) => live.next(attempt, outcome).await,
                 }
+            }
+            Target::Offline { reason: Reason::BudgetSpent, .. } => {
+                return Refusal::budget_spent(&app.gateway.money().why()).into_response();
             }
             Target::Offline { reason, .. } => {
                 let why = format!("this path needs one ({reason})");
@@ -67,15 +73,20 @@ fn pass(reply: Reply, outcome: Outcome, attempt: LiveAttempt) -> Response {
     attempt.answering();
     let origin = Origin::uplink(attempt.cloud().name());
     let (status, headers) = (reply.status, passable(&reply.headers));
-    let body = stream::unfold(Some((reply, attempt)), move |state| async move {
-        let (mut reply, attempt) = state?;
+    let body = stream::unfold(Some((reply, attempt, Vec::new())), move |state| async move {
+        let (mut reply, mut attempt, mut tail) = state?;
         match reply.next().await {
-            Some(Ok(bytes)) => Some((Ok(bytes), Some((reply, attempt)))),
+            Some(Ok(bytes)) => {
+                onward::keep_tail(&mut tail, &bytes);
+                Some((Ok(bytes), Some((reply, attempt, tail))))
+            }
             Some(Err(error)) => {
                 attempt.end(error.outcome);
                 Some((Err(error), None))
             }
             None => {
+                // It is charged by its `usage`, where the answer has one.
+                attempt.spent("", &Summary { model: None, usage: usage::in_tail(&tail) });
                 attempt.end(outcome);
                 None
             }

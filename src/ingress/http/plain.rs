@@ -21,7 +21,7 @@ use crate::uplink::{body, usage};
 
 /// Answers a plain request.
 pub async fn answer(call: Arc<Call>) -> Response {
-    let mut live = call.app.gateway.live(call.deadline());
+    let mut live = call.app.gateway.live(call.deadline()).of(&call.source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
     loop {
@@ -31,7 +31,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 match try_uplink(&call, &mut attempt).await {
                     (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
                     (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole))) => {
-                        call.spent(&attempt.cloud(), &usage::read(&*whole.body));
+                        attempt.spent(&call.head.model, &usage::read(&*whole.body));
                         attempt.end(outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);
@@ -86,13 +86,10 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<
 /// The call towards one uplink: the client's bytes, under that uplink's name for the model.
 pub fn uplink_call(call: &Call, cloud: &Cloud) -> cloud::Call {
     let headers: HeaderMap = call.forward.clone();
-    cloud::Call {
-        method: Method::POST,
-        path: call.endpoint.to_owned(),
-        headers,
-        body: body::for_uplink(&call.body, &call.head, cloud.alias(&call.head.model), true),
-        on_out: None,
-    }
+    let sent = body::for_uplink(&call.body, &call.head, cloud.alias(&call.head.model), true);
+    // What does not say its tokens costs all that is reserved for it.
+    let sent = if call.app.gateway.money().is_capped() { body::with_usage(sent, &call.head) } else { sent };
+    cloud::Call { method: Method::POST, path: call.endpoint.to_owned(), headers, body: sent, on_out: None }
 }
 
 /// Sent and not answered while the uplink is there: the local model costs nothing, a second send might.

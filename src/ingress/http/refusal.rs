@@ -75,11 +75,25 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "uplink_unavailable", message).retry_after(10)
     }
 
+    /// 429 where it may cost more than is left of today. Clients take it for a spent quota; asking again before the day
+    /// is over would not help, so they are told not to.
+    pub fn budget_spent(why: &str) -> Self {
+        let message = format!("not sent, because {why}");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_spent", message).header("x-should-retry", "false")
+    }
+
     /// 504 where a request was sent and not answered.
     pub fn upstream_timeout() -> Self {
         let message = "the uplink took the request and did not answer; it may have been processed and billed, so it \
                        was not sent again";
         Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
+    }
+
+    /// 504: the caller's own time is up, and the identical request before it has no answer yet.
+    pub fn still_under_way() -> Self {
+        let message = "an identical request is under way and has no answer yet; this one was not sent: ask again in a \
+                       moment, or allow more time";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).retry_after(1)
     }
 
     /// 502: what the uplink sent is nothing that may be passed on.

@@ -18,17 +18,19 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::{self, Finished, Origin};
+use super::cached::{self, Followed, Landing};
 use super::call::Call;
 use super::offline::{self, Begun, Stored};
 use super::plain::{uplink_call, wants_local};
 use super::refusal::Refusal;
 use super::relay::{Gist, Seen};
 use crate::body::Body;
+use crate::cache::flights::Follow;
 use crate::clock;
 use crate::control::event::{Fault, Outcome};
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::classify;
-use crate::uplink::cloud::{Cloud, Reply, Whole};
+use crate::uplink::cloud::{Reply, Whole};
 use crate::uplink::local::{self, LocalError};
 use crate::uplink::sse::{self, Splitter};
 use crate::uplink::usage;
@@ -38,7 +40,7 @@ const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Silence after which the keep-alive line is sent; below the 15 s at which the first middleboxes cut.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// A comment: clients skip it. No blank line follows, because some clients take that for an empty event.
-const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
+pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
 /// Parts between the task and the caller; a slow caller slows the uplink down.
 const PARTS: usize = 16;
 /// Events held back before the first content: roles and empty chunks.
@@ -76,6 +78,39 @@ pub async fn answer(call: Arc<Call>) -> Response {
         }
     });
     head(inbox).await
+}
+
+/// Answers a streaming request whose like is under way: with that one's whole answer once it is there.
+pub async fn follow(call: Arc<Call>, follow: Follow<Landing>) -> Response {
+    let (parts, inbox) = mpsc::channel(PARTS);
+    tokio::spawn(async move {
+        let closed = parts.clone();
+        tokio::select! {
+            _ = following(&call, follow, &parts) => {}
+            () = closed.closed() => {}
+        }
+    });
+    head(inbox).await
+}
+
+async fn following(call: &Arc<Call>, follow: Follow<Landing>, parts: &Parts) -> Result<(), Gone> {
+    match cached::followed(call, follow).await {
+        Followed::Own | Followed::Lost => {
+            call.app.gateway.metrics().cache("miss");
+            walk(call, parts).await
+        }
+        Followed::Late(refusal) => fail(call, parts, refusal).await,
+        Followed::Shared(shared) if shared.is_stream() => {
+            let origin = shared.origin();
+            call.app.answered(call, &origin, shared.outcome());
+            say(parts, Part::From(origin)).await?;
+            say(parts, Part::Event(shared.body())).await
+        }
+        Followed::Shared(shared) => {
+            let event = error_event(&shared.body());
+            say(parts, Part::Failed(Box::new(shared.response(call)), event)).await
+        }
+    }
 }
 
 /// Waits for the first event, an error, or the time to commit.
@@ -141,7 +176,7 @@ fn error_event(json: &[u8]) -> Bytes {
 }
 
 async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
-    let mut live = call.app.gateway.live(call.deadline());
+    let mut live = call.app.gateway.live(call.deadline()).of(&call.source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
     loop {
@@ -220,10 +255,10 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
     attempt.answering();
     let kind = reply.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if reply.status.is_success() && kind.starts_with("text/event-stream") {
-        return relay(call, &cloud, reply, parts).await;
+        return relay(call, attempt, reply, parts).await;
     }
     if reply.status.is_success() {
-        return unstreamed(call, &cloud, &mut reply, parts).await;
+        return unstreamed(call, attempt, &mut reply, parts).await;
     }
     let whole = match reply.beginning(ERROR_BYTES_MAX).await {
         Ok((words, _)) => reply.with_body(words),
@@ -238,7 +273,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
 }
 
 /// A service that ignores `stream` still answered.
-async fn unstreamed(call: &Call, cloud: &Cloud, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
+async fn unstreamed(call: &Call, attempt: &mut LiveAttempt, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
     let bodies = call.app.gateway.spool().bodies();
     let (body, failed) = reply.receive(bodies, sse::EVENT_BYTES_MAX as u64).await;
     let start = reply.with_body(body.start_off_thread(ERROR_BYTES_MAX).await.unwrap_or_default());
@@ -251,7 +286,7 @@ async fn unstreamed(call: &Call, cloud: &Cloud, reply: &mut Reply, parts: &Parts
     }
     let counted = body.clone();
     let summary = spawn_blocking(move || usage::read(counted.reader())).await;
-    call.spent(cloud, &summary.unwrap_or_default());
+    attempt.spent(&call.head.model, &summary.unwrap_or_default());
     let Some((events, _room)) = reshaped(call, &body).await else {
         return Ok(Tried::Failed(Outcome::Unknown(Fault::Truncated)));
     };
@@ -288,7 +323,7 @@ impl HeldBack {
 }
 
 /// Passes events on; nothing reaches the caller before the first content.
-async fn relay(call: &Call, cloud: &Cloud, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
+async fn relay(call: &Call, attempt: &mut LiveAttempt, mut reply: Reply, parts: &Parts) -> Result<Tried, Gone> {
     let mut splitter = Splitter::default();
     let mut gist = Gist::new(call.head.include_usage);
     let mut held = HeldBack::default();
@@ -304,14 +339,14 @@ async fn relay(call: &Call, cloud: &Cloud, mut reply: Reply, parts: &Parts) -> R
                     return Ok(Tried::Done(Outcome::Unknown(Fault::Truncated)));
                 }
                 Seen::Done => {
-                    call.spent(cloud, gist.summary());
+                    attempt.spent(&call.head.model, gist.summary());
                     return finish(parts, held).await;
                 }
             }
         }
         if ended {
             if gist.is_finished() {
-                call.spent(cloud, gist.summary());
+                attempt.spent(&call.head.model, gist.summary());
                 return finish(parts, held).await;
             }
             break Outcome::Unknown(Fault::Truncated);
@@ -364,6 +399,13 @@ pub async fn offline_parts(call: Arc<Call>, begun: Begun) -> Response {
 
 async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result<(), Gone> {
     match begun {
+        Begun::Kept(body, origin) => {
+            let _room = call.app.reshaping(body.len()).await;
+            let Ok(events) = body.whole().await else { return fail(call, parts, Refusal::upstream_timeout()).await };
+            call.app.answered(call, &origin, "ok");
+            say(parts, Part::From(origin)).await?;
+            say(parts, Part::Event(events)).await
+        }
         Begun::Local(answer, stored) => local_stream(call, answer, stored, parts).await,
         Begun::Recorded(body, origin, stored) => {
             whole_as_stream(call, &body, origin, parts).await?;
@@ -374,7 +416,7 @@ async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result
             say(parts, Part::Hold).await?;
             match offline::hold(call, &stored).await {
                 Err(refusal) => fail(call, parts, refusal).await,
-                Ok(None) => fail(call, parts, offline::ticket(&stored)).await,
+                Ok(None) => fail(call, parts, offline::ticket(call, &stored)).await,
                 Ok(Some(record)) => {
                     match answer::finished(record) {
                         Finished::Answer(body, origin) => whole_as_stream(call, &body, origin, parts).await?,

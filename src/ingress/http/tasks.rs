@@ -110,7 +110,20 @@ async fn begin(app: Arc<App>, number: u16, request: Request) -> Result<Call, Ref
     let mut head = body::read(endpoint, &body)?;
     app.gateway.choose_model(&id, &mut head, &body, wants.priority);
     let task = Some(number);
-    Ok(Call { app: app.clone(), endpoint, source, id, body, head, wants, forward, received, task, was_answered: false })
+    Ok(Call {
+        app: app.clone(),
+        endpoint,
+        source,
+        id,
+        body,
+        head,
+        wants,
+        forward,
+        received,
+        task,
+        was_answered: false,
+        cache: None,
+    })
 }
 
 async fn fill(app: &App, task: &Task, bytes: &Bytes) -> Result<Body, Refusal> {
@@ -265,6 +278,11 @@ fn shape(call: &Call, came: &Came) -> Value {
 }
 
 impl Call {
+    /// Whether an answer is what its task asks for; without a task every answer is.
+    pub fn fits(&self, answer: &[u8]) -> bool {
+        self.task.is_none() || self.reading(&said(answer).unwrap_or_default()).fits
+    }
+
     fn reading(&self, words: &str) -> Reading {
         let task = self.task.and_then(|task| self.app.gateway.tasks().get(task));
         task.map_or_else(Reading::default, |task| task.read(words))
@@ -290,7 +308,8 @@ async fn ended(call: &Call, response: Response) -> Response {
     let start = answer.body.start_off_thread(WHOLE_BYTES_MAX as usize).await.unwrap_or_default();
     let words = said(&*start).unwrap_or_default();
     let source = format!("uplink:{}", answer.uplink);
-    let origin = Origin { route: Some(source.clone()), id: Some(id.clone()), state: Some(record.state) };
+    let origin =
+        Origin { route: Some(source.clone()), id: Some(id.clone()), state: Some(record.state), ..Origin::default() };
     let mut headers = HeaderMap::new();
     origin.write(&mut headers);
     let reading = Reading { fits: false, ..call.reading(&words) };

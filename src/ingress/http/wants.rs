@@ -5,9 +5,10 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use hyper::header::HeaderMap;
+use hyper::header::{CACHE_CONTROL, HeaderMap};
 
 use super::refusal::Refusal;
+use crate::cache::worth::Wish;
 use crate::control::types::{Policy, Priority};
 
 /// How long a caller without a stated time-out is held before it gets a ticket: below the 30 s that simple
@@ -37,12 +38,16 @@ pub struct Wants {
     pub wait: Option<Duration>,
     /// How long the connection may be held.
     pub hold: Duration,
-    /// The same where the caller said it: all tries together get no more.
-    pub stated: Option<Duration>,
     /// `Idempotency-Key`.
     pub idempotency_key: Option<String>,
     /// `X-Edge-Device`, where it holds more than `true`.
     pub label: Option<String>,
+    /// `X-Holdfast-Cache`, and `Cache-Control: no-store`.
+    pub cache: Wish,
+    /// `Cache-Control: no-cache`: a new answer, which may be kept.
+    pub anew: bool,
+    /// The client's own time-out, where it stated one; some of it is left for the way. All tries together get no more.
+    pub stated: Option<Duration>,
 }
 
 impl Wants {
@@ -50,18 +55,20 @@ impl Wants {
     pub fn read(headers: &HeaderMap, default_policy: Policy) -> Result<Self, Refusal> {
         let (respond_async, wait) = prefer(headers);
         let wait = wait.map(|wait| wait.min(HOLD_MAX));
-        // Somebody who takes a ticket does not wait for the tries.
-        let stated = wait.filter(|_| !respond_async).or_else(|| stated(headers));
+        let stated = wait.or_else(|| stated(headers));
+        let (cache, anew) = cache(headers)?;
         Ok(Self {
             policy: word(headers, "x-holdfast-offline")?.unwrap_or(default_policy),
             priority: word(headers, "x-holdfast-priority")?.unwrap_or_default(),
             ttl: ttl(headers)?,
             respond_async,
             wait,
-            hold: wait.or(stated).unwrap_or(HOLD_DEFAULT),
-            stated,
+            hold: stated.unwrap_or(HOLD_DEFAULT),
             idempotency_key: bounded(headers, "idempotency-key")?,
             label: bounded(headers, "x-edge-device")?.filter(|label| label != "true"),
+            cache,
+            anew,
+            stated,
         })
     }
 }
@@ -129,6 +136,22 @@ fn stated(headers: &HeaderMap) -> Option<Duration> {
     stated.map(|s| Duration::from_secs_f64((s * HOLD_SHARE).min(HOLD_MAX.as_secs_f64())))
 }
 
+/// What may come from the cache, and whether it must be new. Whoever refuses is heard before whoever asks for it.
+fn cache(headers: &HeaderMap) -> Result<(Wish, bool), Refusal> {
+    let name = "x-holdfast-cache";
+    let asked = match text(headers, name) {
+        None | Some("") => Wish::Usual,
+        Some(word) if word.eq_ignore_ascii_case("on") => Wish::On,
+        Some(word) if word.eq_ignore_ascii_case("off") => Wish::Off,
+        Some(_) => return Err(invalid(name, "use on or off")),
+    };
+    let values = headers.get_all(CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok());
+    let words: Vec<String> = values.flat_map(|v| v.split(',')).map(|word| word.trim().to_ascii_lowercase()).collect();
+    let says = |wanted: &[&str]| words.iter().any(|word| wanted.contains(&word.as_str()));
+    let wish = if says(&["no-store"]) { Wish::Off } else { asked };
+    Ok((wish, says(&["no-cache", "max-age=0"])))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +193,19 @@ mod tests {
         assert_eq!(hold("-1"), HOLD_DEFAULT);
         let patient = read(&[("prefer", "respond-async, wait=99999999999")]).unwrap();
         assert_eq!((patient.wait, patient.hold), (Some(HOLD_MAX), HOLD_MAX));
+    }
+
+    #[test]
+    fn whoever_refuses_the_cache_is_heard() {
+        let cache = |pairs: &[(&'static str, &'static str)]| read(pairs).map(|wants| (wants.cache, wants.anew));
+        assert_eq!(cache(&[]).unwrap(), (Wish::Usual, false));
+        assert_eq!(cache(&[("x-holdfast-cache", "On")]).unwrap(), (Wish::On, false));
+        assert_eq!(
+            cache(&[("cache-control", "max-age=5, No-Store"), ("x-holdfast-cache", "on")]).unwrap().0,
+            Wish::Off
+        );
+        assert_eq!(cache(&[("cache-control", "no-cache")]).unwrap(), (Wish::Usual, true));
+        assert!(cache(&[("x-holdfast-cache", "yes")]).is_err());
     }
 
     #[test]

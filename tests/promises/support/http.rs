@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
 /// A request to be sent.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Ask {
     method: Method,
     path: String,

@@ -37,6 +37,8 @@ pub struct Settings {
     pub on_unknown: &'static str,
     /// `[limits] rate` and `burst`; a rate of 0 is no limit.
     pub rate: (u32, u32),
+    /// The lines of `[cache]`; off where a test is not about it.
+    pub cache: String,
     /// Further lines of `[http]`.
     pub http: String,
     /// Where the data goes instead of the daemon's own folder.
@@ -55,6 +57,7 @@ impl Default for Settings {
             patient: false,
             on_unknown: "resend",
             rate: (0, 1),
+            cache: "ttl = \"0s\"".to_owned(),
             http: String::new(),
             data_dir: None,
             extra: String::new(),
@@ -188,7 +191,7 @@ max = "500ms"
 on_unknown = "{on_unknown}"
 
 [cache]
-ttl = "0s"
+{cache}
 
 [limits]
 rate = {rate}
@@ -199,6 +202,7 @@ per_source_backlog = 100000
 "#,
         drain = settings.drain_in_flight,
         data_dir = settings.data_dir.as_deref().unwrap_or("@DIR@/data"),
+        cache = settings.cache,
         http = settings.http,
         on_unknown = settings.on_unknown,
         rate = settings.rate.0,

@@ -19,6 +19,7 @@ mod t15_tls;
 mod t16_secrets;
 mod t17_access;
 mod t18_upgrade;
+mod t20_money;
 mod unit;
 
 use crate::case::Case;
@@ -42,4 +43,5 @@ pub const ALL: &[Case] = &[
     t16_secrets::CASE,
     t17_access::CASE,
     t18_upgrade::CASE,
+    t20_money::CASE,
 ];

@@ -1,7 +1,7 @@
 //! Endings that meet a salvage, a panic, a disk: each is on disk once, and holds up nobody.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use crate::control::retry::RetrySettings;
 use crate::control::route::Strategy;
 use crate::control::types::{Policy, Priority};
 use crate::gateway::{Gateway, Parts};
+use crate::money::{self, Money};
 use crate::spool::record::NewRequest;
 use crate::spool::{self, Spool};
 use crate::uplink::local::{Api, Local, Options, Timeouts};
@@ -66,6 +67,12 @@ fn driver() -> (tempfile::TempDir, Driver) {
         tasks: Arc::default(),
         prices: Prices::default(),
         auto: Vec::new(),
+        money: Money::open(money::Options {
+            data_dir: dir.path().to_owned(),
+            usd_per_day: 0.0,
+            prices: Prices::default(),
+            free: BTreeSet::new(),
+        }),
         on_models: Box::new(|_, _| {}),
     });
     (dir, driver)

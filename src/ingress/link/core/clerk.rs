@@ -76,7 +76,7 @@ impl Clerk {
         let Some(body) = spool.body(work.id.clone()).await?.map(Body::from) else { return Ok(()) };
         let Some(record) = spool.get(work.id.clone()).await? else { return Ok(()) };
         let begun = clock::now();
-        let asked = core.inner.gateway.local().answer(&record.endpoint, &body, &work.id, clock::unix_ms() / 1000);
+        let asked = core.inner.gateway.ask_local(&record.endpoint, &body, &work.id, clock::unix_ms() / 1000);
         let answer = match asked.await {
             Ok(answer) => answer,
             Err(error) => return self.failed(core, work, &error).await,

@@ -1,0 +1,102 @@
+//! What an attempt may cost before it is sent, and what it cost by the way it ended.
+//!
+//! Owns the bridge between a call on its way out and the purse: the one place through which everything that is sent has
+//! to go. Keeps no amounts itself.
+
+use hyper::Method;
+use serde::Deserialize;
+use tokio::task::spawn_blocking;
+
+use super::Shared;
+use crate::body::{Body, PIECE_BYTES};
+use crate::control::event::Outcome;
+use crate::control::price::Usage;
+use crate::money::bound::{self, Most};
+use crate::money::{End, Order, Refused, Reservation};
+use crate::uplink::body::Spliced;
+use crate::uplink::cloud::{Call, Cloud};
+
+/// Paths below which nothing is paid for what is sent, whatever is said of a model.
+const FREE_PATHS: [&str; 3] = ["/v1/files", "/v1/models", "/v1/moderations"];
+
+/// Set aside for what no bound is known of: it is let through while anything is left of today, and costs what its
+/// answer says.
+const UNBOUNDED_NANO: u64 = 1;
+
+/// Sets money aside for one attempt; `None` for what is never paid for.
+pub(super) async fn reserve(
+    shared: &Shared,
+    cloud: &Cloud,
+    call: &Call,
+    source: &str,
+) -> Result<Option<Reservation>, Outcome> {
+    let path = call.path.split('?').next().unwrap_or_default();
+    let is_under = |free: &str| path.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if call.method.is_safe() || call.method == Method::DELETE || FREE_PATHS.iter().any(|free| is_under(free)) {
+        return Ok(None);
+    }
+    let model = renamed(&call.body).unwrap_or_else(|| {
+        let asked = model(&call.body.body).unwrap_or_default();
+        cloud.alias(&asked).unwrap_or(&asked).to_owned()
+    });
+    let need = if shared.money.is_capped() { need(shared, cloud, path, &call.body.body, &model).await } else { 0 };
+    let order = Order { uplink: cloud.name().to_owned(), model, source: source.to_owned(), need };
+    match shared.money.reserve(order).await {
+        Ok(reservation) => Ok(Some(reservation)),
+        Err(refused) => {
+            let why = match refused {
+                Refused::Spent => "it may cost more than is left of today",
+                Refused::Busy => "it may cost more than what is under way leaves of today",
+                Refused::Disk => "what it costs cannot be written down",
+            };
+            tracing::debug!(HOLDFAST_UPLINK = cloud.name(), HOLDFAST_REASON = "budget_spent", "not sent: {why}");
+            Err(Outcome::Unaffordable)
+        }
+    }
+}
+
+/// What an attempt that was sent cost, by its end and by what its answer said.
+pub(super) fn end(outcome: Outcome, said: Option<(Option<String>, Usage)>) -> End {
+    match (outcome, said) {
+        (
+            Outcome::Unreachable(_)
+            | Outcome::Transient(_)
+            | Outcome::RateLimited { .. }
+            | Outcome::Blocked(_)
+            | Outcome::Permanent(_)
+            | Outcome::GivenUp
+            | Outcome::Unaffordable,
+            _,
+        ) => End::Nothing,
+        (Outcome::Delivered | Outcome::Misfit | Outcome::NoAnswer, Some((model, usage))) => End::Usage(model, usage),
+        (Outcome::Delivered | Outcome::Misfit | Outcome::NoAnswer | Outcome::Unknown(_), _) => End::Unknown,
+    }
+}
+
+/// A large body is read off the threads that serve.
+async fn need(shared: &Shared, cloud: &Cloud, path: &str, body: &Body, model: &str) -> u64 {
+    let (price, _) = shared.money.price(cloud.name(), model);
+    if price.usd_per_mtok_in == 0.0 && price.usd_per_mtok_out == 0.0 {
+        return 0;
+    }
+    let most: Option<Most> = if body.len() <= PIECE_BYTES as u64 && body.file().is_none() {
+        bound::most(path, body).ok().flatten()
+    } else {
+        let (path, body) = (path.to_owned(), body.clone());
+        spawn_blocking(move || bound::most(&path, &body).ok().flatten()).await.ok().flatten()
+    };
+    most.map_or(UNBOUNDED_NANO, |most| most.nano(&price).max(UNBOUNDED_NANO))
+}
+
+/// The model that is put in the place of what the client wrote.
+fn renamed(body: &Spliced) -> Option<String> {
+    let at = &body.body.layout().as_ref().ok()?.get("model")?.at;
+    let (_, name) = body.edits.iter().find(|(edited, _)| edited == at)?;
+    serde_json::from_slice(name).ok()
+}
+
+/// The model that a body names, as its client wrote it.
+fn model(body: &Body) -> Option<String> {
+    let member = body.layout().as_ref().ok()?.get("model").filter(|member| member.is_whole())?;
+    String::deserialize(&mut serde_json::Deserializer::from_slice(&member.start)).ok()
+}

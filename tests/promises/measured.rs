@@ -1,0 +1,54 @@
+//! What Prometheus reads: its own text format, every metric of the dashboard, sane to `promtool` where that is installed.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use crate::support::{Ask, Bench, Settings};
+
+const DASHBOARD: &str = include_str!("../../docs/grafana.json");
+
+/// Families that the dashboard shows, by the names of their samples.
+fn shown() -> BTreeSet<&'static str> {
+    let begins = DASHBOARD.match_indices("holdfast_").map(|(at, _)| &DASHBOARD[at..]);
+    let name =
+        |text: &'static str| &text[..text.find(|c: char| c != '_' && !c.is_ascii_alphanumeric()).unwrap_or(text.len())];
+    begins.map(name).map(|name| name.strip_suffix("_bucket").unwrap_or(name)).collect()
+}
+
+/// What promtool says of it; nothing where there is no promtool (Debian: apt-get install prometheus).
+fn promtool(text: &str) -> Option<String> {
+    let mut tool = Command::new("promtool");
+    tool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = tool.spawn().ok()?;
+    running.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = running.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    Some(String::from_utf8_lossy(&said).into_owned() + if output.status.success() { "" } else { "failed" })
+}
+
+#[tokio::test]
+async fn metrics_are_sound_and_the_dashboard_shows_what_there_is() {
+    let link = "[[link]]\nname = \"cell\"\nsocket = \"@DIR@/cell.sock\"\nprotocol = \"frames\"\n".to_owned();
+    let bench = Bench::with(Settings { extra: link, ..Settings::default() }).await;
+    bench.daemon.send(Ask::chat("hello")).await;
+    let reply = bench.daemon.get("/metrics").await;
+    assert!(reply.header("content-type").starts_with("text/plain; version=0.0.4"), "{}", reply.header("content-type"));
+    let text = reply.text();
+    assert!(
+        !text.contains("# EOF") && text.contains("holdfast_requests_total{route=\"uplink\",outcome=\"ok\"} 1"),
+        "{text}"
+    );
+    assert!(text.contains("holdfast_uplink_health{uplink=\"sim\",health=\"healthy\"} 1"), "{text}");
+    let names = shown();
+    assert!(names.len() > 12, "{names:?}");
+    for name in names {
+        assert!(text.contains(&format!("# TYPE {name} ")), "{name} is on the dashboard and not measured:\n{text}");
+    }
+    if let Some(said) = promtool(&text) {
+        // The one name that is not ours to choose.
+        let unit = "ai_gateway_latency_ms metric names should not contain abbreviated units";
+        let rest: Vec<&str> = said.trim_end_matches("failed").lines().filter(|line| *line != unit).collect();
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
