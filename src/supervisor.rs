@@ -19,11 +19,12 @@ use tokio::sync::watch;
 use crate::batch::{self, Later};
 use crate::cache::{self, Cache};
 use crate::clock::{self, Floor};
-use crate::config::{self, Auth, Format, KeySource, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
+use crate::config::{self, Auth, Format, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
 use crate::control;
 use crate::control::breaker::BreakerSettings;
 use crate::control::drain::DrainSettings;
 use crate::control::health::ProbeSettings;
+use crate::control::keys::KeySettings;
 use crate::control::price::{Price, Prices};
 use crate::control::retry::RetrySettings;
 use crate::gateway::{Gateway, Parts};
@@ -34,7 +35,7 @@ use crate::spool::{self, SpoolError};
 use crate::systemd;
 use crate::task::Book;
 use crate::telemetry::log::{self, Form};
-use crate::uplink::cloud::{self, Cloud, Key};
+use crate::uplink::cloud::{self, Cloud, Keys};
 use crate::uplink::local::{self, Local};
 
 /// Why the daemon does not run.
@@ -79,16 +80,18 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
     let on_models = models.clone();
     let floor = Arc::new(Floor::new(spool.load_floor().await.map_err(SupervisorError::of_spool)?));
+    let uplinks = uplinks(&settings, &floor)?;
     let money = open_money(&settings).await?;
     let (gateway, driver) = Gateway::start(Parts {
-        settings: control_settings(&settings),
-        uplinks: uplinks(&settings, &floor)?,
+        settings: control_settings(&settings, &uplinks),
+        uplinks,
         pauses: spool.load_pauses().await.map_err(SupervisorError::of_spool)?,
         floor,
         local: local_client(&settings)?,
         spool: spool.clone(),
         tasks: tasks.clone(),
         prices: prices(&settings),
+        auto: settings.auto.clone(),
         money: money.clone(),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
@@ -300,7 +303,7 @@ fn uplinks(settings: &Settings, floor: &Arc<Floor>) -> Result<Vec<Arc<Cloud>>, S
         let options = cloud::Options {
             name: u.name.clone(),
             base_url: u.base_url.clone(),
-            key: first_key(&u.name, &u.api_keys),
+            keys: readable_keys(&u.name, &u.api_keys),
             auth: if u.auth == Auth::ApiKey { cloud::Auth::ApiKey } else { cloud::Auth::Bearer },
             models: u.models.clone(),
             ca_file: u.ca_file.clone(),
@@ -319,25 +322,35 @@ fn uplinks(settings: &Settings, floor: &Arc<Floor>) -> Result<Vec<Arc<Cloud>>, S
     settings.uplinks.iter().map(build).collect()
 }
 
-/// The first key that can be read. Without one the uplink counts as down and the gateway serves all the same.
-fn first_key(uplink: &str, sources: &[KeySource]) -> Key {
-    let mut faults = Vec::new();
-    for source in sources {
-        match config::read_key(source) {
-            Ok(secret) => return Key::Value(secret.reveal().to_owned()),
+/// The keys that can be read. With none the uplink counts as down and the gateway serves all the same.
+fn readable_keys(uplink: &str, sources: &[config::ApiKey]) -> Keys {
+    let (mut keys, mut faults) = (Vec::new(), Vec::new());
+    for (index, key) in sources.iter().enumerate() {
+        match config::read_key(&key.source) {
+            Ok(secret) => keys.push(cloud::ApiKey {
+                number: index + 1,
+                source: key.source.label(),
+                value: secret.reveal().to_owned(),
+                max_in_flight: key.max_in_flight,
+            }),
             Err(fault) => faults.push(fault),
         }
     }
+    let why = faults.join("; ");
     if faults.is_empty() {
-        return Key::None;
+        return if keys.is_empty() { Keys::None } else { Keys::Some(keys) };
     }
+    if keys.is_empty() {
+        tracing::error!(HOLDFAST_UPLINK = uplink, HOLDFAST_REASON = "no_key", "uplink {uplink} has no key: {why}");
+        return Keys::Missing;
+    }
+    let (some, all) = (keys.len(), sources.len());
     tracing::error!(
         HOLDFAST_UPLINK = uplink,
         HOLDFAST_REASON = "no_key",
-        "uplink {uplink} has no key: {}",
-        faults.join("; ")
+        "uplink {uplink} has {some} of its {all} keys: {why}"
     );
-    Key::Missing
+    Keys::Some(keys)
 }
 
 fn local_client(settings: &Settings) -> Result<Local, SupervisorError> {
@@ -359,9 +372,14 @@ fn local_client(settings: &Settings) -> Result<Local, SupervisorError> {
     .map_err(|e| SupervisorError::Configuration(format!("[local]: {e}")))
 }
 
-fn control_settings(settings: &Settings) -> control::Settings {
+fn control_settings(settings: &Settings, uplinks: &[Arc<Cloud>]) -> control::Settings {
     let ms = |d: std::time::Duration| d.as_millis() as u64;
-    let uplink = |u: &config::Uplink| control::UplinkSettings {
+    let keys = |cloud: &Arc<Cloud>| {
+        let bound = |key: &cloud::ApiKey| KeySettings { max_in_flight: key.max_in_flight.unwrap_or(u32::MAX) };
+        cloud.keys().iter().map(bound).collect()
+    };
+    let uplink = |(u, cloud): (&config::Uplink, &Arc<Cloud>)| control::UplinkSettings {
+        keys: keys(cloud),
         priority: u.priority,
         weight: u.weight,
         max_in_flight: u.max_in_flight,
@@ -376,7 +394,7 @@ fn control_settings(settings: &Settings) -> control::Settings {
     };
     let retry = &settings.retry;
     control::Settings {
-        uplinks: settings.uplinks.iter().map(uplink).collect(),
+        uplinks: settings.uplinks.iter().zip(uplinks).map(uplink).collect(),
         strategy: settings.routing.strategy,
         retry: RetrySettings {
             attempts: retry.attempts,

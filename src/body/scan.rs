@@ -54,6 +54,8 @@ impl Member {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
     members: [Option<Member>; FIELDS.len()],
+    /// Somewhere in the prompt stands an `image_url`.
+    pub has_picture: bool,
 }
 
 impl Layout {
@@ -132,6 +134,8 @@ pub struct Scan {
     in_key: bool,
     /// The text being read is a key further inside.
     in_inner_key: bool,
+    /// The value that comes is a picture.
+    picture_next: bool,
     key: Vec<u8>,
     key_too_long: bool,
     /// The member whose value is being read.
@@ -155,6 +159,7 @@ impl Default for Scan {
             line_start: 0,
             in_key: false,
             in_inner_key: false,
+            picture_next: false,
             key: Vec::new(),
             key_too_long: false,
             field: None,
@@ -252,7 +257,8 @@ impl Scan {
 
     /// Keeps the bytes of a key, and of a value that is wanted, within their bounds.
     fn keep(&mut self, bytes: &[u8]) {
-        if self.in_key {
+        let in_prompt = self.field.is_some_and(|field| field >= FIELDS_READ);
+        if self.in_key || (self.in_inner_key && in_prompt) {
             let room = KEY_BYTES_MAX.saturating_sub(self.key.len());
             self.key_too_long |= bytes.len() > room;
             self.key.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -361,6 +367,10 @@ impl Scan {
 
     /// The first byte of a value.
     fn value(&mut self, b: u8) -> Result<(), Fault> {
+        if std::mem::take(&mut self.picture_next) {
+            // Some clients write out what is not there.
+            self.layout.has_picture |= b != b'n';
+        }
         if self.depth == 0 && b != b'{' {
             return Err(self.syntax());
         }
@@ -402,6 +412,7 @@ impl Scan {
                 self.go(Step::Colon)
             }
             b'"' => {
+                self.picture_next = self.in_inner_key && self.is_picture_key();
                 self.keep(b"\"");
                 if std::mem::take(&mut self.in_inner_key) {
                     return self.go(Step::Colon);
@@ -455,6 +466,13 @@ impl Scan {
         }
         self.step = if self.depth == 0 { Step::End } else { Step::Next };
         Ok(())
+    }
+
+    /// Outside a prompt no inner key is kept.
+    fn is_picture_key(&self) -> bool {
+        let is_it = |key: &[u8]| key == b"image_url";
+        let unescaped = || serde_json::from_slice::<String>(&[b"\"", &self.key[..], b"\""].concat());
+        is_it(&self.key) || (self.key.contains(&b'\\') && unescaped().is_ok_and(|key| is_it(key.as_bytes())))
     }
 
     fn known_field(&self) -> Result<Option<usize>, Fault> {

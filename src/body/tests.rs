@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::scan::{FIELDS, JSON_DEPTH_MAX};
+use super::scan::{FIELDS, JSON_DEPTH_MAX, Scan};
 use super::*;
 
 fn scanned(text: &[u8], piece: usize) -> Result<Layout, Fault> {
@@ -222,4 +222,22 @@ fn a_beginning_is_told_from_a_whole() {
     };
     assert!(cut("") && cut("{\"a\":\"b") && cut("{\"a\":1"));
     assert!(!cut("{\"a\":1} ") && !cut("no JSON at all") && !cut("[1"));
+}
+
+#[test]
+fn a_picture_is_noticed_wherever_it_stands_in_a_prompt() {
+    let has = |text: &str| {
+        let mut scans = [Scan::default(), Scan::default()];
+        scans[0].feed(text.as_bytes());
+        text.as_bytes().iter().for_each(|byte| scans[1].feed(&[*byte]));
+        let found = scans.map(|scan| scan.finish().unwrap().has_picture);
+        assert_eq!(found[0], found[1], "{text}");
+        found[0]
+    };
+    let chat = |part: &str| format!(r#"{{"model":"auto","messages":[{{"role":"user","content":[{part}]}}]}}"#);
+    assert!(has(&chat(r#"{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}"#)));
+    assert!(has(&chat(r#"{"type":"image_url","image\u005furl" : "https://x/y.png"}"#)));
+    assert!(!has(&chat(r#"{"type":"text","text":"what is an \"image_url\": {}"}"#)));
+    assert!(!has(&chat(r#"{"type":"text","text":"hello","image_url":null}"#)));
+    assert!(!has(r#"{"tools":[{"image_url":1}],"image_url":{},"messages":[1]}"#), "only what belongs to the prompt");
 }

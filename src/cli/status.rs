@@ -134,7 +134,16 @@ fn links(status: &Value) -> Vec<(String, Option<Mood>)> {
     columns(&rows).into_iter().zip(moods).collect()
 }
 
+/// What is wrong with the uplink, then what is wrong with one of its keys.
 fn note(uplink: &Value) -> String {
+    let keys = uplink.get("keys").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut notes = vec![note_of_uplink(uplink)];
+    notes.extend(keys.iter().map(|key| text_at(key, "/sentence")));
+    notes.retain(|note| !note.is_empty());
+    notes.join("; ")
+}
+
+fn note_of_uplink(uplink: &Value) -> String {
     // The rung says what to do; the reason only what was seen.
     let rung = text_at(uplink, "/rung/detail");
     let reason = if rung.is_empty() { text_at(uplink, "/reason") } else { rung };
@@ -236,7 +245,8 @@ mod tests {
             "device_id": "gw1", "version": "0.1.0", "uptime_s": 300, "state": "degraded", "paused": true,
             "uplinks": [
                 { "name": "holysheep", "health": "healthy", "breaker": "closed", "latency_ms": 212, "in_flight": 2,
-                  "consecutive_failures": 0, "reason": null, "paused": null },
+                  "consecutive_failures": 0, "reason": null, "paused": null,
+                  "keys": [{ "number": 1, "sentence": null }, { "number": 2, "sentence": "key 2 (env B): replace it" }] },
                 { "name": "b", "health": "unhealthy", "breaker": "half_open", "latency_ms": null, "in_flight": 0,
                   "consecutive_failures": 7, "reason": "no route\u{1b}[2J",
                   "paused": { "reason": "key", "sentence": "paused: key: check api_keys; next trial in 1 min" } },
@@ -255,7 +265,7 @@ mod tests {
         let expected = "\
 holdfast 0.1.0 on gw1: degraded, paused, up 5m
 uplinks  NAME       HEALTH     BREAKER    LATENCY  IN FLIGHT  FAILURES  NOTE
-         holysheep  healthy    closed     212 ms   2          0
+         holysheep  healthy    closed     212 ms   2          0         key 2 (env B): replace it
          b          unhealthy  half-open  -        0          7         paused: key: check api_keys; next trial in 1 min
 links    NAME  PROTOCOL  STATE    DEVICES  STORED  RESULTS  DAMAGED  NOTE
          cell  frames    waiting  1        3       2        1        not plugged in

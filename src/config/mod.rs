@@ -3,6 +3,7 @@
 //! Owns every key, its default and its range. Starts nothing, and never holds a key of an uplink: [`Settings`]
 //! say where a key is kept, [`read_key`] reads it when it is needed.
 
+mod auto;
 mod environ;
 mod extras;
 mod fault;
@@ -29,9 +30,10 @@ pub use local::{KeepWarm, Local, LocalApi, LocalTimeouts};
 pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, WhenFull};
 pub use secret::{KeySource, Secret, read_key};
 pub use task::TaskOptions;
-pub use uplink::{Auth, Breaker, Probe, Uplink, UplinkTimeouts};
+pub use uplink::{ApiKey, Auth, Breaker, Probe, Uplink, UplinkTimeouts};
 pub use walk::Shown;
 
+use crate::control::auto::Rule;
 use crate::control::price::{ASSUMED, Prices};
 use gateway::{INSTALLED, Places, TRIAL};
 use node::Fields;
@@ -70,6 +72,8 @@ pub struct Settings {
     pub budget: Budget,
     /// `[[model]]`.
     pub models: Vec<Model>,
+    /// `[[auto]]`.
+    pub auto: Vec<Rule>,
     /// `[[task]]`.
     pub tasks: Vec<TaskOptions>,
     /// `[[link]]`.
@@ -163,6 +167,7 @@ fn settings(root: &mut Table<'_>, places: &Places) -> Settings {
         limits: root.table("limits", extras::limits),
         budget: root.table("budget", extras::budget),
         models: extras::models(root),
+        auto: auto::rules(root),
         tasks: task::tasks(root),
         links: link::links(root),
         log: root.table("log", extras::log),

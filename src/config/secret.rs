@@ -47,6 +47,17 @@ pub enum KeySource {
     Credential(String),
 }
 
+impl KeySource {
+    /// The same in few words, for lists: `env NAME`, `file PATH`, `credential NAME`.
+    pub fn label(&self) -> String {
+        match self {
+            KeySource::Env(name) => format!("env {name}"),
+            KeySource::File(path) => format!("file {}", path.display()),
+            KeySource::Credential(name) => format!("credential {name}"),
+        }
+    }
+}
+
 impl fmt::Display for KeySource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

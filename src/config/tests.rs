@@ -76,6 +76,7 @@ limits.burst = 50
 limits.per_source_backlog = 10000
 budget.usd_per_day = 0.0
 model = []
+auto = []
 task = []
 link = []
 log.level = "info"
@@ -103,6 +104,10 @@ fn origin(loaded: &Loaded, key: &str) -> String {
     let shown = loaded.origins.iter().find(|shown| shown.key == key).expect(key);
     let origin = shown.origin.to_string();
     origin.rsplit('/').next().unwrap().to_owned()
+}
+
+fn sources(uplink: &Uplink) -> Vec<KeySource> {
+    uplink.api_keys.iter().map(|key| key.source.clone()).collect()
 }
 
 #[test]
@@ -134,7 +139,7 @@ fn defaults_have_the_meaning_of_their_text() {
     assert_eq!((queue.max_bytes, queue.keep_results.as_secs()), (1 << 30, 7 * 86_400));
     assert_eq!(retry.base.as_millis(), 500);
     assert_eq!(uplinks[0].probe.degraded_above.as_millis(), 1500);
-    assert_eq!(uplinks[0].api_keys, [KeySource::Env("HOLYSHEEP_API_KEY".to_owned())]);
+    assert_eq!(sources(&uplinks[0]), [KeySource::Env("HOLYSHEEP_API_KEY".to_owned())]);
 }
 
 #[test]
@@ -149,7 +154,7 @@ probe = { path = "/models", interval = "2s", timeout = "1s", fall = 3, rise = 1,
 [[uplink]]
 name = "second"
 base_url = "https://second.example/v1/"
-api_keys = [{ file = "/etc/key" }, { credential = "key2" }]
+api_keys = [{ file = "/etc/key" }, { credential = "key2", max_in_flight = 3 }]
 auth = "api-key"
 [local]
 models = { "text-embedding-3-small" = "nomic-embed-text" }
@@ -179,7 +184,8 @@ per_source_backlog = 5
     let loaded = load_text(text, &[]).unwrap();
     let second = &loaded.settings.uplinks[1];
     assert_eq!(second.base_url, "https://second.example/v1");
-    assert_eq!(second.api_keys, [KeySource::File("/etc/key".into()), KeySource::Credential("key2".to_owned())]);
+    assert_eq!(second.api_keys[1].max_in_flight, Some(3));
+    assert_eq!(sources(second), [KeySource::File("/etc/key".into()), KeySource::Credential("key2".to_owned())]);
     assert_eq!(second.auth, Auth::ApiKey);
     assert_eq!(loaded.settings.tasks[0].id, 3);
     assert_eq!(loaded.settings.tasks[0].args[0].min, Some(-40.0));
@@ -329,7 +335,7 @@ fn the_environment_overrides_and_is_named_as_origin() {
     assert_eq!((settings.queue.ttl.as_secs(), settings.queue.max_requests), (3600, 5));
     assert_eq!(settings.local.timeouts.idle.as_secs(), 5);
     assert_eq!((settings.uplinks[0].name.as_str(), settings.uplinks[0].base_url.as_str()), ("a", "http://b/v1"));
-    assert_eq!(settings.uplinks[0].api_keys, [KeySource::Env("B".to_owned())]);
+    assert_eq!(sources(&settings.uplinks[0]), [KeySource::Env("B".to_owned())]);
     assert_eq!(settings.uplinks[1].name, "c");
     assert_eq!(settings.http.listen.len(), 2);
     assert_eq!((settings.retry.budget, settings.drain.max_in_flight), (0.5, 9));
@@ -449,4 +455,32 @@ fn a_file_cut_anywhere_is_read_or_refused() {
     for (end, _) in whole.char_indices() {
         let _ = load_text(&whole[..end], &[]);
     }
+}
+
+#[test]
+fn rules_for_auto_are_read_in_their_order() {
+    let loaded = load_text(
+        "[[auto]]\nhas_picture = true\nmodel = \"eyes\"\n\
+         [[auto]]\nprompt_bytes_min = \"8KiB\"\npriority = \"low\"\noffline = false\nmodel = \"long\"\n\
+         [[auto]]\nmodels = [{ name = \"a\", share = 50 }, { name = \"b\", share = 30 }]\n",
+        &[],
+    )
+    .unwrap();
+    let rules = &loaded.settings.auto;
+    assert_eq!((rules[0].has_picture, rules[0].prompt_bytes_min), (Some(true), None));
+    assert_eq!((rules[1].prompt_bytes_min, rules[1].offline), (Some(8192), Some(false)));
+    assert_eq!(rules[2].models.iter().map(|model| model.share).collect::<Vec<_>>(), [50, 30]);
+}
+
+#[test]
+fn rules_for_auto_that_make_no_sense_are_refused() {
+    let last = faults("[[auto]]\nhas_picture = true\nmodel = \"a\"");
+    assert!(last.contains("auto[0].model: the last rule must fit every request"), "{last}");
+    let first = faults("[[auto]]\nmodel = \"a\"\n[[auto]]\nmodel = \"b\"");
+    assert!(first.contains("auto[0].model: this rule fits every request"), "{first}");
+    assert!(faults("[[auto]]\noffline = true").contains("names no model"));
+    assert!(faults("[[auto]]\nmodel = \"auto\"").contains("cannot stand for itself"));
+    assert!(faults("[[auto]]\nmodel = \"a\"\nmodels = [{ name = \"b\" }]").contains("stands beside model"));
+    let never = faults("[[auto]]\nprompt_bytes_min = 9\nprompt_bytes_max = 8\nmodel = \"a\"\n[[auto]]\nmodel = \"b\"");
+    assert!(never.contains("fits nothing"), "{never}");
 }

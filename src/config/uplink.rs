@@ -33,8 +33,8 @@ pub struct Uplink {
     pub name: String,
     /// `http` or `https`, without a trailing slash.
     pub base_url: String,
-    /// Where its keys are kept; the first that can be read is used, none is legal.
-    pub api_keys: Vec<KeySource>,
+    /// Its keys, in the order in which they are used; none is legal.
+    pub api_keys: Vec<ApiKey>,
     /// How a key travels.
     pub auth: Auth,
     /// Lower is tried first.
@@ -56,6 +56,18 @@ pub struct Uplink {
     /// Limits on waiting.
     pub timeouts: UplinkTimeouts,
 }
+
+/// One key of an uplink.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiKey {
+    /// Where it is kept.
+    pub source: KeySource,
+    /// How many requests are given to it at once; `None` where only the uplink's own number counts.
+    pub max_in_flight: Option<u32>,
+}
+
+/// Keys of one uplink: each is asked once at most for a request that all of them refuse.
+const KEYS_MAX: usize = 16;
 
 /// Health checks of an uplink.
 #[derive(Debug, Clone, PartialEq)]
@@ -122,7 +134,7 @@ fn uplink(t: &mut Table<'_>) -> Uplink {
     let url = if built_in { BUILT_IN_URL } else { "" };
     Uplink {
         base_url: t.parsed("base_url", url, "a URL in quotes", http_url).unwrap_or_default(),
-        api_keys: key_sources(t, built_in),
+        api_keys: api_keys(t, built_in),
         auth: t.word("auth", Auth::Bearer),
         priority: t.count("priority", 1, 0..=1_000_000),
         weight: t.count("weight", 1, 1..=1_000_000),
@@ -160,14 +172,24 @@ fn probe(t: &mut Table<'_>) -> Probe {
     }
 }
 
-fn key_sources(t: &mut Table<'_>, built_in: bool) -> Vec<KeySource> {
+fn api_keys(t: &mut Table<'_>, built_in: bool) -> Vec<ApiKey> {
     // Another endpoint must never be sent the built-in one's key.
     if built_in && !t.given("api_keys") {
         t.ask("api_keys");
         t.show("api_keys[0].env", json!(BUILT_IN_KEY));
-        return vec![KeySource::Env(BUILT_IN_KEY.to_owned())];
+        return vec![ApiKey { source: KeySource::Env(BUILT_IN_KEY.to_owned()), max_in_flight: None }];
     }
-    t.tables("api_keys", 0, key_source).into_iter().flatten().collect()
+    let keys: Vec<ApiKey> = t.tables("api_keys", 0, api_key).into_iter().flatten().collect();
+    if keys.len() > KEYS_MAX {
+        t.fault("api_keys", format!("names {} keys; an uplink has {KEYS_MAX} at most", keys.len()));
+    }
+    keys
+}
+
+fn api_key(t: &mut Table<'_>) -> Option<ApiKey> {
+    t.ask("max_in_flight");
+    let max_in_flight = t.given("max_in_flight").then(|| t.count("max_in_flight", 32, 1..=65_536));
+    key_source(t).map(|source| ApiKey { source, max_in_flight })
 }
 
 fn key_source(t: &mut Table<'_>) -> Option<KeySource> {

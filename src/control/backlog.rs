@@ -3,7 +3,8 @@
 //! Every kind of end has its row in `tests/table.rs`. Never touches the spool itself.
 
 use super::event::{AttemptId, Block, Effect, Fault, Item, Outcome, UplinkIndex, Verdict};
-use super::pause::Gate;
+use super::keys::May;
+use super::pause::{Gate, Way};
 use super::retry::backoff_ms;
 use super::routes::Grant;
 use super::strikes::{HOLD_MS, Refused};
@@ -176,14 +177,14 @@ impl Control {
                 effects.push(settle(&item, None, GIVEN_BACK));
                 true
             }
-            Ok(uplink) => {
-                self.pauses.begin_trial(uplink, &item.model);
+            Ok(way) => {
+                self.pauses.begin_trial(way, &item.model);
                 let (seq, urgent) = (item.seq, item.urgent);
-                let attempt = self.start_attempt(Owner::Stored(item), uplink);
+                let attempt = self.start_attempt(Owner::Stored(item), way);
                 if !urgent {
                     self.leaving = Some(attempt);
                 }
-                effects.push(Effect::Send { attempt, seq, uplink });
+                effects.push(Effect::Send { attempt, seq, uplink: way.0, key: way.1 });
                 true
             }
             Err(Blocked::Full) => {
@@ -203,14 +204,20 @@ impl Control {
         !item.maybe_billed || plant::is(Planted::ResendWithoutLimit) || self.resends.spend()
     }
 
-    fn pick(&mut self, item: &Item, now_ms: u64) -> Result<UplinkIndex, Blocked> {
+    fn pick(&mut self, item: &Item, now_ms: u64) -> Result<Way, Blocked> {
         let gates: Vec<Gate> = (0..self.uplinks.len()).map(|i| self.pauses.gate(i, &item.model, now_ms)).collect();
         // With none left that is not too dear, any may still be cheap enough for this one.
         let cheap = self.uplinks.iter().any(|u| u.is_available() && !u.too_dear);
         let room = |u: &Uplink| (item.urgent || has_room_beside_live(u)) && !(cheap && u.too_dear);
-        let chosen = self.choose(|i, u| gates[i] == Gate::Open && room(u));
-        if let Some(uplink) = chosen.or_else(|| self.choose(|i, _| gates[i] == Gate::Trial)) {
-            return Ok(uplink);
+        let may = May { not: &[], try_shut: true, ask_shut: false };
+        let key = |(i, u): (usize, &Uplink)| {
+            u.keys.pick(|key| self.pauses.gate_with((i, key), &item.model, now_ms), may, now_ms).ok()
+        };
+        let keys: Vec<_> = self.uplinks.iter().enumerate().map(key).collect();
+        let chosen = self.choose(|i, u| gates[i] == Gate::Open && keys[i].is_some() && room(u));
+        let chosen = chosen.or_else(|| self.choose(|i, _| gates[i] == Gate::Trial && keys[i].is_some()));
+        if let Some(uplink) = chosen {
+            return Ok((uplink, keys[uplink].unwrap_or(0)));
         }
         let up = || self.uplinks.iter().zip(&gates).filter(|(u, _)| u.is_available());
         if up().any(|(_, gate)| !matches!(gate, Gate::Shut { .. })) {
@@ -291,27 +298,36 @@ impl Control {
         &mut self,
         attempt: AttemptId,
         item: &Item,
-        uplink: UplinkIndex,
+        way: Way,
         outcome: Outcome,
         now_ms: u64,
         effects: &mut Vec<Effect>,
     ) {
+        let uplink = way.0;
         let unsent = plant::is(Planted::RetryOnTimeout) && outcome == Outcome::Unknown(Fault::Timeout);
         let outcome = if unsent { Outcome::Unreachable(Fault::Timeout) } else { outcome };
         // Before the route learns: whether it was shut for refusing everybody decides on this request.
         let struck = self.pauses.is_struck(uplink, &item.model);
-        self.learn_route(uplink, item, outcome, now_ms, effects);
+        self.learn_route(way, item, outcome, now_ms, effects);
         let verdict = match outcome {
             Outcome::Permanent(_) if struck && !item.urgent => self.behind_the_trial(uplink, item, now_ms),
-            Outcome::Permanent(fault) if !item.urgent => self.refused(uplink, item, fault, now_ms, effects),
+            Outcome::Permanent(fault) if !item.urgent => self.refused(way, item, fault, now_ms, effects),
             _ => self.verdict(item, uplink, outcome, now_ms),
         };
         let paid = matches!(outcome, Outcome::Delivered | Outcome::Misfit | Outcome::NoAnswer | Outcome::Unknown(_));
         if item.maybe_billed && !paid {
             self.grant_resends(Grant::Refunded);
         }
-        self.adapt_pace(outcome, now_ms);
+        // One key that is told to slow down slows nobody down while another one may go on.
+        if !matches!(outcome, Outcome::RateLimited { .. }) || !self.is_other_key_good(way, &item.model, now_ms) {
+            self.adapt_pace(outcome, now_ms);
+        }
         effects.push(settle(item, Some(attempt), verdict));
+    }
+
+    fn is_other_key_good(&self, (uplink, key): Way, model: &str, now_ms: u64) -> bool {
+        let gates = |key| self.pauses.gate_with((uplink, key), model, now_ms);
+        self.uplinks[uplink].keys.is_other_good(gates, &[key], now_ms)
     }
 
     fn adapt_pace(&mut self, outcome: Outcome, now_ms: u64) {
@@ -331,19 +347,13 @@ impl Control {
     }
 
     /// Refused: its own fault, or the route's. Nobody who waits for a caller is set aside: the caller can react.
-    fn refused(
-        &mut self,
-        uplink: UplinkIndex,
-        item: &Item,
-        fault: Fault,
-        now_ms: u64,
-        effects: &mut Vec<Effect>,
-    ) -> Verdict {
+    fn refused(&mut self, way: Way, item: &Item, fault: Fault, now_ms: u64, effects: &mut Vec<Effect>) -> Verdict {
+        let uplink = way.0;
         let others = self.ready > 0 || !self.leased.is_empty() || self.stored_in_flight() > 0;
         let held = self.strikes.held(uplink, &item.model);
         match self.strikes.refused(uplink, &item.model, item.seq, fault, others) {
             Refused::Shut => {
-                self.strike(uplink, item, &held, now_ms, effects);
+                self.strike(way, item, &held, now_ms, effects);
                 self.behind_the_trial(uplink, item, now_ms)
             }
             Refused::Hold => {

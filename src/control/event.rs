@@ -10,6 +10,8 @@ pub type AskId = u64;
 pub type AttemptId = u64;
 /// Index of an uplink in the configuration's order.
 pub type UplinkIndex = usize;
+/// Index of a key among those of its uplink that could be read; 0 where it needs none.
+pub type KeyIndex = usize;
 
 /// How an attempt ended, as far as decisions need to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +160,18 @@ impl Block {
     }
 }
 
+impl Block {
+    /// The same where one of several keys meets it.
+    pub fn key_sentence(self) -> &'static str {
+        match self {
+            Block::Key => "the uplink refuses it: replace it, then restart",
+            Block::Quota => "its quota is spent: top up its account or raise its limit",
+            Block::Configuration => "it may not use the model: check its rights",
+            Block::Tls | Block::Clock | Block::Portal => self.sentence(),
+        }
+    }
+}
+
 impl Outcome {
     /// A stable word for logs, records and metric labels.
     pub fn kind(self) -> &'static str {
@@ -223,6 +237,8 @@ pub struct Item {
 pub struct Shut {
     /// Which uplink.
     pub uplink: UplinkIndex,
+    /// Which of several keys; `None` for all of them.
+    pub key: Option<KeyIndex>,
     /// Which model; empty for all of them.
     pub model: String,
     /// Why.
@@ -240,6 +256,8 @@ pub enum Event {
     ///
     /// The number is chosen by the driver and unique.
     Asked(AskId),
+    /// The same, where the caller said until when it waits: no other try begins that cannot end by then.
+    AskedUntil(AskId, u64),
     /// The same, for a path that nobody here knows: what comes of it tells whether the uplink is there, and nothing of
     /// keys, quotas and money.
     AskedAside(AskId),
@@ -260,8 +278,8 @@ pub enum Event {
         /// A live caller wants the next target.
         next: bool,
     },
-    /// A probe ended.
-    Probed(UplinkIndex, Check),
+    /// A probe ended that was made with this key.
+    Probed(UplinkIndex, KeyIndex, Check),
     /// The system says that links or routes changed.
     NetworkChanged,
     /// How many stored requests could be leased now.
@@ -297,6 +315,8 @@ pub enum Route {
         attempt: AttemptId,
         /// Which uplink.
         uplink: UplinkIndex,
+        /// Which of its keys.
+        key: KeyIndex,
     },
     /// No uplink is available: what the policy says.
     Offline {
@@ -361,8 +381,8 @@ pub enum Effect {
     Answer(AskId, Route),
     /// Take a live attempt back: its uplink is down.
     Abandon(AttemptId),
-    /// Check this uplink.
-    Probe(UplinkIndex),
+    /// Check this uplink, with this key.
+    Probe(UplinkIndex, KeyIndex),
     /// Drop this uplink's pooled connections: they belong to a network that is gone.
     Reset(UplinkIndex),
     /// Lease stored requests.
@@ -384,6 +404,8 @@ pub enum Effect {
         seq: u64,
         /// Where.
         uplink: UplinkIndex,
+        /// With which of its keys.
+        key: KeyIndex,
     },
     /// End a lease.
     Settle {
@@ -427,6 +449,26 @@ pub enum Notice {
         block: Block,
         /// Seconds to the next trial.
         retry_in_s: u64,
+    },
+    /// One of several keys is set aside until its next trial.
+    KeyPaused {
+        /// Whose.
+        uplink: UplinkIndex,
+        /// Which.
+        key: KeyIndex,
+        /// Why.
+        block: Block,
+        /// Seconds to the next trial.
+        retry_in_s: u64,
+        /// Good keys that are left.
+        left: usize,
+    },
+    /// A key that was set aside works again.
+    KeyResumed {
+        /// Whose.
+        uplink: UplinkIndex,
+        /// Which.
+        key: KeyIndex,
     },
     /// Outcomes cannot be recorded, or can be again.
     Storage {

@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 
 use super::breaker::BreakerState;
-use super::event::{AskId, Block, Effect, Outcome, Reason, Route, UplinkIndex};
+use super::event::{AskId, Block, Effect, KeyIndex, Outcome, Reason, Route, UplinkIndex};
 use super::health::Health;
-use super::pause::Gate;
+use super::keys::May;
+use super::pause::{Gate, Way};
 use super::retry::backoff_ms;
 use super::{Control, Owner, Uplink};
 
@@ -18,6 +19,8 @@ pub(super) struct Ask {
     tries: BTreeMap<UplinkIndex, u32>,
     /// Uplinks that are not tried again for this request.
     done_with: Vec<UplinkIndex>,
+    /// Keys that are not tried again for it; no more than there are.
+    refused_with: Vec<Way>,
     /// The uplink to which it was sent without an answer.
     unsure_of: Option<UplinkIndex>,
     /// An uplink refused it for a reason that is not its own; that is its answer where every other refuses, too.
@@ -28,21 +31,28 @@ pub(super) struct Ask {
     too_dear: bool,
     /// It tells nothing of keys, quotas and money.
     aside: bool,
+    /// Its caller waits no longer.
+    until_ms: Option<u64>,
+    /// No further try could end before that.
+    late: bool,
     /// Not before this.
     pub(super) retry_at_ms: Option<u64>,
 }
 
 impl Control {
-    pub(super) fn asked(&mut self, ask: AskId, aside: bool) {
+    pub(super) fn asked(&mut self, ask: AskId, aside: bool, until_ms: Option<u64>) {
         self.budget.earn();
         let new = Ask {
             tries: BTreeMap::new(),
             done_with: Vec::new(),
+            refused_with: Vec::new(),
             unsure_of: None,
             refused: false,
             failed: false,
             too_dear: false,
             aside,
+            until_ms,
+            late: false,
             retry_at_ms: None,
         };
         self.asks.insert(ask, new);
@@ -56,7 +66,12 @@ impl Control {
     }
 
     /// A live attempt failed and its caller wants the next target.
-    pub(super) fn live_failed(&mut self, id: AskId, uplink: UplinkIndex, outcome: Outcome, now_ms: u64) {
+    pub(super) fn live_failed(&mut self, id: AskId, way: Way, outcome: Outcome, now_ms: u64) {
+        let uplink = way.0;
+        self.see_lateness(id, now_ms);
+        if matches!(outcome, Outcome::RateLimited { .. } | Outcome::Blocked(_)) {
+            return self.live_refused(id, way, now_ms);
+        }
         let attempts = self.settings.retry.attempts;
         let elsewhere = self.is_other_available(id, uplink);
         let Some(ask) = self.asks.get_mut(&id) else { return };
@@ -71,14 +86,12 @@ impl Control {
                 if again {
                     let wait = backoff_ms(&self.settings.retry, tries.saturating_sub(1), 0, &mut self.chance);
                     ask.retry_at_ms = Some(now_ms + wait);
+                    ask.late |=
+                        ask.until_ms.is_some_and(|until| now_ms + wait + usual_ms(&self.uplinks[uplink]) > until);
                 }
             }
             Outcome::Unaffordable => {
                 ask.too_dear = true;
-                again = false;
-            }
-            Outcome::RateLimited { .. } | Outcome::Blocked(_) => {
-                ask.refused = true;
                 again = false;
             }
             _ => again = false,
@@ -87,6 +100,38 @@ impl Control {
             ask.done_with.push(uplink);
         }
         self.waiting.push_back(id);
+    }
+
+    /// A refusal that is not its own: another key is asked, else another uplink. It cost nothing, so it is no retry.
+    fn live_refused(&mut self, id: AskId, way: Way, now_ms: u64) {
+        let Some(ask) = self.asks.get_mut(&id) else { return };
+        ask.refused = true;
+        ask.refused_with.push(way);
+        let refused_with = keys_of(&ask.refused_with, way.0);
+        let (pauses, keys) = (&self.pauses, &self.uplinks[way.0].keys);
+        let gates = |key| pauses.gate_with((way.0, key), "", now_ms);
+        if !keys.are_several() || !keys.is_other_good(gates, &refused_with, now_ms) {
+            ask.done_with.push(way.0);
+        }
+        self.waiting.push_back(id);
+    }
+
+    /// The key with which each uplink would take it now; else whether one of its keys is full.
+    fn live_keys(&self, id: AskId, now_ms: u64) -> Vec<Result<KeyIndex, bool>> {
+        let Some(ask) = self.asks.get(&id) else { return Vec::new() };
+        let one = |uplink: UplinkIndex| {
+            let may = May { not: &keys_of(&ask.refused_with, uplink), try_shut: !ask.aside, ask_shut: true };
+            self.uplinks[uplink].keys.pick(|key| self.pauses.gate_with((uplink, key), "", now_ms), may, now_ms)
+        };
+        (0..self.uplinks.len()).map(one).collect()
+    }
+
+    /// Whether any other try could end while its caller still waits.
+    fn see_lateness(&mut self, id: AskId, now_ms: u64) {
+        let quickest = self.uplinks.iter().filter(|u| u.is_available()).map(usual_ms).min().unwrap_or(0);
+        if let Some(ask) = self.asks.get_mut(&id) {
+            ask.late |= ask.until_ms.is_some_and(|until| now_ms + quickest > until);
+        }
     }
 
     fn is_other_available(&self, id: AskId, uplink: UplinkIndex) -> bool {
@@ -120,6 +165,11 @@ impl Control {
         if let Some(uplink) = ask.unsure_of {
             return self.route_unsure(uplink);
         }
+        if ask.late {
+            let last = ask.refused && !ask.failed;
+            let offline = Route::Offline { reason: Reason::AllTried, maybe_billed: false };
+            return Some(if last { Route::LastAnswer } else { offline });
+        }
         // There is nothing to wait for once no uplink is left.
         if ask.retry_at_ms.is_some_and(|at| now_ms < at) && self.is_available() {
             return None;
@@ -127,13 +177,21 @@ impl Control {
         let done_with = ask.done_with.clone();
         // One whose key or money is refused is tried when no other is left: its refusal is an answer, too.
         let shut: Vec<bool> = (0..self.uplinks.len()).map(|i| self.pauses.gate(i, "", now_ms) != Gate::Open).collect();
-        let chosen = self.choose(|i, _| !done_with.contains(&i) && !shut[i]);
-        if let Some(uplink) = chosen.or_else(|| self.choose(|i, _| !done_with.contains(&i))) {
-            return Some(self.send_live(id, uplink));
-        }
+        let keys = self.live_keys(id, now_ms);
+        let usable = |i: usize| !done_with.contains(&i) && keys[i].is_ok();
+        let chosen = self.choose(|i, _| usable(i) && !shut[i]);
         let open = |i: usize, u: &Uplink| !done_with.contains(&i) && u.breaker.is_closed() && !u.walled;
-        let worth_waiting = |u: &Uplink| u.health.is_undecided() || (u.health.is_up() && u.is_full());
-        if self.uplinks.iter().enumerate().any(|(i, u)| open(i, u) && worth_waiting(u)) {
+        // A shut one's refusal can wait for a check under way; after a start that is so for all of them.
+        let undecided = |i: usize, u: &Uplink| open(i, u) && !shut[i] && u.health.is_undecided();
+        if chosen.is_none() && self.uplinks.iter().enumerate().any(|(i, u)| undecided(i, u)) {
+            return None;
+        }
+        if let Some(uplink) = chosen.or_else(|| self.choose(|i, _| usable(i))) {
+            return Some(self.send_live(id, (uplink, keys[uplink].unwrap_or(0))));
+        }
+        let full = |i: usize, u: &Uplink| u.is_full() || keys[i] == Err(true);
+        let worth_waiting = |i, u: &Uplink| u.health.is_undecided() || (u.health.is_up() && full(i, u));
+        if self.uplinks.iter().enumerate().any(|(i, u)| open(i, u) && worth_waiting(i, u)) {
             return None;
         }
         if self.asks.get(&id).is_some_and(|ask| ask.too_dear) {
@@ -157,20 +215,24 @@ impl Control {
         Some(Route::Offline { reason: self.offline_reason(), maybe_billed: true })
     }
 
-    fn send_live(&mut self, id: AskId, uplink: UplinkIndex) -> Route {
+    fn send_live(&mut self, id: AskId, way: Way) -> Route {
+        let (uplink, key) = way;
         let aside = self.asks.get(&id).is_some_and(|ask| ask.aside);
         if !aside && self.pauses.block_of(uplink) == Some(Block::Portal) {
             // It is the trial: for everybody else the uplink stays down until it ends.
-            self.pauses.begin_trial(uplink, "");
+            self.pauses.begin_trial(way, "");
             self.uplinks[uplink].walled = true;
         }
+        if !aside && self.pauses.of_key(way).is_some() {
+            self.pauses.begin_trial(way, "");
+        }
         let owner = if aside { Owner::Aside(id) } else { Owner::Live(id) };
-        let attempt = self.start_attempt(owner, uplink);
+        let attempt = self.start_attempt(owner, way);
         if let Some(ask) = self.asks.get_mut(&id) {
             *ask.tries.entry(uplink).or_insert(0) += 1;
             ask.retry_at_ms = None;
         }
-        Route::Uplink { attempt, uplink }
+        Route::Uplink { attempt, uplink, key }
     }
 
     fn offline_reason(&self) -> Reason {
@@ -197,4 +259,13 @@ impl Control {
             }
         }
     }
+}
+
+/// How long an answer usually takes there; nothing is known before the first.
+fn usual_ms(uplink: &Uplink) -> u64 {
+    uplink.health.latency_ms().unwrap_or(0.0) as u64
+}
+
+fn keys_of(ways: &[Way], uplink: UplinkIndex) -> Vec<KeyIndex> {
+    ways.iter().filter(|way| way.0 == uplink).map(|way| way.1).collect()
 }

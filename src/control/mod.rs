@@ -4,11 +4,14 @@
 //! answer. Imports `std` and its own types only. [`Control::handle`] takes one event and an explicit `now`,
 //! then restores what must always hold (`settle_down`): live callers first, then probes, then the backlog.
 
+pub mod auto;
 mod backlog;
 pub mod breaker;
 pub mod drain;
 pub mod event;
+pub mod fair;
 pub mod health;
+pub mod keys;
 pub mod limit;
 mod live;
 pub mod money;
@@ -27,18 +30,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use breaker::{Breaker, BreakerSettings, BreakerState};
 use drain::{DrainSettings, Pace};
-use event::{AskId, AttemptId, Block, Check, Effect, Event, Fault, Item, Notice, Outcome, Shut, UplinkIndex};
+use event::{AskId, AttemptId, Block, Check, Effect, Event, Fault, Item, KeyIndex, Notice, Outcome, Shut, UplinkIndex};
 use health::{Health, HealthCheck, ProbeSettings};
+use keys::{KeySettings, Keys};
 use live::Ask;
-use pause::Pauses;
+use pause::{Pauses, Way};
 use resend::Resends;
 use retry::{Budget, Chance, RetrySettings};
-use route::{Candidate, Strategy};
+use route::{Candidate, Strategy, Turns};
 use routes::Grant;
 use strikes::Strikes;
 
 /// One uplink's numbers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct UplinkSettings {
     /// Lower is tried first.
     pub priority: u32,
@@ -46,6 +50,8 @@ pub struct UplinkSettings {
     pub weight: u32,
     /// Requests in flight at once.
     pub max_in_flight: u32,
+    /// Its keys, in the order in which they are tried; empty where it needs none.
+    pub keys: Vec<KeySettings>,
     /// Its health check.
     pub probe: ProbeSettings,
     /// Its circuit breaker.
@@ -77,8 +83,7 @@ struct Uplink {
     health: HealthCheck,
     breaker: Breaker,
     in_flight: u32,
-    /// Live requests in a row that were refused for money.
-    unpaid: u32,
+    keys: Keys,
     /// Requests in a row that something else answered in its place.
     portals: u32,
     /// That something is there, and no trial is due: as good as down.
@@ -110,6 +115,7 @@ enum Owner {
 struct Attempt {
     owner: Owner,
     uplink: UplinkIndex,
+    key: KeyIndex,
     answering: bool,
 }
 
@@ -123,7 +129,7 @@ pub struct Control {
     asks: BTreeMap<AskId, Ask>,
     /// Live requests that wait for a decision, in order of arrival. Bounded by the callers' own limit.
     waiting: VecDeque<AskId>,
-    turn: u64,
+    turns: Turns,
     chance: Chance,
     budget: Budget,
     pauses: Pauses,
@@ -190,6 +196,19 @@ pub struct UplinkView {
     pub last_check_ms: Option<u64>,
     /// Why the backlog is not sent there, or some of it, and when the next trial is due.
     pub paused: Option<(Block, u64)>,
+    /// Its keys, in their order; empty where it has only one.
+    pub keys: Vec<KeyView>,
+}
+
+/// One of several keys as it stands, for showing.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyView {
+    /// Requests in flight with it.
+    pub in_flight: u32,
+    /// Why it is shut, and when the next trial is due.
+    pub paused: Option<(Block, u64)>,
+    /// It was told to slow down until then.
+    pub limited_until_ms: u64,
 }
 
 /// Control as it stands, for showing.
@@ -213,11 +232,11 @@ impl Control {
     /// Nothing known yet; the first probes are due at once.
     pub fn new(settings: Settings, now_ms: u64) -> Self {
         let uplinks = settings.uplinks.iter().map(|s| Uplink {
-            settings: *s,
+            settings: s.clone(),
             health: HealthCheck::new(s.probe, now_ms),
             breaker: Breaker::new(s.breaker),
             in_flight: 0,
-            unpaid: 0,
+            keys: Keys::new(&s.keys),
             portals: 0,
             walled: false,
             too_dear: false,
@@ -228,10 +247,10 @@ impl Control {
             next_attempt: 1,
             asks: BTreeMap::new(),
             waiting: VecDeque::new(),
-            turn: 0,
+            turns: Turns::default(),
             chance: Chance::new(settings.seed),
             budget: Budget::new(settings.retry.budget),
-            pauses: Pauses::default(),
+            pauses: Pauses::new(settings.uplinks.iter().map(|u| u.keys.len())),
             strikes: Strikes::default(),
             resends: Resends::default(),
             pace: Pace::new(&settings.drain),
@@ -260,8 +279,9 @@ impl Control {
     /// Takes in one event; appends what is to be done.
     pub fn handle(&mut self, event: Event, now_ms: u64, effects: &mut Vec<Effect>) {
         match event {
-            Event::Asked(ask) => self.asked(ask, false),
-            Event::AskedAside(ask) => self.asked(ask, true),
+            Event::Asked(ask) => self.asked(ask, false, None),
+            Event::AskedUntil(ask, until_ms) => self.asked(ask, false, Some(until_ms)),
+            Event::AskedAside(ask) => self.asked(ask, true, None),
             Event::Withdrawn(ask) => self.forget(ask),
             Event::Answering(attempt) => {
                 if let Some(attempt) = self.attempts.get_mut(&attempt) {
@@ -272,7 +292,7 @@ impl Control {
             Event::Ended { attempt, outcome, latency_ms, next } => {
                 self.ended(attempt, outcome, latency_ms, next, now_ms, effects);
             }
-            Event::Probed(uplink, check) => self.probed(uplink, check, now_ms, effects),
+            Event::Probed(uplink, key, check) => self.probed((uplink, key), check, now_ms, effects),
             Event::NetworkChanged => self.uplinks.iter_mut().for_each(|u| u.health.doubt(now_ms)),
             Event::Ready(count) => self.told_ready(count),
             Event::Leased(items) => self.take_leased(items, now_ms),
@@ -335,6 +355,7 @@ impl Control {
             failures: u.health.failures(),
             last_check_ms: u.health.last_check_ms(),
             paused: self.pauses.of_uplink(index),
+            keys: self.key_views(index),
         });
         View {
             uplinks: uplinks.collect(),
@@ -349,7 +370,7 @@ impl Control {
     fn check_uplinks(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         for index in 0..self.uplinks.len() {
             if self.uplinks[index].health.overdue(now_ms) {
-                self.probed(index, Check::Failed(Fault::Timeout), now_ms, effects);
+                self.probed((index, 0), Check::Failed(Fault::Timeout), now_ms, effects);
             }
             let uplink = &mut self.uplinks[index];
             if uplink.breaker.start_trial(now_ms) {
@@ -357,12 +378,13 @@ impl Control {
                 uplink.health.hasten(now_ms);
             }
             if !self.stopping && uplink.health.start_probe(now_ms) {
-                effects.push(Effect::Probe(index));
+                effects.push(Effect::Probe(index, self.pauses.probe_key(index)));
             }
         }
     }
 
-    fn probed(&mut self, index: UplinkIndex, check: Check, now_ms: u64, effects: &mut Vec<Effect>) {
+    fn probed(&mut self, way: Way, check: Check, now_ms: u64, effects: &mut Vec<Effect>) {
+        let index = way.0;
         let Some(uplink) = self.uplinks.get_mut(index) else { return };
         let was_down = uplink.health.health() == Health::Unhealthy;
         let changed = uplink.health.on_check(check, now_ms);
@@ -383,7 +405,7 @@ impl Control {
             effects.push(Effect::Reset(index));
             self.abandon_live(index, effects);
         }
-        self.learn_probe(index, check, was_down, now_ms, effects);
+        self.learn_probe(way, check, was_down, now_ms, effects);
     }
 
     /// What an attempt's end tells about its uplink.
@@ -429,22 +451,23 @@ impl Control {
         if self.leaving == Some(id) {
             self.leaving = None;
         }
-        let index = attempt.uplink;
+        let (index, way) = (attempt.uplink, (attempt.uplink, attempt.key));
         self.uplinks[index].in_flight = self.uplinks[index].in_flight.saturating_sub(1);
+        self.uplinks[index].keys.ended(attempt.key, outcome, now_ms);
         self.learn(index, outcome, latency_ms, now_ms, effects);
         if !matches!(attempt.owner, Owner::Aside(_)) {
-            self.learn_portal(index, outcome, now_ms, effects);
+            self.learn_portal(way, outcome, now_ms, effects);
             if outcome == Outcome::Delivered {
                 self.grant_resends(Grant::Earned);
             }
         }
         if let Owner::Live(_) = attempt.owner {
-            self.learn_live(index, outcome, now_ms, effects);
+            self.learn_live(way, outcome, now_ms, effects);
         }
         match attempt.owner {
-            Owner::Live(ask) | Owner::Aside(ask) if next => self.live_failed(ask, index, outcome, now_ms),
+            Owner::Live(ask) | Owner::Aside(ask) if next => self.live_failed(ask, way, outcome, now_ms),
             Owner::Live(ask) | Owner::Aside(ask) => self.forget(ask),
-            Owner::Stored(item) => self.stored_ended(id, &item, index, outcome, now_ms, effects),
+            Owner::Stored(item) => self.stored_ended(id, &item, way, outcome, now_ms, effects),
         }
     }
 
@@ -459,6 +482,16 @@ impl Control {
         }
         let doubted = self.uplinks.iter().any(|u| u.health.is_undecided() && u.breaker.is_closed());
         self.was_available = available || (self.was_available && doubted);
+    }
+
+    fn key_views(&self, index: UplinkIndex) -> Vec<KeyView> {
+        let keys = &self.uplinks[index].keys;
+        let one = |(key, load): (KeyIndex, &keys::Load)| KeyView {
+            in_flight: load.in_flight,
+            paused: self.pauses.of_key((index, key)),
+            limited_until_ms: load.limited_until_ms,
+        };
+        keys.iter().enumerate().filter(|_| keys.are_several()).map(one).collect()
     }
 
     fn candidate(&self, index: UplinkIndex) -> Candidate {
@@ -478,16 +511,17 @@ impl Control {
             .filter(|i| usable(*i, &self.uplinks[*i]) && self.uplinks[*i].is_available() && !self.uplinks[*i].is_full())
             .map(|i| self.candidate(i))
             .collect();
-        let chosen = route::choose(self.settings.strategy, &candidates, self.turn)?;
-        self.turn = self.turn.wrapping_add(1);
-        Some(chosen)
+        route::choose(self.settings.strategy, &candidates, &mut self.turns)
     }
 
-    fn start_attempt(&mut self, owner: Owner, uplink: UplinkIndex) -> AttemptId {
+    fn start_attempt(&mut self, owner: Owner, (uplink, key): Way) -> AttemptId {
         let id = self.next_attempt;
         self.next_attempt += 1;
         self.uplinks[uplink].in_flight += 1;
-        self.attempts.insert(id, Attempt { owner, uplink, answering: false });
+        if let Some(load) = self.uplinks[uplink].keys.get_mut(key) {
+            load.in_flight += 1;
+        }
+        self.attempts.insert(id, Attempt { owner, uplink, key, answering: false });
         id
     }
 }

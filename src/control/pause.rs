@@ -1,20 +1,24 @@
 //! Routes that are shut although the line works: a bad key, a spent quota, an unknown model, a bad certificate.
 //!
 //! A pause belongs to a route (uplink and, for a configuration, that model), costs no request an attempt and ends by
-//! one trial: a probe where probes tell, else one request. Owns the schedule of trials; makes none itself.
+//! one trial: a probe where probes tell, else one request. Where an uplink has several keys, what is said of a key shuts
+//! that key alone, and the uplink with the last of them. Owns the schedule of trials; makes none itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::event::{Block, Shut, UplinkIndex};
+use super::event::{Block, KeyIndex, Shut, UplinkIndex};
 
 /// Minutes until the next trial, the last one repeated: a key is mended by people, and each trial costs a call.
 const TRIAL_MINUTES: [u64; 5] = [1, 2, 5, 15, 30];
-/// Models remembered as shut; beyond this the whole uplink counts as shut.
+/// Routes remembered as shut; beyond this a whole key or uplink counts as shut for a model.
 const PAUSED_ROUTES_MAX: usize = 64;
 const MINUTE_MS: u64 = 60_000;
 
-/// The part of an uplink that is shut: all of it, or one model.
-type RouteKey = (UplinkIndex, Option<String>);
+/// An uplink, and the key it is asked with.
+pub type Way = (UplinkIndex, KeyIndex);
+
+/// The part of an uplink that is shut: all of it, one of several keys, one model, one model with one of several keys.
+type Part = (UplinkIndex, Option<KeyIndex>, Option<String>);
 
 /// One shut route.
 #[derive(Debug)]
@@ -32,7 +36,7 @@ struct Pause {
     asked: usize,
 }
 
-/// What the probes of one uplink say about its key.
+/// What the probes with one key say about it.
 #[derive(Debug, Default)]
 struct Word {
     refused: bool,
@@ -65,36 +69,80 @@ pub enum News {
     Opened,
 }
 
+/// What opened when a request got through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Opened {
+    /// The uplink, or the model there.
+    pub route: bool,
+    /// One of several keys.
+    pub key: bool,
+}
+
 /// All shut routes.
 #[derive(Debug, Default)]
 pub struct Pauses {
-    routes: BTreeMap<RouteKey, Pause>,
-    words: BTreeMap<UplinkIndex, Word>,
+    /// Uplinks with several keys, and how many.
+    several: BTreeMap<UplinkIndex, usize>,
+    routes: BTreeMap<Part, Pause>,
+    words: BTreeMap<Way, Word>,
     changed: bool,
 }
 
-fn keys(uplink: UplinkIndex, model: &str) -> [RouteKey; 2] {
-    [(uplink, None), (uplink, Some(model.to_owned()))]
-}
-
 impl Pauses {
-    /// Whether this route may be used.
+    /// Nothing is shut; `keys` has the number of keys of each uplink.
+    pub fn new(keys: impl Iterator<Item = usize>) -> Self {
+        Self { several: keys.enumerate().filter(|(_, count)| *count > 1).collect(), ..Self::default() }
+    }
+
+    /// What a word about this key shuts: the key, or the uplink where it has no other.
+    fn part(&self, (uplink, key): Way) -> Part {
+        (uplink, self.several.contains_key(&uplink).then_some(key), None)
+    }
+
+    /// Everything that a request would meet on this way.
+    fn parts(&self, way: Way, model: &str) -> impl Iterator<Item = Part> + use<> {
+        let (uplink, key) = (way.0, self.part(way).1);
+        let model = Some(model.to_owned());
+        let keyed = key.map(|key| [(uplink, Some(key), None), (uplink, Some(key), model.clone())]);
+        [(uplink, None, None), (uplink, None, model)].into_iter().chain(keyed.into_iter().flatten())
+    }
+
+    /// Whether this route may be used, with whichever key.
     pub fn gate(&self, uplink: UplinkIndex, model: &str, now_ms: u64) -> Gate {
-        let pauses = keys(uplink, model).into_iter().filter_map(|key| self.routes.get(&key));
-        let by_probe = self.told_by_probes(uplink);
+        let count = self.several.get(&uplink).copied().unwrap_or(1);
+        let gates = (0..count).map(|key| self.gate_with((uplink, key), model, now_ms));
+        gates.min_by_key(Gate::severity).unwrap_or(Gate::Open)
+    }
+
+    /// Whether this route may be used with this key.
+    pub fn gate_with(&self, way: Way, model: &str, now_ms: u64) -> Gate {
+        let by_probe = !self.several.contains_key(&way.0) && self.told_by_probes(way);
+        let pauses = self.parts(way, model).filter_map(|part| self.routes.get(&part));
         pauses.map(|pause| pause.gate(by_probe, now_ms)).max_by_key(Gate::severity).unwrap_or(Gate::Open)
+    }
+
+    /// Why one of several keys is shut, and until when.
+    pub fn of_key(&self, way: Way) -> Option<(Block, u64)> {
+        let part = self.part(way);
+        part.1.and_then(|_| self.routes.get(&part)).map(|pause| (pause.block, pause.until_ms))
+    }
+
+    /// The key that the next probe is made with: the first one that is not shut, else the one whose trial is next.
+    pub fn probe_key(&self, uplink: UplinkIndex) -> KeyIndex {
+        let count = self.several.get(&uplink).copied().unwrap_or(1);
+        (0..count).min_by_key(|key| self.of_key((uplink, *key)).map(|(_, until_ms)| until_ms)).unwrap_or(0)
     }
 
     /// Whether something else answers requests in the uplink's place, and no trial is due: for everybody, it is down.
     pub fn is_walled(&self, uplink: UplinkIndex, now_ms: u64) -> bool {
-        let whole = self.routes.get(&(uplink, None)).filter(|pause| pause.block == Block::Portal);
+        let whole = self.routes.get(&(uplink, None, None)).filter(|pause| pause.block == Block::Portal);
         whole.is_some_and(|pause| pause.trial || now_ms < pause.until_ms)
     }
 
     /// A request is now trying this route: nobody else does until it ends.
-    pub fn begin_trial(&mut self, uplink: UplinkIndex, model: &str) {
-        for key in keys(uplink, model) {
-            if let Some(pause) = self.routes.get_mut(&key) {
+    pub fn begin_trial(&mut self, way: Way, model: &str) {
+        for part in self.parts(way, model) {
+            if let Some(pause) = self.routes.get_mut(&part) {
                 pause.trial = true;
             }
         }
@@ -102,100 +150,114 @@ impl Pauses {
 
     /// Why the whole of an uplink is shut.
     pub fn block_of(&self, uplink: UplinkIndex) -> Option<Block> {
-        self.routes.get(&(uplink, None)).map(|pause| pause.block)
+        self.routes.get(&(uplink, None, None)).map(|pause| pause.block)
     }
 
     /// Whether this route is shut for refusing different requests alike.
     pub fn is_struck(&self, uplink: UplinkIndex, model: &str) -> bool {
-        keys(uplink, model).iter().any(|key| self.routes.get(key).is_some_and(|pause| pause.struck))
+        self.parts((uplink, 0), model).any(|part| self.routes.get(&part).is_some_and(|pause| pause.struck))
     }
 
     /// The route is at fault. Returns milliseconds to the next trial if that is news: one alarm for each pause, not
     /// for each failed trial, nor for requests that were in flight together.
-    pub fn shut(&mut self, uplink: UplinkIndex, model: &str, block: Block, now_ms: u64) -> Option<u64> {
-        let mut key = (uplink, (block == Block::Configuration && !model.is_empty()).then(|| model.to_owned()));
-        if self.routes.len() >= PAUSED_ROUTES_MAX && !self.routes.contains_key(&key) {
-            key.1 = None;
+    pub fn shut(&mut self, way: Way, model: &str, block: Block, now_ms: u64) -> Option<u64> {
+        let mut part = match block {
+            Block::Key | Block::Quota | Block::Configuration => self.part(way),
+            Block::Tls | Block::Clock | Block::Portal => (way.0, None, None),
+        };
+        part.2 = (block == Block::Configuration && !model.is_empty()).then(|| model.to_owned());
+        self.shut_part(part, way, model, block, now_ms)
+    }
+
+    fn shut_part(&mut self, mut part: Part, way: Way, model: &str, block: Block, now_ms: u64) -> Option<u64> {
+        if self.routes.len() >= PAUSED_ROUTES_MAX && !self.routes.contains_key(&part) {
+            part.2 = None;
         }
-        let old = self.routes.get(&key);
+        let old = self.routes.get(&part);
         let news = old.is_none_or(|old| old.block != block);
         let tried = old.is_some_and(|old| old.trial);
         let step = old.map_or(0, |old| old.step + usize::from(old.trial)).min(TRIAL_MINUTES.len() - 1);
         let struck = old.is_some_and(|old| old.struck && old.block == block);
         // A trial of a shut key may end with an unknown model, and the other way round: both are over.
-        self.trial_undecided(uplink, model);
-        if let Some(known) = self.routes.get_mut(&key).filter(|_| !news && !tried) {
+        self.trial_undecided(way, model);
+        if let Some(known) = self.routes.get_mut(&part).filter(|_| !news && !tried) {
             known.proven = true;
             return None;
         }
         let wait_ms = TRIAL_MINUTES[step] * MINUTE_MS;
         let pause = Pause { block, step, until_ms: now_ms + wait_ms, trial: false, proven: true, struck, asked: 0 };
-        self.routes.insert(key, pause);
+        self.routes.insert(part, pause);
         self.changed = true;
         news.then_some(wait_ms)
     }
 
-    /// The same, because it refused different requests alike.
-    pub fn strike(&mut self, uplink: UplinkIndex, model: &str, now_ms: u64) -> Option<u64> {
-        let news = self.shut(uplink, model, Block::Configuration, now_ms);
-        for key in keys(uplink, model) {
-            if let Some(pause) = self.routes.get_mut(&key).filter(|pause| pause.block == Block::Configuration) {
+    /// The same, because it refused different requests alike: with any key.
+    pub fn strike(&mut self, way: Way, model: &str, now_ms: u64) -> Option<u64> {
+        let part = (way.0, None, (!model.is_empty()).then(|| model.to_owned()));
+        let news = self.shut_part(part, way, model, Block::Configuration, now_ms);
+        for part in self.parts(way, model) {
+            if let Some(pause) = self.routes.get_mut(&part).filter(|pause| pause.block == Block::Configuration) {
                 pause.struck = true;
             }
         }
         news
     }
 
-    /// A request got through: the route is open. True if it was shut.
-    pub fn open(&mut self, uplink: UplinkIndex, model: &str) -> bool {
-        if let Some(word) = self.words.get_mut(&uplink) {
+    /// A request got through: the route is open. Says what was shut.
+    pub fn open(&mut self, way: Way, model: &str) -> Opened {
+        if let Some(word) = self.words.get_mut(&way) {
             word.lies |= word.refused;
         }
-        let mut was_shut = false;
-        for key in keys(uplink, model) {
-            was_shut |= self.routes.remove(&key).is_some();
+        let mut opened = Opened::default();
+        for part in self.parts(way, model) {
+            let was_shut = self.routes.remove(&part).is_some();
+            opened.route |= was_shut && part.1.is_none();
+            opened.key |= was_shut && part.1.is_some();
         }
-        self.changed |= was_shut;
-        was_shut
+        self.changed |= opened != Opened::default();
+        opened
     }
 
     /// The whole of an uplink is open again, if it was shut for this. True if it was.
     pub fn open_block(&mut self, uplink: UplinkIndex, block: Block) -> bool {
         let shut = self.block_of(uplink) == Some(block);
         if shut {
-            self.routes.remove(&(uplink, None));
+            self.routes.remove(&(uplink, None, None));
             self.changed = true;
         }
         shut
     }
 
     /// A trial ended without telling anything about the route.
-    pub fn trial_undecided(&mut self, uplink: UplinkIndex, model: &str) {
-        for key in keys(uplink, model) {
-            if let Some(pause) = self.routes.get_mut(&key) {
+    pub fn trial_undecided(&mut self, way: Way, model: &str) {
+        for part in self.parts(way, model) {
+            if let Some(pause) = self.routes.get_mut(&part) {
                 pause.trial = false;
             }
         }
     }
 
-    /// A probe was answered, with or without the key being refused.
-    pub fn key_probed(&mut self, uplink: UplinkIndex, refused: bool, now_ms: u64) -> News {
-        let word = self.words.entry(uplink).or_default();
+    /// A probe was answered, with or without its key being refused.
+    pub fn key_probed(&mut self, way: Way, refused: bool, now_ms: u64) -> News {
+        let word = self.words.entry(way).or_default();
         if word.lies {
             return News::None;
         }
         let was_refused = std::mem::replace(&mut word.refused, refused);
-        match self.routes.get_mut(&(uplink, None)) {
+        let part = self.part(way);
+        let one_of_several = part.1.is_some();
+        match self.routes.get_mut(&part) {
             None if refused => {
-                let wait_ms = self.shut(uplink, "", Block::Key, now_ms).unwrap_or(0);
-                if let Some(pause) = self.routes.get_mut(&(uplink, None)) {
+                let wait_ms = self.shut(way, "", Block::Key, now_ms).unwrap_or(0);
+                if let Some(pause) = self.routes.get_mut(&part) {
                     pause.proven = false;
                 }
                 News::Shut(wait_ms)
             }
             Some(pause) if pause.block == Block::Key && refused => {
-                // Before a request was refused too, a request is the trial: the probe may be wrong.
-                if pause.proven {
+                // Before a request was refused too, a request is the trial: the probe may be wrong. Of several keys a
+                // request always tries the shut one, since another key is there if it is refused.
+                if pause.proven && !one_of_several {
                     self.changed |= pause.fail_due(now_ms);
                 } else if now_ms >= pause.until_ms {
                     pause.asked += 1;
@@ -203,7 +265,8 @@ impl Pauses {
                 News::None
             }
             Some(pause) if pause.block == Block::Key && was_refused => {
-                self.open_block(uplink, Block::Key);
+                self.routes.remove(&part);
+                self.changed = true;
                 News::Opened
             }
             _ => News::None,
@@ -212,12 +275,12 @@ impl Pauses {
 
     /// A probe met a certificate that is not accepted.
     pub fn tls_probed(&mut self, uplink: UplinkIndex, block: Block, now_ms: u64) -> News {
-        match self.routes.get_mut(&(uplink, None)) {
+        match self.routes.get_mut(&(uplink, None, None)) {
             Some(pause) if pause.block == block => {
                 self.changed |= pause.fail_due(now_ms);
                 News::None
             }
-            _ => self.shut(uplink, "", block, now_ms).map_or(News::None, News::Shut),
+            _ => self.shut((uplink, 0), "", block, now_ms).map_or(News::None, News::Shut),
         }
     }
 
@@ -236,17 +299,18 @@ impl Pauses {
 
     /// The pause that an answered probe would end.
     fn told_by_probe(&self, uplink: UplinkIndex) -> Option<&Pause> {
-        let pause = self.routes.get(&(uplink, None))?;
+        let way = (uplink, self.probe_key(uplink));
+        let pause = self.routes.get(&(uplink, None, None)).or_else(|| self.routes.get(&self.part(way)))?;
         let by_probe = match pause.block {
             Block::Tls | Block::Clock => true,
-            Block::Key => self.told_by_probes(uplink),
+            Block::Key => self.told_by_probes(way),
             _ => false,
         };
         by_probe.then_some(pause)
     }
 
-    fn told_by_probes(&self, uplink: UplinkIndex) -> bool {
-        self.words.get(&uplink).is_some_and(|word| word.refused && !word.lies)
+    fn told_by_probes(&self, way: Way) -> bool {
+        self.words.get(&way).is_some_and(|word| word.refused && !word.lies)
     }
 
     /// Try everything again at once: the operator says that something was mended.
@@ -258,21 +322,22 @@ impl Pauses {
 
     /// The line of this uplink is back: what was found through the old one is tried at once.
     pub fn hurry_wall(&mut self, uplink: UplinkIndex, now_ms: u64) {
-        if let Some(pause) = self.routes.get_mut(&(uplink, None)).filter(|pause| pause.block == Block::Portal) {
+        if let Some(pause) = self.routes.get_mut(&(uplink, None, None)).filter(|pause| pause.block == Block::Portal) {
             pause.until_ms = pause.until_ms.min(now_ms);
         }
     }
 
     /// Models that are shut somewhere.
     pub fn models(&self) -> BTreeSet<String> {
-        self.routes.keys().filter_map(|(_, model)| model.clone()).collect()
+        self.routes.keys().filter_map(|(_, _, model)| model.clone()).collect()
     }
 
-    /// Why an uplink, or else some model of it, is shut, and until when.
+    /// Why an uplink, or else some model of it, is shut, and until when. With several keys: once all of them are.
     pub fn of_uplink(&self, uplink: UplinkIndex) -> Option<(Block, u64)> {
-        let whole = self.routes.get(&(uplink, None));
-        let any = || self.routes.iter().find(|(key, _)| key.0 == uplink).map(|(_, pause)| pause);
-        whole.or_else(any).map(|pause| (pause.block, pause.until_ms))
+        let keyless = |part: &Part| part.0 == uplink && part.1.is_none();
+        // The whole uplink stands before its models.
+        let whole = self.routes.iter().find(|(part, _)| keyless(part)).map(|(_, p)| (p.block, p.until_ms));
+        whole.or_else(|| self.of_key((uplink, self.probe_key(uplink))))
     }
 
     /// When the trials are due that nobody has begun.
@@ -287,9 +352,10 @@ impl Pauses {
 
     /// Every shut route.
     pub fn list(&self) -> Vec<Shut> {
-        let one = |(key, pause): (&RouteKey, &Pause)| Shut {
-            uplink: key.0,
-            model: key.1.clone().unwrap_or_default(),
+        let one = |(part, pause): (&Part, &Pause)| Shut {
+            uplink: part.0,
+            key: part.1,
+            model: part.2.clone().unwrap_or_default(),
             block: pause.block,
             step: pause.step as u32,
             until_ms: pause.until_ms,
@@ -304,7 +370,7 @@ impl Pauses {
             let until_ms = old.until_ms.min(now_ms + TRIAL_MINUTES[step] * MINUTE_MS);
             let pause =
                 Pause { block: old.block, step, until_ms, trial: false, proven: false, struck: false, asked: 0 };
-            self.routes.insert((old.uplink, Some(old.model).filter(|model| !model.is_empty())), pause);
+            self.routes.insert((old.uplink, old.key, Some(old.model).filter(|model| !model.is_empty())), pause);
         }
     }
 }
@@ -348,115 +414,4 @@ impl Gate {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bad_key_shuts_the_uplink_and_one_trial_opens_it() {
-        let mut pauses = Pauses::default();
-        assert_eq!(pauses.shut(0, "a", Block::Key, 0), Some(60_000));
-        assert_eq!(pauses.gate(0, "b", 59_999), Gate::Shut { until_ms: 60_000 });
-        assert_eq!(pauses.gate(1, "a", 0), Gate::Open);
-        assert_eq!(pauses.gate(0, "b", 60_000), Gate::Trial);
-        pauses.begin_trial(0, "b");
-        assert!(matches!(pauses.gate(0, "b", 60_000), Gate::Shut { .. }));
-        assert!(pauses.open(0, "b"));
-        assert_eq!(pauses.gate(0, "a", 60_001), Gate::Open);
-    }
-
-    #[test]
-    fn trials_become_rarer() {
-        let mut pauses = Pauses::default();
-        let mut now = 0;
-        let mut minutes = Vec::new();
-        for _ in 0..7 {
-            pauses.shut(0, "a", Block::Key, now);
-            let Gate::Shut { until_ms } = pauses.gate(0, "a", now) else { panic!("it is open") };
-            minutes.push((until_ms - now) / 60_000);
-            now = until_ms;
-            pauses.begin_trial(0, "a");
-        }
-        assert_eq!(minutes, [1, 2, 5, 15, 30, 30, 30]);
-    }
-
-    #[test]
-    fn an_unknown_model_shuts_only_itself() {
-        let mut pauses = Pauses::default();
-        pauses.shut(0, "a", Block::Configuration, 0);
-        assert_eq!(pauses.gate(0, "b", 1), Gate::Open);
-        assert!(matches!(pauses.gate(0, "a", 1), Gate::Shut { .. }));
-    }
-
-    #[test]
-    fn a_trial_that_fails_for_another_reason_is_over_all_the_same() {
-        let mut pauses = Pauses::default();
-        pauses.shut(0, "a", Block::Key, 0);
-        pauses.begin_trial(0, "a");
-        pauses.shut(0, "a", Block::Configuration, 60_000);
-        assert_eq!(pauses.gate(0, "b", 60_001), Gate::Trial);
-        pauses.begin_trial(0, "a");
-        pauses.shut(0, "a", Block::Key, 120_000);
-        assert!(pauses.open(0, "b"));
-        assert_eq!(pauses.gate(0, "a", 240_000), Gate::Trial);
-    }
-
-    #[test]
-    fn one_alarm_for_a_pause_whatever_its_trials_say() {
-        let mut pauses = Pauses::default();
-        let mut now = 0;
-        let mut alarms = 0;
-        for _ in 0..7 {
-            alarms += u32::from(pauses.shut(0, "a", Block::Quota, now).is_some());
-            now += 1_800_000;
-            pauses.begin_trial(0, "a");
-        }
-        assert_eq!(alarms, 1);
-        assert!(pauses.shut(0, "a", Block::Key, now).is_some(), "another reason is news");
-    }
-
-    #[test]
-    fn a_refused_probe_shuts_the_key_and_a_good_one_opens_it() {
-        let mut pauses = Pauses::default();
-        assert_eq!(pauses.key_probed(0, true, 0), News::Shut(60_000));
-        assert_eq!(pauses.gate(0, "a", 60_000), Gate::Trial, "one request proves it: the probe may be wrong");
-        pauses.begin_trial(0, "a");
-        assert_eq!(pauses.shut(0, "a", Block::Key, 60_000), None);
-        assert!(matches!(pauses.gate(0, "a", 500_000), Gate::Shut { .. }), "from then on probes tell");
-        assert_eq!(pauses.key_probed(0, false, 500_000), News::Opened);
-        assert_eq!(pauses.gate(0, "a", 500_000), Gate::Open);
-    }
-
-    #[test]
-    fn a_probe_that_lies_about_the_key_is_not_believed_again() {
-        let mut pauses = Pauses::default();
-        pauses.key_probed(0, true, 0);
-        pauses.begin_trial(0, "a");
-        assert!(pauses.open(0, "a"));
-        assert_eq!(pauses.key_probed(0, true, 90_000), News::None);
-        assert_eq!(pauses.gate(0, "a", 90_000), Gate::Open);
-    }
-
-    #[test]
-    fn pauses_survive_a_restart_and_wait_no_longer_than_before() {
-        let mut pauses = Pauses::default();
-        pauses.shut(0, "a", Block::Configuration, 5_000);
-        pauses.shut(1, "a", Block::Quota, 5_000);
-        let kept = pauses.to_keep().unwrap();
-        assert_eq!(pauses.to_keep(), None);
-        let mut after = Pauses::default();
-        after.restore(kept, 0);
-        assert_eq!(after.gate(0, "a", 59_999), Gate::Shut { until_ms: 60_000 });
-        assert_eq!(after.gate(0, "b", 0), Gate::Open);
-        assert_eq!(after.gate(1, "b", 60_000), Gate::Trial);
-        assert_eq!(after.shut(1, "b", Block::Quota, 70_000), None, "its alarm was raised before");
-    }
-
-    #[test]
-    fn the_list_of_models_is_bounded() {
-        let mut pauses = Pauses::default();
-        for n in 0..1000 {
-            pauses.shut(0, &format!("m{n}"), Block::Configuration, 0);
-        }
-        assert!(pauses.routes.len() <= PAUSED_ROUTES_MAX + 1);
-    }
-}
+mod tests;

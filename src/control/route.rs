@@ -1,6 +1,6 @@
 //! Which uplink a request goes to, and what it gets when there is none.
 //!
-//! Two pure functions over plain candidates: the strategy, and the offline table.
+//! Two pure functions over plain candidates, the strategy and the offline table; and whose turn it is.
 
 use super::event::UplinkIndex;
 use super::types::{Policy, words};
@@ -46,14 +46,14 @@ pub struct Candidate {
     pub latency_ms: Option<f64>,
 }
 
-/// Picks one; `turn` counts decisions and makes the turns of the rotating strategies.
-pub fn choose(strategy: Strategy, candidates: &[Candidate], turn: u64) -> Option<UplinkIndex> {
+/// Picks one; among equals the first in the configuration's order.
+pub fn choose(strategy: Strategy, candidates: &[Candidate], turns: &mut Turns) -> Option<UplinkIndex> {
     let best_class = candidates.iter().map(|c| c.degraded).min()?;
     let pool: Vec<&Candidate> = candidates.iter().filter(|c| c.degraded == best_class).collect();
     let picked = match strategy {
         Strategy::Priority => pool.iter().min_by_key(|c| c.priority).copied(),
-        Strategy::RoundRobin => pool.get((turn % pool.len() as u64) as usize).copied(),
-        Strategy::Weighted => by_weight(&pool, turn),
+        Strategy::RoundRobin => turns.next(&pool, |_| 1),
+        Strategy::Weighted => turns.next(&pool, |c| i64::from(c.weight.max(1))),
         Strategy::LeastLatency => least(&pool, |c| c.latency_ms.unwrap_or(0.0)),
         Strategy::LeastConnections => least(&pool, |c| f64::from(c.in_flight) / f64::from(c.weight.max(1))),
     };
@@ -64,19 +64,27 @@ fn least<'a>(pool: &[&'a Candidate], cost: impl Fn(&Candidate) -> f64) -> Option
     pool.iter().min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()
 }
 
-fn by_weight<'a>(pool: &[&'a Candidate], turn: u64) -> Option<&'a Candidate> {
-    let total: u64 = pool.iter().map(|c| u64::from(c.weight)).sum();
-    if total == 0 {
-        return pool.first().copied();
+/// Whose turn it is under the rotating strategies: what each uplink has earned and not yet used.
+#[derive(Debug, Default)]
+pub struct Turns(Vec<i64>);
+
+impl Turns {
+    /// Smooth weighted turns, as nginx makes them: each candidate earns its weight, the richest goes and pays for all.
+    /// So shares hold whatever set of uplinks is up, and no share is used in one burst.
+    fn next<'a>(&mut self, pool: &[&'a Candidate], weight: impl Fn(&Candidate) -> i64) -> Option<&'a Candidate> {
+        let total: i64 = pool.iter().map(|c| weight(c)).sum();
+        let most = pool.iter().map(|c| c.uplink + 1).max()?;
+        if self.0.len() < most {
+            self.0.resize(most, 0);
+        }
+        for c in pool {
+            // What was earned in another set counts for one turn at most.
+            self.0[c.uplink] = self.0[c.uplink].clamp(-total, total) + weight(c);
+        }
+        let picked = pool.iter().max_by_key(|c| (self.0[c.uplink], std::cmp::Reverse(c.uplink)))?;
+        self.0[picked.uplink] -= total;
+        Some(picked)
     }
-    let mut mark = turn % total;
-    pool.iter()
-        .find(|c| {
-            let hit = mark < u64::from(c.weight);
-            mark = mark.saturating_sub(u64::from(c.weight));
-            hit
-        })
-        .copied()
 }
 
 /// What an offline request gets now.
@@ -122,24 +130,28 @@ mod tests {
     #[test]
     fn priority_takes_the_first_and_prefers_fast_ones() {
         let mut all = [candidate(0), candidate(1)];
-        assert_eq!(choose(Strategy::Priority, &all, 9), Some(0));
+        assert_eq!(choose(Strategy::Priority, &all, &mut Turns::default()), Some(0));
         all[0].degraded = true;
-        assert_eq!(choose(Strategy::Priority, &all, 9), Some(1));
-        assert_eq!(choose(Strategy::Priority, &[], 0), None);
+        assert_eq!(choose(Strategy::Priority, &all, &mut Turns::default()), Some(1));
+        assert_eq!(choose(Strategy::Priority, &[], &mut Turns::default()), None);
     }
 
     #[test]
     fn weights_are_shares_of_turns() {
         let mut all = [candidate(0), candidate(1), candidate(2)];
         (all[0].weight, all[1].weight, all[2].weight) = (5, 3, 2);
-        let hits = |n: usize| (0..1000).filter(|t| choose(Strategy::Weighted, &all, *t) == Some(n)).count();
+        let mut turns = Turns::default();
+        let seen: Vec<_> = (0..1000).filter_map(|_| choose(Strategy::Weighted, &all, &mut turns)).collect();
+        let hits = |n: usize| seen.iter().filter(|uplink| **uplink == n).count();
         assert_eq!((hits(0), hits(1), hits(2)), (500, 300, 200));
+        assert_eq!(seen[..10], [0, 1, 2, 0, 0, 1, 0, 2, 1, 0], "no burst");
     }
 
     #[test]
     fn round_robin_visits_everybody() {
         let all = [candidate(0), candidate(1), candidate(2)];
-        let seen: Vec<_> = (0..6).filter_map(|t| choose(Strategy::RoundRobin, &all, t)).collect();
+        let mut turns = Turns::default();
+        let seen: Vec<_> = (0..6).filter_map(|_| choose(Strategy::RoundRobin, &all, &mut turns)).collect();
         assert_eq!(seen, [0, 1, 2, 0, 1, 2]);
     }
 
@@ -147,9 +159,9 @@ mod tests {
     fn least_latency_and_least_connections() {
         let mut all = [candidate(0), candidate(1)];
         (all[0].latency_ms, all[1].latency_ms) = (Some(20.0), Some(10.0));
-        assert_eq!(choose(Strategy::LeastLatency, &all, 0), Some(1));
+        assert_eq!(choose(Strategy::LeastLatency, &all, &mut Turns::default()), Some(1));
         (all[0].in_flight, all[0].weight, all[1].in_flight) = (3, 4, 1);
-        assert_eq!(choose(Strategy::LeastConnections, &all, 0), Some(0));
+        assert_eq!(choose(Strategy::LeastConnections, &all, &mut Turns::default()), Some(0));
     }
 
     #[test]

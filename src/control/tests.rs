@@ -4,7 +4,9 @@
 
 mod backlog;
 mod budget;
+mod keys;
 mod live;
+mod models;
 mod pauses;
 mod quiet;
 mod resends;
@@ -12,7 +14,10 @@ mod simulation;
 mod table;
 mod world;
 
-use super::event::{AskId, AttemptId, Check, Effect, Event, Fault, Item, Outcome, Route, UplinkIndex, Verdict};
+use super::event::{
+    AskId, AttemptId, Check, Effect, Event, Fault, Item, KeyIndex, Notice, Outcome, Route, UplinkIndex, Verdict,
+};
+use super::keys::KeySettings;
 use super::{
     BreakerSettings, Control, DrainSettings, ProbeSettings, RetrySettings, Settings, Strategy, UplinkSettings,
 };
@@ -27,6 +32,7 @@ fn settings(uplinks: u32) -> Settings {
         priority,
         weight: 1,
         max_in_flight: 8,
+        keys: Vec::new(),
         probe: ProbeSettings { interval_ms: 2_000, timeout_ms: 1_000, fall: 3, rise: 1, degraded_above_ms: 1_500 },
         breaker: BreakerSettings { failures: 3, open_for_ms: 30_000 },
     };
@@ -82,10 +88,10 @@ impl Bench {
         let mut seen = 0;
         while let Some(effect) = effects.get(seen).cloned() {
             seen += 1;
-            let Effect::Probe(uplink) = effect else { continue };
+            let Effect::Probe(uplink, key) = effect else { continue };
             self.probed += 1;
             if let Probes::Are(check) = self.probes[uplink] {
-                self.turn(Event::Probed(uplink, check), &mut effects);
+                self.turn(Event::Probed(uplink, key, check), &mut effects);
             }
         }
         effects
@@ -122,7 +128,7 @@ impl Bench {
     fn ask_for(&mut self, ask: AskId, uplink: UplinkIndex) -> AttemptId {
         let route = self.ask(ask);
         match route {
-            Some(Route::Uplink { attempt, uplink: at }) if at == uplink => attempt,
+            Some(Route::Uplink { attempt, uplink: at, .. }) if at == uplink => attempt,
             other => panic!("ask {ask} should go to uplink {uplink}, not {other:?}"),
         }
     }
@@ -132,7 +138,7 @@ impl Bench {
     }
 
     fn probed(&mut self, uplink: UplinkIndex, check: Check) -> Vec<Effect> {
-        self.tell(Event::Probed(uplink, check))
+        self.tell(Event::Probed(uplink, 0, check))
     }
 
     /// The spool tells of work and hands it out; returns what control does with it.
@@ -160,7 +166,7 @@ fn sends(effects: &[Effect]) -> Vec<(AttemptId, u64, UplinkIndex)> {
     effects
         .iter()
         .filter_map(|effect| match effect {
-            Effect::Send { attempt, seq, uplink } => Some((*attempt, *seq, *uplink)),
+            Effect::Send { attempt, seq, uplink, .. } => Some((*attempt, *seq, *uplink)),
             _ => None,
         })
         .collect()

@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use super::{Shared, pay};
 use crate::body::Body;
 use crate::clock;
-use crate::control::event::{Fault, Outcome};
+use crate::control::event::{Fault, KeyIndex, Outcome};
 use crate::money::Reservation;
 use crate::spool::record::{LastError, Leased, UplinkAnswer};
 use crate::task::{Book, WHOLE_BYTES_MAX, said};
@@ -52,7 +52,7 @@ impl Delivery {
 
 /// Sends it, once.
 pub(super) async fn deliver(
-    cloud: Arc<Cloud>,
+    (cloud, key): (Arc<Cloud>, KeyIndex),
     shared: &Arc<Shared>,
     leased: &Leased,
     on_out: oneshot::Sender<()>,
@@ -60,7 +60,7 @@ pub(super) async fn deliver(
 ) -> Delivery {
     let started = clock::now();
     let mut reserved = None;
-    let result = send(&cloud, shared, leased, on_out, &mut stop, &mut reserved).await;
+    let result = send((&cloud, key), shared, leased, on_out, &mut stop, &mut reserved).await;
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
     let delivery = match result {
         Ok(came) => {
@@ -81,18 +81,20 @@ pub(super) async fn deliver(
 }
 
 async fn send(
-    cloud: &Cloud,
+    (cloud, key): (&Cloud, KeyIndex),
     shared: &Shared,
     leased: &Leased,
     on_out: oneshot::Sender<()>,
     stop: &mut watch::Receiver<bool>,
     reserved: &mut Option<Reservation>,
 ) -> Result<Came, Outcome> {
-    let head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
+    let mut head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
+    // What `auto` stands for was decided when it was stored.
+    head.model.clone_from(&leased.model);
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let key = HeaderValue::from_str(&leased.idempotency_key);
-    headers.insert(HeaderName::from_static("idempotency-key"), key.map_err(|_| Outcome::Permanent(Fault::Refused))?);
+    let once = HeaderValue::from_str(&leased.idempotency_key);
+    headers.insert(HeaderName::from_static("idempotency-key"), once.map_err(|_| Outcome::Permanent(Fault::Refused))?);
     let call = Call {
         method: Method::POST,
         path: leased.endpoint.clone(),
@@ -105,7 +107,7 @@ async fn send(
         reserved = pay::reserve(shared, cloud, &call, &leased.source) => reserved?,
         _ = stop.wait_for(|stop| *stop) => return Err(Outcome::GivenUp),
     };
-    let mut reply = cloud.send_unless(call, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
+    let mut reply = cloud.send_unless(call, key, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
     let (body, failed) = tokio::select! {
         biased;
         received = reply.receive(shared.spool.bodies(), ANSWER_BYTES_MAX) => received,

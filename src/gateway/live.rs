@@ -10,13 +10,17 @@ use tokio::sync::oneshot;
 
 use super::{Input, Shared, pay};
 use crate::clock;
-use crate::control::event::{AskId, AttemptId, Event, Outcome, Reason};
+use crate::control::event::{AskId, AttemptId, Event, KeyIndex, Outcome, Reason};
 use crate::control::price::Usage;
 use crate::money::{End, Reservation};
 use crate::uplink::cloud::{Call, Cloud, Reply};
 use crate::uplink::usage::Summary;
 
 /// Where a live request goes now.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, moved twice; a box would cost every request an allocation"
+)]
 pub enum Target {
     /// To this uplink.
     Uplink(LiveAttempt),
@@ -39,15 +43,16 @@ pub enum Target {
 pub struct Live {
     shared: Arc<Shared>,
     ask: AskId,
-    asks: fn(AskId) -> Event,
+    /// How control is asked.
+    question: Event,
     asked: bool,
     source: Option<Arc<str>>,
 }
 
 impl Live {
-    pub(super) fn new(shared: Arc<Shared>, asks: fn(AskId) -> Event) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, asks: impl FnOnce(AskId) -> Event) -> Self {
         let ask = shared.next_ask.fetch_add(1, Ordering::Relaxed);
-        Self { shared, ask, asks, asked: false, source: None }
+        Self { shared, ask, question: asks(ask), asked: false, source: None }
     }
 
     /// Names who asks: what it costs is counted under that.
@@ -61,7 +66,7 @@ impl Live {
     pub async fn target(&mut self) -> Target {
         let (reply, granted) = oneshot::channel();
         self.asked = true;
-        self.shared.tell(Input::Ask((self.asks)(self.ask), self.ask, reply));
+        self.shared.tell(Input::Ask(self.question.clone(), self.ask, reply));
         self.await_target(granted).await
     }
 
@@ -100,6 +105,7 @@ pub struct LiveAttempt {
     shared: Arc<Shared>,
     id: AttemptId,
     cloud: Arc<Cloud>,
+    key: KeyIndex,
     abandoned: oneshot::Receiver<()>,
     started: Instant,
     reported: bool,
@@ -112,9 +118,14 @@ pub struct LiveAttempt {
 
 impl LiveAttempt {
     /// Made by the driver and sent to the caller as it is: if the caller is gone by then, dropping it reports it.
-    pub(super) fn new(shared: Arc<Shared>, id: AttemptId, cloud: Arc<Cloud>, abandoned: oneshot::Receiver<()>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        id: AttemptId,
+        (cloud, key): (Arc<Cloud>, KeyIndex),
+        abandoned: oneshot::Receiver<()>,
+    ) -> Self {
         let started = clock::now();
-        Self { shared, id, cloud, abandoned, started, reported: false, source: None, reserved: None, said: None }
+        Self { shared, id, cloud, key, abandoned, started, reported: false, source: None, reserved: None, said: None }
     }
 
     /// The uplink to send to.
@@ -139,7 +150,7 @@ impl LiveAttempt {
             reserved = pay::reserve(&self.shared, &self.cloud, &call, source) => reserved?,
             () = &mut taken_back => return Err(Outcome::GivenUp),
         };
-        self.cloud.send_unless(call, taken_back).await.map_err(|e| e.outcome)
+        self.cloud.send_unless(call, self.key, taken_back).await.map_err(|e| e.outcome)
     }
 
     /// What its answer said that it took: counted now, settled with its end.

@@ -3,6 +3,7 @@
 //! Owns the way from a request to control and back, and from control to the spool and the uplinks. Decides
 //! nothing (control does) and speaks no dialect (ingress does).
 
+mod auto;
 mod deliver;
 mod driver;
 mod ladder;
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 
 use crate::body::Body;
 use crate::clock::{self, Floor};
+use crate::control::auto::Rule;
 use crate::control::event::{AskId, AttemptId, Event, Outcome};
 use crate::control::price::{Prices, Usage};
 use crate::control::types::State;
@@ -62,6 +64,8 @@ pub struct Parts {
     pub tasks: Arc<Book>,
     /// What models cost.
     pub prices: Prices,
+    /// What `auto` stands for.
+    pub auto: Vec<Rule>,
     /// What may be paid today, and what was.
     pub money: Money,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
@@ -92,6 +96,7 @@ struct Shared {
     floor: Arc<Floor>,
     tasks: Arc<Book>,
     prices: Prices,
+    auto: Vec<Rule>,
     money: Money,
     on_models: OnModels,
     ladders: ladder::Ladders,
@@ -143,6 +148,7 @@ impl Gateway {
             floor: parts.floor,
             tasks: parts.tasks,
             prices: parts.prices,
+            auto: parts.auto,
             money: parts.money,
             on_models: parts.on_models,
             ladders: ladder::Ladders::default(),
@@ -238,9 +244,10 @@ impl Gateway {
         self.shared.turns.load(Ordering::Acquire)
     }
 
-    /// Begins a live request.
-    pub fn live(&self) -> Live {
-        Live::new(self.shared.clone(), Event::Asked)
+    /// Begins a live request; its caller waits until then, where it said so.
+    pub fn live(&self, until: Option<Instant>) -> Live {
+        let until_ms = until.map(|at| at.saturating_duration_since(self.shared.started).as_millis() as u64);
+        Live::new(self.shared.clone(), |ask| until_ms.map_or(Event::Asked(ask), |at| Event::AskedUntil(ask, at)))
     }
 
     /// Begins a live request on a path that nobody here knows.

@@ -13,6 +13,7 @@ use crate::control::event::Outcome;
 use crate::control::price::Usage;
 use crate::money::bound::{self, Most};
 use crate::money::{End, Order, Refused, Reservation};
+use crate::uplink::body::Spliced;
 use crate::uplink::cloud::{Call, Cloud};
 
 /// Paths below which nothing is paid for what is sent, whatever is said of a model.
@@ -34,8 +35,10 @@ pub(super) async fn reserve(
     if call.method.is_safe() || call.method == Method::DELETE || FREE_PATHS.iter().any(|free| is_under(free)) {
         return Ok(None);
     }
-    let asked = model(&call.body.body).unwrap_or_default();
-    let model = cloud.alias(&asked).unwrap_or(&asked).to_owned();
+    let model = renamed(&call.body).unwrap_or_else(|| {
+        let asked = model(&call.body.body).unwrap_or_default();
+        cloud.alias(&asked).unwrap_or(&asked).to_owned()
+    });
     let need = if shared.money.is_capped() { need(shared, cloud, path, &call.body.body, &model).await } else { 0 };
     let order = Order { uplink: cloud.name().to_owned(), model, source: source.to_owned(), need };
     match shared.money.reserve(order).await {
@@ -83,6 +86,13 @@ async fn need(shared: &Shared, cloud: &Cloud, path: &str, body: &Body, model: &s
         spawn_blocking(move || bound::most(&path, &body).ok().flatten()).await.ok().flatten()
     };
     most.map_or(UNBOUNDED_NANO, |most| most.nano(&price).max(UNBOUNDED_NANO))
+}
+
+/// The model that is put in the place of what the client wrote.
+fn renamed(body: &Spliced) -> Option<String> {
+    let at = &body.body.layout().as_ref().ok()?.get("model")?.at;
+    let (_, name) = body.edits.iter().find(|(edited, _)| edited == at)?;
+    serde_json::from_slice(name).ok()
 }
 
 /// The model that a body names, as its client wrote it.

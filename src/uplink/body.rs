@@ -15,14 +15,18 @@ use crate::body::scan::{Fault, Layout, Member};
 /// What a request's body says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// `model`, as the client wrote it.
+    /// `model`, as the client wrote it, or what stands in its place.
     pub model: String,
+    /// Bytes of `messages`, `prompt` or `input`.
+    pub prompt_bytes: u64,
     /// `stream`.
     pub stream: bool,
     /// `stream_options.include_usage`.
     pub include_usage: bool,
     /// `max_tokens` or `max_completion_tokens`.
     pub max_tokens: Option<u64>,
+    /// `model`, as it stands in the body.
+    written: String,
     /// `temperature` is given and exactly 0.
     pub temperature_is_zero: bool,
     /// `background`: its caller comes back for the answer.
@@ -77,8 +81,11 @@ pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
     let wanted = options.map(|v| parse::<StreamOptions>(v).ok_or(field("stream_options", "an object"))).transpose()?;
     let background = given(layout, "background");
     let most = given(layout, "max_completion_tokens").or(given(layout, "max_tokens"));
+    let prompt = ["messages", "prompt", "input"].iter().find_map(|field| layout.get(field));
     Ok(Head {
+        written: model.clone(),
         model,
+        prompt_bytes: prompt.map_or(0, |member| member.at.end - member.at.start),
         stream: stream.map_or(Some(false), parse).ok_or(field("stream", "true or false"))?,
         include_usage: wanted.is_some_and(|o| o.include_usage),
         max_tokens: most.and_then(parse),
@@ -145,7 +152,8 @@ pub fn with_usage(mut spliced: Spliced, head: &Head) -> Spliced {
 /// stream switched off, because a record keeps one answer.
 pub fn for_uplink(body: &Body, head: &Head, model: Option<&str>, keep_stream: bool) -> Spliced {
     let mut edits: Vec<(Range<u64>, Bytes)> = Vec::new();
-    if let Some(model) = model {
+    let model = model.unwrap_or(&head.model);
+    if model != head.written {
         edits.push((head.model_at.clone(), serde_json::Value::from(model).to_string().into()));
     }
     if !keep_stream && head.stream {

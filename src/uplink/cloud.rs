@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower::Service;
@@ -31,7 +30,7 @@ use super::outgoing::{Left, Outgoing, Progress};
 use super::tls::{TlsError, client_config};
 use crate::body::{Bodies, Body};
 use crate::clock::{self, Floor};
-use crate::control::event::{Check, Fault, Outcome};
+use crate::control::event::{Check, Fault, KeyIndex, Outcome};
 use crate::plant;
 
 /// Largest answer that is passed on or kept; a long chat answer is some 100 KiB, a batch of embeddings a few MiB.
@@ -58,17 +57,6 @@ pub enum Auth {
     ApiKey,
 }
 
-/// The key of an uplink.
-#[derive(Clone)]
-pub enum Key {
-    /// None is configured: nothing is presented.
-    None,
-    /// This one.
-    Value(String),
-    /// One is configured, but could not be read; nothing is sent.
-    Missing,
-}
-
 /// `[[uplink]] timeouts`.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
@@ -89,8 +77,8 @@ pub struct Options {
     pub name: String,
     /// Such as `https://api.holysheep.ai/v1`.
     pub base_url: String,
-    /// The key to present.
-    pub key: Key,
+    /// The keys to present.
+    pub keys: Keys,
     /// How it is presented.
     pub auth: Auth,
     /// Models that have another name there.
@@ -170,6 +158,10 @@ pub struct Whole {
     pub body_out: bool,
 }
 
+mod keys;
+
+pub use keys::{ApiKey, Keys};
+
 type Pool = Client<Deadline<HttpsConnector<HttpConnector>>, Outgoing>;
 
 /// The client of one uplink.
@@ -177,7 +169,8 @@ pub struct Cloud {
     options: Options,
     base: String,
     pool: RwLock<Pool>,
-    credential: Option<(HeaderName, HeaderValue)>,
+    /// As they are sent, one for each key.
+    credentials: Vec<(HeaderName, HeaderValue)>,
     over_tls: bool,
 }
 
@@ -189,30 +182,10 @@ impl Cloud {
         if uri.host().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(CloudError::Address(base));
         }
-        let credential = credential(&options)?;
+        let credentials = keys::credentials(&options)?;
         let pool = RwLock::new(new_pool(&options)?);
         let over_tls = uri.scheme_str() == Some("https");
-        Ok(Self { options, base, pool, credential, over_tls })
-    }
-
-    /// A name for key and address as they are configured: other ones deserve a new trial. Tells nothing about the key.
-    pub fn fingerprint(&self) -> String {
-        let key = match &self.options.key {
-            Key::Value(key) => key.as_str(),
-            Key::None | Key::Missing => "",
-        };
-        let mut digest = Sha256::new();
-        let auth = format!("{:?} {:?}", self.options.auth, self.options.ca_file);
-        for part in [self.base.as_str(), key, &auth] {
-            digest.update(part);
-            digest.update([0]);
-        }
-        for (model, name) in &self.options.models {
-            digest.update(format!("{model}\0{name}\0"));
-        }
-        let mut first = [0u8; 8];
-        first.copy_from_slice(&digest.finalize()[..8]);
-        format!("{:016x}", u64::from_be_bytes(first))
+        Ok(Self { options, base, pool, credentials, over_tls })
     }
 
     /// Its name.
@@ -247,15 +220,10 @@ impl Cloud {
         }
     }
 
-    /// Sends and waits for the answer's head.
-    pub async fn send(&self, call: Call) -> Result<Reply, SendError> {
-        self.send_unless(call, std::future::pending::<()>()).await
-    }
-
-    /// The same, unless it is taken back before. A body that had not left entirely never will then, so that it is
+    /// Sends with one of its keys and waits for the answer's head, unless it is taken back before. A body that had not left entirely never will then, so that it is
     /// given up at no cost; what had left may have been billed.
-    pub async fn send_unless(&self, call: Call, taken_back: impl Future) -> Result<Reply, SendError> {
-        if matches!(self.options.key, Key::Missing) {
+    pub async fn send_unless(&self, call: Call, key: KeyIndex, taken_back: impl Future) -> Result<Reply, SendError> {
+        if matches!(self.options.keys, Keys::Missing) {
             return Err(SendError { outcome: Outcome::Unreachable(Fault::NoKey) });
         }
         if self.over_tls && self.options.floor.is_above_clock() {
@@ -272,7 +240,7 @@ impl Cloud {
         *request.method_mut() = call.method;
         *request.uri_mut() = self.uri(&call.path)?;
         *request.headers_mut() = call.headers;
-        self.sign(request.headers_mut());
+        self.sign(request.headers_mut(), key);
         if plant::is(plant::Fault::HeadersInADebugLog) {
             request
                 .headers()
@@ -315,7 +283,7 @@ impl Cloud {
 
     /// Asks the uplink whether it is there, without spending a token. The body is the list of models where
     /// the probe's path is the usual one.
-    pub async fn probe(&self) -> (Check, Option<Bytes>) {
+    pub async fn probe(&self, key: KeyIndex) -> (Check, Option<Bytes>) {
         let started = clock::now();
         let call = Call {
             method: Method::GET,
@@ -325,7 +293,7 @@ impl Cloud {
             on_out: None,
         };
         let answer = timeout(self.options.probe_timeout, async {
-            let reply = self.send(call).await?;
+            let reply = self.send_unless(call, key, std::future::pending::<()>()).await?;
             reply.whole(PROBE_BYTES_MAX).await
         });
         let latency_ms = |started: Instant| clock::now().duration_since(started).as_millis() as u64;
@@ -344,7 +312,7 @@ impl Cloud {
     fn panic_where_planted(&self, call: &Call) {
         let planted = [plant::Fault::PanicInAnAttempt, plant::Fault::PanicWordsShown].into_iter().any(plant::is);
         if planted && call.method == Method::POST {
-            let key = self.credential.as_ref().map_or(&[][..], |(_, value)| value.as_bytes());
+            let key = self.credentials.first().map_or(&[][..], |(_, value)| value.as_bytes());
             let body = call.body.body.glance(0, call.body.body.len()).unwrap_or_default();
             panic!("{} {}", String::from_utf8_lossy(key), String::from_utf8_lossy(&body));
         }
@@ -356,9 +324,9 @@ impl Cloud {
         format!("{}{rest}", self.base).parse().map_err(|_| refused)
     }
 
-    fn sign(&self, headers: &mut HeaderMap) {
+    fn sign(&self, headers: &mut HeaderMap, key: KeyIndex) {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some((name, value)) = &self.credential {
+        if let Some((name, value)) = self.credentials.get(key) {
             headers.insert(name, value.clone());
         }
     }
@@ -399,17 +367,6 @@ fn fault_of(outcome: Outcome) -> Fault {
         Outcome::Unreachable(f) | Outcome::Transient(f) | Outcome::Permanent(f) | Outcome::Unknown(f) => f,
         _ => Fault::Reset,
     }
-}
-
-fn credential(options: &Options) -> Result<Option<(HeaderName, HeaderValue)>, CloudError> {
-    let Key::Value(key) = &options.key else { return Ok(None) };
-    let (name, text) = match options.auth {
-        Auth::Bearer => (AUTHORIZATION, format!("Bearer {key}")),
-        Auth::ApiKey => (HeaderName::from_static("api-key"), key.clone()),
-    };
-    let mut value = HeaderValue::from_str(&text).map_err(|_| CloudError::Key(options.name.clone()))?;
-    value.set_sensitive(true);
-    Ok(Some((name, value)))
 }
 
 fn new_pool(options: &Options) -> Result<Pool, TlsError> {

@@ -45,6 +45,7 @@ fn online() -> Control {
         priority: 1,
         weight: 1,
         max_in_flight: 32,
+        keys: Vec::new(),
         probe: ProbeSettings { interval_ms: 60_000, timeout_ms: 1_000, fall: 3, rise: 1, degraded_above_ms: 1_500 },
         breaker: BreakerSettings { failures: 3, open_for_ms: 30_000 },
     };
@@ -60,7 +61,7 @@ fn online() -> Control {
     let mut control = Control::new(settings, 0);
     let mut effects = Vec::new();
     control.handle(Event::Tick, 0, &mut effects);
-    control.handle(Event::Probed(0, Check::Passed { latency_ms: 1, key_refused: false }), 1, &mut effects);
+    control.handle(Event::Probed(0, 0, Check::Passed { latency_ms: 1, key_refused: false }), 1, &mut effects);
     assert!(control.is_available());
     control
 }

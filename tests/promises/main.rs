@@ -7,6 +7,7 @@
 mod abuse;
 mod answers;
 mod archive;
+mod auto;
 mod brownout;
 mod budget;
 mod cache;
@@ -14,6 +15,7 @@ mod clients;
 mod crash;
 mod disk;
 mod failover;
+mod keys;
 mod ladder;
 mod later;
 mod limits;

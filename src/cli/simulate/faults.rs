@@ -79,6 +79,8 @@ pub struct Faults {
     pub answer: Option<String>,
     /// Only requests that name this model fail.
     pub only_model: Option<String>,
+    /// Only requests that bear this key fail.
+    pub only_key: Option<String>,
 }
 
 impl Faults {
@@ -92,11 +94,13 @@ impl Faults {
         Faults { status: Some(status), ..Faults::default() }
     }
 
-    /// What of this concerns a request that names `model`.
-    pub(super) fn for_model(&self, model: Option<&str>) -> Faults {
-        match &self.only_model {
-            Some(only) if Some(only.as_str()) != model => Faults::default(),
-            _ => self.clone(),
+    /// What of this concerns a request that names `model` and bears `key`.
+    pub(super) fn for_request(&self, model: Option<&str>, key: Option<&str>) -> Faults {
+        let concerns = |only: &Option<String>, it| only.is_none() || only.as_deref() == it;
+        if concerns(&self.only_model, model) && concerns(&self.only_key, key) {
+            self.clone()
+        } else {
+            Faults::default()
         }
     }
 

@@ -228,7 +228,9 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let json: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let faults = shared.faults.borrow().for_model(json["model"].as_str());
+    let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
+    let key = header("authorization").and_then(|value| value.strip_prefix("Bearer ")).or_else(|| header("api-key"));
+    let faults = shared.faults.borrow().for_request(json["model"].as_str(), key);
     let path = parts.uri.path().to_owned();
     let call = Call { method: parts.method, path, headers: parts.headers, body, json, faults };
     if call.path.starts_with("/simulator/") {

@@ -12,7 +12,7 @@ fn a_live_request_tries_every_uplink_and_is_offline_for_money_then() {
     let mut bench = Bench::up(settings(2));
     let first = bench.ask_for(1, 0);
     let effects = bench.end(first, Outcome::Unaffordable, true);
-    let Some(Route::Uplink { attempt, uplink: 1 }) = answer(&effects, 1) else { panic!("{effects:?}") };
+    let Some(Route::Uplink { attempt, uplink: 1, .. }) = answer(&effects, 1) else { panic!("{effects:?}") };
     let effects = bench.end(attempt, Outcome::Unaffordable, true);
     let broke = Route::Offline { reason: Reason::BudgetSpent, maybe_billed: false };
     assert_eq!(answer(&effects, 1), Some(broke));

@@ -191,7 +191,7 @@ fn a_rate_limit_goes_on_to_the_next_uplink_and_then_back_to_the_caller() {
     let mut bench = Bench::up(settings(2));
     let attempt = bench.ask_for(1, 0);
     let effects = bench.end(attempt, limited, true);
-    let Some(Route::Uplink { attempt, uplink: 1 }) = answer(&effects, 1) else { panic!("{effects:?}") };
+    let Some(Route::Uplink { attempt, uplink: 1, .. }) = answer(&effects, 1) else { panic!("{effects:?}") };
     let effects = bench.end(attempt, limited, true);
     assert_eq!(answer(&effects, 1), Some(Route::LastAnswer));
 }
@@ -202,7 +202,7 @@ fn uplinks_are_tried_in_order_of_preference() {
     let mut attempt = bench.ask_for(1, 0);
     for uplink in [1, 2] {
         let effects = bench.end(attempt, BUSY, true);
-        let Some(Route::Uplink { attempt: next, uplink: at }) = answer(&effects, 1) else { panic!("{effects:?}") };
+        let Some(Route::Uplink { attempt: next, uplink: at, .. }) = answer(&effects, 1) else { panic!("{effects:?}") };
         assert_eq!(at, uplink);
         attempt = next;
     }
@@ -270,7 +270,9 @@ fn a_refused_key_is_replaced_by_another_uplink_and_remembered() {
         bench.end(next, Outcome::Delivered, false);
         let both = bench.ask_for(3, 1);
         let effects = bench.end(both, Outcome::Blocked(block), true);
-        let Some(Route::Uplink { attempt, uplink: 0 }) = answer(&effects, 3) else { panic!("{block:?}: {effects:?}") };
+        let Some(Route::Uplink { attempt, uplink: 0, .. }) = answer(&effects, 3) else {
+            panic!("{block:?}: {effects:?}")
+        };
         assert_eq!(answer(&bench.end(attempt, Outcome::Blocked(block), true), 3), Some(Route::LastAnswer));
     }
 }
@@ -295,4 +297,45 @@ fn with_one_uplink_its_refusal_is_each_callers_answer() {
     let mended = bench.ask_for(9, 0);
     let effects = bench.end(mended, Outcome::Delivered, false);
     assert_eq!(count(&effects, |e| matches!(e, Effect::Notice(Notice::RouteResumed { uplink: 0 }))), 1);
+}
+
+#[test]
+fn no_try_begins_that_cannot_end_while_its_caller_waits() {
+    let mut settings = settings(2);
+    settings.uplinks[1].priority = 2;
+    // Until 2 s after it asked: the first uplink fails after 1,995 ms, and an answer takes 10 ms.
+    for (after_ms, expected) in [(1_900, true), (1_995, false)] {
+        let mut bench = Bench::up(settings.clone());
+        let until_ms = bench.now_ms + 2_000;
+        let effects = bench.tell(Event::AskedUntil(1, until_ms));
+        let Some(Route::Uplink { attempt, .. }) = answer(&effects, 1) else { panic!("{effects:?}") };
+        bench.advance(after_ms);
+        let effects = bench.end(attempt, Outcome::Transient(Fault::ServerError), true);
+        let goes_on = matches!(answer(&effects, 1), Some(Route::Uplink { uplink: 1, .. }));
+        assert_eq!(goes_on, expected, "{effects:?}");
+    }
+}
+
+#[test]
+fn a_back_off_that_ends_too_late_is_not_begun() {
+    let mut settings = settings(1);
+    settings.retry.base_ms = 10_000;
+    let mut told = 0;
+    for seed in 0..50 {
+        settings.seed = seed;
+        let mut bench = Bench::up(settings.clone());
+        let until_ms = bench.now_ms + 3_000;
+        let effects = bench.tell(Event::AskedUntil(1, until_ms));
+        let Some(Route::Uplink { attempt, .. }) = answer(&effects, 1) else { panic!("{effects:?}") };
+        let effects = bench.end(attempt, Outcome::Transient(Fault::ServerError), true);
+        if let Some(route) = answer(&effects, 1) {
+            assert_eq!(route, Route::Offline { reason: Reason::AllTried, maybe_billed: false });
+            told += 1;
+            continue;
+        }
+        let effects = bench.advance(3_000);
+        assert!(matches!(answer(&effects, 1), Some(Route::Uplink { .. })), "{effects:?}");
+    }
+    // A wait of up to 10 s is longer than 3 s in seven of ten cases.
+    assert!((25..=45).contains(&told), "{told}");
 }

@@ -100,6 +100,9 @@ fn random_settings(seed: u64) -> Settings {
     for uplink in &mut settings.uplinks {
         uplink.max_in_flight = [1, 2, 8, 32][chance.up_to(3) as usize];
         uplink.probe.interval_ms = [2_000, 10_000, 30_000][chance.up_to(2) as usize];
+        let bounds = [1, 4, u32::MAX];
+        let key = |_| KeySettings { max_in_flight: bounds[chance.up_to(2) as usize] };
+        uplink.keys = (0..seed % 4).map(key).collect();
         uplink.probe.rise = 1 + chance.up_to(1) as u32;
         uplink.weight = 1 + chance.up_to(3) as u32;
     }

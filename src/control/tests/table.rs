@@ -190,7 +190,7 @@ fn drain(bench: &mut Bench, window: u32, effects: &[Effect]) -> String {
         return format!("paused: {block}");
     }
     if !view.uplinks[0].available {
-        let probing = effects.iter().any(|e| matches!(e, Effect::Probe(0)));
+        let probing = effects.iter().any(|e| matches!(e, Effect::Probe(0, _)));
         return if probing && view.uplinks[0].fault.is_none() { "probe" } else { "offline" }.to_owned();
     }
     let mut leased = bench.tell(Event::Ready(1));

@@ -326,9 +326,9 @@ impl World {
                 running.outcome = Outcome::Unknown(Fault::Outage);
                 self.at(self.now_ms, network::ended(attempt));
             }
-            Effect::Probe(uplink) => self.probe(uplink),
+            Effect::Probe(uplink, key) => self.probe((uplink, key)),
             Effect::Lease { max, except, labelled } => self.disk(DiskOp::Lease(max, except, labelled)),
-            Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
+            Effect::Send { attempt, seq, uplink, key } => self.send(attempt, seq, (uplink, key)),
             Effect::Settle { seq, verdict, .. } => self.settle(seq, verdict),
             Effect::Release(seqs) => self.disk(DiskOp::Release(seqs)),
             Effect::Keep(shut) => self.kept = shut,
@@ -340,7 +340,7 @@ impl World {
         assert!(self.asking.remove(&ask), "ask {ask} is answered, but does not wait");
         self.answered += 1;
         match route {
-            Route::Uplink { attempt, uplink } => self.start(attempt, Whose::Live(ask), uplink, "m"),
+            Route::Uplink { attempt, uplink, key } => self.start(attempt, Whose::Live(ask), (uplink, key), "m"),
             Route::Offline { maybe_billed, .. } if self.chance.up_to(1) == 0 => {
                 if self.chance.up_to(3) == 0 {
                     // Stored with a caller waiting; control hears of it when the disk is done.
@@ -361,6 +361,12 @@ impl World {
             let running = self.running.values().filter(|r| r.uplink == index).count() as u32;
             assert_eq!(uplink.in_flight, running, "uplink {index}");
             assert!(running <= self.max_in_flight[index], "uplink {index} is overfull");
+            for (key, load) in uplink.keys.iter().enumerate() {
+                let running = self.running.values().filter(|r| (r.uplink, r.key) == (index, key)).count() as u32;
+                assert_eq!(load.in_flight, running, "key {key} of uplink {index}");
+                let bound = self.settings.uplinks[index].keys.get(key).map_or(u32::MAX, |key| key.max_in_flight);
+                assert!(running <= bound, "key {key} of uplink {index} is overfull");
+            }
         }
         let (second, tenths) = (self.second_sends, self.earned_tenths);
         assert!(second * SUCCESSES_EACH <= tenths, "{second} second sends for {tenths} tenths");

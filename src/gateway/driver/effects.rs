@@ -9,7 +9,7 @@ use super::super::deliver::{Delivery, deliver};
 use super::super::otherwise::Otherwise;
 use super::super::{Input, LiveAttempt, Target, routes};
 use super::{Driver, SETTLE_RETRY};
-use crate::control::event::{AskId, AttemptId, Effect, Event, Outcome, Route, Shut};
+use crate::control::event::{AskId, AttemptId, Effect, Event, KeyIndex, Outcome, Route, Shut, UplinkIndex};
 use crate::control::types::State;
 use crate::spool::SpoolError;
 
@@ -22,7 +22,7 @@ impl Driver {
                     let _ = abandon.send(());
                 }
             }
-            Effect::Probe(uplink) => self.probe(uplink),
+            Effect::Probe(uplink, key) => self.probe(uplink, key),
             Effect::Reset(uplink) => {
                 if let Some(cloud) = self.shared.uplinks.get(uplink) {
                     cloud.reset();
@@ -37,7 +37,7 @@ impl Driver {
                 });
             }
             Effect::Keep(shut) => self.keep(&shut),
-            Effect::Send { attempt, seq, uplink } => self.send(attempt, seq, uplink),
+            Effect::Send { attempt, seq, uplink, key } => self.send(attempt, seq, (uplink, key)),
             Effect::Settle { seq, attempt, verdict } => self.settle(seq, attempt, verdict),
             Effect::Release(seqs) => {
                 let shared = self.shared.clone();
@@ -62,7 +62,7 @@ impl Driver {
 
     fn answer(&mut self, ask: AskId, route: Route) {
         let target = match route {
-            Route::Uplink { attempt, uplink } => self.begin(attempt, uplink),
+            Route::Uplink { attempt, uplink, key } => self.begin(attempt, uplink, key),
             Route::Offline { reason, maybe_billed } => Target::Offline { reason, maybe_billed },
             Route::Unsure => Target::Unsure,
             Route::LastAnswer => Target::LastAnswer,
@@ -74,19 +74,19 @@ impl Driver {
         }
     }
 
-    fn begin(&mut self, attempt: AttemptId, uplink: usize) -> Target {
+    fn begin(&mut self, attempt: AttemptId, uplink: UplinkIndex, key: KeyIndex) -> Target {
         let (abandon, abandoned) = oneshot::channel();
         self.abandons.insert(attempt, abandon);
         let cloud = self.shared.uplinks[uplink].clone();
-        Target::Uplink(LiveAttempt::new(self.shared.clone(), attempt, cloud, abandoned))
+        Target::Uplink(LiveAttempt::new(self.shared.clone(), attempt, (cloud, key), abandoned))
     }
 
-    fn probe(&mut self, uplink: usize) {
+    fn probe(&mut self, uplink: UplinkIndex, key: KeyIndex) {
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
             let Some(cloud) = shared.uplinks.get(uplink) else { return };
-            let (check, models) = cloud.probe().await;
-            shared.tell(Input::Event(Event::Probed(uplink, check)));
+            let (check, models) = cloud.probe(key).await;
+            shared.tell(Input::Event(Event::Probed(uplink, key, check)));
             shared.look_at(uplink, &check).await;
             if let Some(models) = models {
                 let (told, name) = (shared.clone(), cloud.name().to_owned());
@@ -96,7 +96,7 @@ impl Driver {
         });
     }
 
-    fn send(&mut self, attempt: AttemptId, seq: u64, uplink: usize) {
+    fn send(&mut self, attempt: AttemptId, seq: u64, (uplink, key): (UplinkIndex, KeyIndex)) {
         let (Some(leased), Some(cloud)) = (self.leased.get(&seq).cloned(), self.shared.uplinks.get(uplink).cloned())
         else {
             // Cannot be; but an attempt that nobody makes must not count as in flight for ever.
@@ -114,7 +114,7 @@ impl Driver {
         );
         let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
         self.tasks.spawn(async move {
-            let mut delivering = std::pin::pin!(deliver(cloud.clone(), &shared, &leased, on_out, stop));
+            let mut delivering = std::pin::pin!(deliver((cloud.clone(), key), &shared, &leased, on_out, stop));
             // Not waited for beyond the attempt's end: a connection that stalls keeps the body, and `out` with it.
             let delivery = tokio::select! {
                 biased;

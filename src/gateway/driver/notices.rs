@@ -5,7 +5,7 @@
 use super::super::Shared;
 use super::Driver;
 use crate::control::breaker::BreakerState;
-use crate::control::event::{Block, Fault, Notice};
+use crate::control::event::{Block, Fault, KeyIndex, Notice, UplinkIndex};
 use crate::control::health::Health;
 use crate::money::News;
 use crate::telemetry::feed;
@@ -18,9 +18,17 @@ impl Driver {
             Notice::Breaker { uplink, state } => breaker_changed(&name(*uplink), *state),
             Notice::RoutePaused { uplink, block, retry_in_s } => route_paused(&name(*uplink), *block, *retry_in_s),
             Notice::RouteResumed { uplink } => route_resumed(&name(*uplink)),
+            Notice::KeyPaused { uplink, key, block, retry_in_s, left } => {
+                key_paused(&name(*uplink), &self.key_name(*uplink, *key), *block, *retry_in_s, *left)
+            }
+            Notice::KeyResumed { uplink, key } => key_resumed(&name(*uplink), &self.key_name(*uplink, *key)),
             Notice::Storage { works } => storage_changed(*works),
             Notice::DrainScheduled { delay_ms } => drain_scheduled(*delay_ms),
         });
+    }
+
+    fn key_name(&self, uplink: UplinkIndex, key: KeyIndex) -> String {
+        self.shared.uplinks.get(uplink).map_or_else(|| "?".to_owned(), |cloud| cloud.key_name(key))
     }
 }
 
@@ -48,6 +56,26 @@ fn route_paused(uplink: &str, block: Block, retry_in_s: u64) -> feed::Event {
         block.sentence()
     );
     change("route", uplink, Some("paused"), Some(block.as_str().to_owned()))
+}
+
+fn key_paused(uplink: &str, key: &str, block: Block, retry_in_s: u64, left: usize) -> feed::Event {
+    let others = match left {
+        0 => "no good key is left".to_owned(),
+        1 => "1 key serves on".to_owned(),
+        _ => format!("{left} keys serve on"),
+    };
+    tracing::error!(
+        HOLDFAST_UPLINK = uplink,
+        HOLDFAST_REASON = block.as_str(),
+        "{key} of {uplink} set aside: {block}: {}; {others}; next try in {retry_in_s} s",
+        block.key_sentence()
+    );
+    change("key", uplink, Some("paused"), Some(format!("{key}: {block}")))
+}
+
+fn key_resumed(uplink: &str, key: &str) -> feed::Event {
+    tracing::warn!(HOLDFAST_UPLINK = uplink, "{key} of {uplink} serves again");
+    change("key", uplink, Some("resumed"), Some(key.to_owned()))
 }
 
 fn route_resumed(uplink: &str) -> feed::Event {

@@ -22,9 +22,10 @@ use crate::clock;
 use crate::control::event::{Block, Fault};
 use crate::control::health::Health;
 use crate::control::types::State as RequestState;
-use crate::control::{UplinkView, View};
+use crate::control::{KeyView, UplinkView, View};
 use crate::spool::record::{Filter, Record};
 use crate::telemetry::feed;
+use crate::uplink::cloud::{ApiKey, Cloud};
 
 /// Records of one page of a listing, unless `limit` says less.
 const PAGE: u32 = 100;
@@ -93,7 +94,7 @@ pub fn overall(view: &View) -> &'static str {
 
 fn uplinks(app: &App, view: &View) -> Vec<Value> {
     let now_ms = app.gateway.now_ms();
-    let one = |(index, (cloud, u)): (usize, (&Arc<crate::uplink::cloud::Cloud>, &UplinkView))| {
+    let one = |(index, (cloud, u)): (usize, (&Arc<Cloud>, &UplinkView))| {
         json!({
             "name": cloud.name(),
             "health": u.health.as_str(),
@@ -110,9 +111,36 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
                 "sentence": pause_sentence(block, u.fault, until.saturating_sub(now_ms)),
                 "retry_in_s": until.saturating_sub(now_ms) / 1000,
             })),
+            "keys": keys(cloud, u, now_ms),
         })
     };
     app.gateway.uplinks().iter().zip(&view.uplinks).enumerate().map(one).collect()
+}
+
+/// The keys of an uplink that has several, by number and source.
+fn keys(cloud: &Cloud, u: &UplinkView, now_ms: u64) -> Vec<Value> {
+    let one = |(index, (key, view)): (usize, (&ApiKey, &KeyView))| {
+        let wait_ms = |until: u64| until.saturating_sub(now_ms);
+        let resting_ms = wait_ms(view.limited_until_ms);
+        let (state, reason, retry_ms) = match view.paused {
+            Some((block, until)) => ("paused", Some(block.as_str()), Some(wait_ms(until))),
+            None if resting_ms > 0 => ("limited", Some("rate_limited"), Some(resting_ms)),
+            None => ("good", None, None),
+        };
+        json!({
+            "number": key.number,
+            "source": key.source,
+            "state": state,
+            "reason": reason,
+            "sentence": view.paused.map(|(block, until)| {
+                let name = cloud.key_name(index);
+                format!("{name}: {}; next trial in {} min", block.key_sentence(), wait_ms(until).div_ceil(60_000))
+            }),
+            "retry_in_s": retry_ms.map(|ms| ms / 1000),
+            "in_flight": view.in_flight,
+        })
+    };
+    cloud.keys().iter().zip(&u.keys).enumerate().map(one).collect()
 }
 
 /// What is wrong, what to do and when it is tried next, in one plain sentence.

@@ -82,7 +82,10 @@ impl Call {
         require_json(request.headers())?;
         let forward = forwardable(request.headers());
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
-        let head = body::read(endpoint, &body)?;
+        let mut head = body::read(endpoint, &body)?;
+        if endpoint != "/v1/embeddings" {
+            app.gateway.choose_model(&id, &mut head, &body, wants.priority);
+        }
         Ok(Call {
             app,
             endpoint,
@@ -133,6 +136,12 @@ impl Call {
             maybe_billed: maybe_billed || self.was_answered,
             task: self.task,
         }
+    }
+
+    /// Until when its caller waits, where it said so.
+    pub fn deadline(&self) -> Option<Instant> {
+        // Somebody who takes a ticket does not wait for the tries.
+        self.wants.stated.filter(|_| !self.wants.respond_async).map(|stated| self.received + stated)
     }
 
     /// Milliseconds since the request's head arrived.

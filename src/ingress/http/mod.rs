@@ -26,6 +26,7 @@ mod onward;
 mod openai;
 mod passthrough;
 mod peers;
+mod places;
 mod plain;
 mod record_json;
 mod refusal;
@@ -65,6 +66,7 @@ use cached::Cached;
 use call::{Call, RequestId};
 pub use listen::{Listeners, serve};
 pub use models::Models;
+use places::Door;
 pub use record_json::record_json;
 use refusal::Refusal;
 pub use tokens::Tokens;
@@ -108,8 +110,8 @@ pub struct App {
     links: Links,
     later: Later,
     attach: Attach,
+    door: Arc<Door>,
     cached: Cached,
-    slots: Arc<Semaphore>,
     limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
     board: Board,
@@ -138,7 +140,7 @@ impl App {
         later: Later,
         stop: watch::Receiver<bool>,
     ) -> Arc<App> {
-        let slots = Arc::new(Semaphore::new(options.max_in_flight));
+        let door = Door::new(options.max_in_flight);
         let limiter = options.rate.map(|(rate, burst)| Mutex::new(Limiter::new(rate, burst)));
         let cached = Cached::new(options.cache.clone(), &gateway);
         let reshaping = Semaphore::new(RESHAPING_KIB);
@@ -151,8 +153,8 @@ impl App {
             links,
             later,
             attach: Attach::default(),
+            door,
             cached,
-            slots,
             limiter,
             reshaping,
             board,
@@ -305,10 +307,10 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
         call::discard(request.into_body());
         return refusal.into_response();
     }
-    let Ok(permit) = app.slots.clone().try_acquire_owned() else {
+    let Some(place) = app.door.enter(&call::source(&request)).await else {
         call::discard(request.into_body());
         let message = format!(
-            "the gateway serves {} requests already; wait a moment, or raise [http] max_in_flight",
+            "the gateway serves {} requests already, and others of yours wait; wait a moment, or raise [http] max_in_flight",
             app.options.max_in_flight
         );
         return Refusal::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message)
@@ -316,8 +318,8 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             .into_response();
     };
     let response = next.run(request).await;
-    // A stream is being served until its last byte: the permit travels with its body.
-    response.map(|body| axum::body::Body::new(listen::Held::new(body, permit)))
+    // A stream is being served until its last byte: the place travels with its body.
+    response.map(|body| axum::body::Body::new(listen::Held::new(body, place)))
 }
 
 /// A body packed in a way that nobody here unpacks; the layer before took the header of all others away.

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::App;
 use super::answer::{Origin, json};
 use super::refusal::Refusal;
+use crate::control::auto::AUTO;
 
 /// Models kept of one uplink.
 const MODELS_MAX: usize = 5000;
@@ -102,6 +103,7 @@ async fn collect(app: &App) -> Vec<Value> {
     for uplink in app.gateway.uplinks() {
         models.extend(uplink.aliases().map(|alias| own(alias, uplink.name())));
     }
+    models.extend(app.gateway.has_auto().then(|| own(AUTO, "holdfast")));
     if app.gateway.local().is_enabled() {
         let local = app.gateway.local().probe().await.unwrap_or_default();
         models.extend(local.iter().map(|name| own(name, "local")));

@@ -21,7 +21,7 @@ use crate::uplink::{body, usage};
 
 /// Answers a plain request.
 pub async fn answer(call: Arc<Call>) -> Response {
-    let mut live = call.app.gateway.live().of(&call.source);
+    let mut live = call.app.gateway.live(call.deadline()).of(&call.source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
     loop {

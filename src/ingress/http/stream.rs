@@ -176,7 +176,7 @@ fn error_event(json: &[u8]) -> Bytes {
 }
 
 async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
-    let mut live = call.app.gateway.live().of(&call.source);
+    let mut live = call.app.gateway.live(call.deadline()).of(&call.source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
     loop {

@@ -107,7 +107,8 @@ async fn begin(app: Arc<App>, number: u16, request: Request) -> Result<Call, Ref
         fill(&app, task, &bytes).await?
     };
     let endpoint = "/v1/chat/completions";
-    let head = body::read(endpoint, &body)?;
+    let mut head = body::read(endpoint, &body)?;
+    app.gateway.choose_model(&id, &mut head, &body, wants.priority);
     let task = Some(number);
     Ok(Call {
         app: app.clone(),

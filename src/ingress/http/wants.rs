@@ -46,7 +46,7 @@ pub struct Wants {
     pub cache: Wish,
     /// `Cache-Control: no-cache`: a new answer, which may be kept.
     pub anew: bool,
-    /// The client's own time-out, where it stated one; some of it is left for the way.
+    /// The client's own time-out, where it stated one; some of it is left for the way. All tries together get no more.
     pub stated: Option<Duration>,
 }
 

@@ -32,7 +32,7 @@ fn cloud(scheme: &str, listener: &TcpListener) -> Cloud {
     let options = Options {
         name: "u".to_owned(),
         base_url: format!("{scheme}://127.0.0.1:{}/v1", listener.local_addr().unwrap().port()),
-        key: Key::None,
+        keys: Keys::None,
         auth: Auth::Bearer,
         models: BTreeMap::new(),
         ca_file: None,
@@ -68,7 +68,7 @@ async fn taken_back(scheme: &str, sent: usize, after: usize) -> (Outcome, usize)
         }
         read
     });
-    let error = cloud.send_unless(call(sent), tells).await.unwrap_err();
+    let error = cloud.send_unless(call(sent), 0, tells).await.unwrap_err();
     cloud.reset();
     (error.outcome, reader.await.unwrap())
 }

@@ -1,6 +1,7 @@
 //! The model's uplinks: how they behave for a while, and how an attempt fares there.
 
 use super::super::super::event::Block;
+use super::super::super::pause::Way;
 use super::super::*;
 use super::{Happening, RowState, World};
 
@@ -22,6 +23,11 @@ pub(in super::super) enum Mode {
     /// Probes are refused too.
     BadKeySeen,
     BadModel(&'static str),
+    /// The first of several keys is refused, the second has no money left, or it is told to slow down; the others are
+    /// good.
+    FirstKeyBad,
+    SecondKeySpent,
+    FirstKeyLimited,
     /// Every request is refused alike.
     Refusing,
     /// Probes pass, a page answers requests.
@@ -31,7 +37,7 @@ pub(in super::super) enum Mode {
 }
 
 impl Mode {
-    pub(in super::super) const ALL: [Mode; 13] = [
+    pub(in super::super) const ALL: [Mode; 16] = [
         Mode::Good,
         Mode::Refused,
         Mode::Silent,
@@ -42,6 +48,9 @@ impl Mode {
         Mode::BadKey,
         Mode::BadKeySeen,
         Mode::BadModel("old"),
+        Mode::FirstKeyBad,
+        Mode::SecondKeySpent,
+        Mode::FirstKeyLimited,
         Mode::Refusing,
         Mode::PostPortal,
         Mode::BadCertificate,
@@ -65,6 +74,7 @@ pub(super) enum Whose {
 pub(super) struct Running {
     pub(super) whose: Whose,
     pub(super) uplink: UplinkIndex,
+    pub(super) key: KeyIndex,
     pub(super) outcome: Outcome,
 }
 
@@ -79,11 +89,12 @@ impl World {
         }
     }
 
-    pub(super) fn probe(&mut self, uplink: UplinkIndex) {
+    pub(super) fn probe(&mut self, (uplink, key): Way) {
         self.probed += 1;
         let (wait_ms, check) = match self.modes[uplink] {
             Mode::Refused => (5, NO_CONNECTION),
             Mode::BadCertificate => (50, Check::Failed(Fault::Tls)),
+            Mode::FirstKeyBad if key == 0 => (50, Check::Passed { latency_ms: 10, key_refused: true }),
             Mode::BadKeySeen => (50, Check::Passed { latency_ms: 10, key_refused: true }),
             Mode::Portal => (50, Check::Failed(Fault::Portal)),
             // One probe in eight is lost altogether.
@@ -91,10 +102,10 @@ impl World {
             Mode::Silent => (1_000, Check::Failed(Fault::Timeout)),
             _ => (self.chance.up_to(60), PASSED),
         };
-        self.at(self.now_ms + wait_ms, Happening::Tell(Event::Probed(uplink, check)));
+        self.at(self.now_ms + wait_ms, Happening::Tell(Event::Probed(uplink, key, check)));
     }
 
-    pub(super) fn send(&mut self, attempt: AttemptId, seq: u64, uplink: UplinkIndex) {
+    pub(super) fn send(&mut self, attempt: AttemptId, seq: u64, way: Way) {
         let Some(row) = self.rows.get(&seq) else { panic!("request {seq} is not known") };
         assert!(row.state == RowState::Sending && !row.settling, "request {seq} is not leased: {row:?}");
         assert!(row.billed == 0 || row.maybe_billed, "request {seq} is sent again without a label");
@@ -111,12 +122,12 @@ impl World {
         }
         self.sent += 1;
         let urgent = place.is_none();
-        self.start(attempt, Whose::Stored { seq, urgent, labelled, out: false }, uplink, model);
+        self.start(attempt, Whose::Stored { seq, urgent, labelled, out: false }, way, model);
     }
 
-    pub(super) fn start(&mut self, attempt: AttemptId, whose: Whose, uplink: UplinkIndex, model: &str) {
-        let (out_ms, end_ms, outcome) = self.fate(uplink, model);
-        self.running.insert(attempt, Running { whose, uplink, outcome });
+    pub(super) fn start(&mut self, attempt: AttemptId, whose: Whose, (uplink, key): Way, model: &str) {
+        let (out_ms, end_ms, outcome) = self.fate((uplink, key), model);
+        self.running.insert(attempt, Running { whose, uplink, key, outcome });
         if let Some(out_ms) = out_ms {
             self.at(self.now_ms + out_ms, Happening::Tell(Event::BodyOut(attempt)));
         }
@@ -124,7 +135,7 @@ impl World {
     }
 
     /// When the body is out, when it ends and how.
-    pub(super) fn fate(&mut self, uplink: UplinkIndex, model: &str) -> (Option<u64>, u64, Outcome) {
+    pub(super) fn fate(&mut self, (uplink, key): Way, model: &str) -> (Option<u64>, u64, Outcome) {
         let quick = 1 + self.chance.up_to(200);
         let slow = quick + self.chance.up_to(1_500);
         match self.modes[uplink] {
@@ -142,7 +153,14 @@ impl World {
             }
             Mode::BadKey | Mode::BadKeySeen => (Some(quick), slow, Outcome::Blocked(Block::Key)),
             Mode::BadModel(bad) if bad == model => (Some(quick), slow, Outcome::Blocked(Block::Configuration)),
-            Mode::Good | Mode::BadModel(_) => (Some(quick), slow, self.good_end()),
+            Mode::FirstKeyBad if key == 0 => (Some(quick), slow, Outcome::Blocked(Block::Key)),
+            Mode::SecondKeySpent if key == 1 => (Some(quick), slow, Outcome::Blocked(Block::Quota)),
+            Mode::FirstKeyLimited if key == 0 => {
+                (Some(quick), slow, Outcome::RateLimited { retry_after_ms: Some(slow * 20) })
+            }
+            Mode::Good | Mode::BadModel(_) | Mode::FirstKeyBad | Mode::SecondKeySpent | Mode::FirstKeyLimited => {
+                (Some(quick), slow, self.good_end())
+            }
         }
     }
 

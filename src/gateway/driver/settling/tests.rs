@@ -66,6 +66,7 @@ fn driver() -> (tempfile::TempDir, Driver) {
         network,
         tasks: Arc::default(),
         prices: Prices::default(),
+        auto: Vec::new(),
         money: Money::open(money::Options {
             data_dir: dir.path().to_owned(),
             usd_per_day: 0.0,

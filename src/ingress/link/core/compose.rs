@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::submission::{Op, Refusal, Submission, Upload};
 use super::tasks::{Filled, Piece, Tasks};
 use crate::body::{Bodies, Body, ReceiveError};
-use crate::uplink::body;
+use crate::uplink::body::{self, Head};
 
 /// Bytes of a picture read at once: a multiple of three, so that base64 needs no padding between pieces.
 const READ_BYTES: usize = 48 * 1024;
@@ -27,7 +27,7 @@ const DISK_RETRY_MS: u32 = 30_000;
 /// A request's body with what the spool wants to know of it.
 pub(super) struct Composed {
     pub(super) endpoint: &'static str,
-    pub(super) model: String,
+    pub(super) head: Head,
     pub(super) body: Body,
     pub(super) policy: Option<crate::control::types::Policy>,
     pub(super) max_answer: u32,
@@ -53,13 +53,7 @@ pub(super) async fn compose(
         _ => join(&filled.pieces, submission.uploads(), bodies).await?,
     };
     let head = body::read(filled.endpoint, &body).map_err(|e| Refusal::new(Code::BadPayload, words(&e.to_string())))?;
-    Ok(Composed {
-        endpoint: filled.endpoint,
-        model: head.model,
-        body,
-        policy: filled.policy,
-        max_answer: filled.max_answer,
-    })
+    Ok(Composed { endpoint: filled.endpoint, head, body, policy: filled.policy, max_answer: filled.max_answer })
 }
 
 /// A detail fits into a Nack.

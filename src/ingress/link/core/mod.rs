@@ -315,13 +315,18 @@ impl Core {
             ask: submission.ask(),
             max_reply: u16::try_from(max_reply).unwrap_or(u16::MAX),
         };
+        let (id, mut head) = (clock::request_id(), composed.head);
+        let priority = Priority::from_rank(submission.prio).unwrap_or_default();
+        if composed.endpoint != "/v1/embeddings" {
+            self.inner.gateway.choose_model(&id, &mut head, &composed.body, priority);
+        }
         NewRequest {
-            id: clock::request_id(),
+            id,
             source: self.inner.source.clone(),
             label: Some(submission.uid.clone()),
             endpoint: composed.endpoint.to_owned(),
-            model: composed.model,
-            priority: Priority::from_rank(submission.prio).unwrap_or_default(),
+            model: head.model,
+            priority,
             policy,
             body_hash: composed.body.hash(),
             body: composed.body,
