@@ -9,6 +9,7 @@ mod answers;
 mod brownout;
 mod clients;
 mod crash;
+mod crooked;
 mod disk;
 mod failover;
 mod limits;

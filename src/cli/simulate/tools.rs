@@ -46,7 +46,7 @@ fn number_in_call(text: &str, name: &str) -> Option<i64> {
 mod tests {
     use super::*;
 
-    fn body(choice: Value) -> Value {
+    fn body(choice: &Value) -> Value {
         let integer = json!({"type": "object", "properties": {"input": {"type": "integer"}}});
         let tools = json!([{"type": "function", "function": {"name": "first", "parameters": integer}},
             {"type": "function", "function": {"name": "second", "parameters": integer}}]);
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_tool_is_called_where_the_text_or_the_choice_says_so() {
-        let call = |choice: Value, user: &str| called(&body(choice), user).map(|(name, _)| name);
+        let call = |choice: Value, user: &str| called(&body(&choice), user).map(|(name, _)| name);
         assert_eq!(call(json!("auto"), "hello"), None);
         assert_eq!(call(json!("auto"), "use the tool").as_deref(), Some("first"));
         assert_eq!(call(json!("auto"), "what is second(3)?").as_deref(), Some("second"));
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_number_in_the_text_becomes_the_argument() {
-        let argument = |user: &str| called(&body(json!("required")), user).unwrap().1["input"].clone();
+        let argument = |user: &str| called(&body(&json!("required")), user).unwrap().1["input"].clone();
         assert_eq!((argument("first(3)"), argument("first(x)"), argument("hello")), (json!(3), json!(1), json!(1)));
     }
 }

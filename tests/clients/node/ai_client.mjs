@@ -22,9 +22,6 @@ async function pieces(prompt) {
   return seen;
 }
 
-// What the server said last, where the client asked several times.
-const last = (error) => error.lastError ?? error;
-
 main({
   async plain(text) {
     const answer = await say(text);
@@ -63,7 +60,7 @@ main({
     const seen = await pieces(text);
     assert(seen.text.join('').startsWith('uplink answer') && seen.text.join('') !== `uplink answer to: ${text}`);
     assert.equal(seen.errors.length, 1);
-    return 'an `error` part of the stream after the pieces that came (`textStream` alone just ends, as its documentation says)';
+    return 'the stream has an `error` part after the pieces that came';
   },
   async limited(text) {
     const answer = await generateText({ model: model({ 'X-Holdfast-Offline': 'fail' }), prompt: text });
@@ -74,7 +71,9 @@ main({
     assert.equal((await say(text)).text, `local answer to: ${text}`);
   },
   async queued(text) {
-    const error = last(await refusal(() => generateText({ model: queue(), prompt: text })));
+    const raised = await refusal(() => generateText({ model: queue(), prompt: text }));
+    assert.equal(raised.errors.length, 3);
+    const error = raised.lastError;
     assert.equal(error.statusCode, 503);
     assert(error.responseBody.includes('request_queued'), error);
     return 'repeats it by itself, whatever `x-should-retry` says: each time it is the stored one';
