@@ -56,16 +56,16 @@ async fn openai(version: u32) {
     let bench = Bench::start().await;
     let run = async |steps: &[&str]| {
         let mut command = Command::new(&python);
-        finish(command.arg(script("clients/python/openai_client.py")).arg(bench.daemon.socket()).args(steps)).await
+        finish(command.arg(script("python/openai_client.py")).arg(bench.daemon.socket()).args(steps)).await
     };
     run(&["plain", "stream", "tools", "json", "embeddings", "models", "error"]).await;
     bench.outage(Faults::failing(Mode::Refuse)).await;
-    let said = run(&["offline", "offline_stream", "queued"]).await;
+    let said = run(&["offline", "ticket"]).await;
     let id = said.lines().find_map(|line| line.strip_prefix("id ")).expect("the ticket's id").to_owned();
     assert_eq!(bench.daemon.backlog().await, 3, "two offline answers and one ticket: nothing twice");
     bench.recover().await;
     assert_eq!(bench.daemon.record(&id).await["state"], "answered");
-    assert_eq!(bench.answered("python queued"), 1);
+    assert_eq!(bench.answered("python ticket"), 1);
 }
 
 #[tokio::test]
