@@ -87,7 +87,11 @@ async fn openai_python_3() {
 async fn ollama_python() {
     let python = python("ollama", &["ollama"]).await;
     let bench = Bench::start().await;
-    finish(Command::new(&python).arg(script("clients/python/ollama_client.py")).arg(bench.daemon.socket())).await;
+    let steps = ["chat", "stream", "generate", "picture", "tools", "schema", "embed", "lists", "refused"];
+    let mut command = Command::new(&python);
+    let said =
+        finish(command.arg(script("clients/python/ollama_client.py")).arg(bench.daemon.socket()).args(steps)).await;
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), steps.len(), "{said}");
 }
 
 /// Starts llama.cpp's server with a tiny model of random weights.
