@@ -18,7 +18,7 @@ const HINT: &str = "this test needs python3 with venv and pip, and a package ind
 const INSTALL_S: u64 = 900;
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
 /// One environment is made at a time: two tests may want the same one.
@@ -56,7 +56,7 @@ async fn openai(version: u32) {
     let bench = Bench::start().await;
     let run = async |steps: &[&str]| {
         let mut command = Command::new(&python);
-        finish(command.arg(script("openai_client.py")).arg(bench.daemon.socket()).args(steps)).await
+        finish(command.arg(script("python/openai_client.py")).arg(bench.daemon.socket()).args(steps)).await
     };
     run(&["plain", "stream", "tools", "json", "embeddings", "models", "error"]).await;
     bench.outage(Faults::failing(Mode::Refuse)).await;
@@ -102,13 +102,17 @@ async fn openai_python_3() {
 async fn ollama_python() {
     let python = python("ollama", &["ollama"]).await;
     let bench = Bench::start().await;
-    finish(Command::new(&python).arg(script("ollama_client.py")).arg(bench.daemon.socket())).await;
+    let steps = ["chat", "stream", "generate", "picture", "tools", "schema", "embed", "lists", "refused"];
+    let mut command = Command::new(&python);
+    let said =
+        finish(command.arg(script("clients/python/ollama_client.py")).arg(bench.daemon.socket()).args(steps)).await;
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), steps.len(), "{said}");
 }
 
 /// Starts llama.cpp's server with a tiny model of random weights.
 async fn real_server(python: &Path, folder: &Path, port: u16) -> Child {
     let mut command = Command::new(python);
-    command.arg(script("tiny_server.py")).arg(folder.join("tiny.gguf")).arg(port.to_string());
+    command.arg(script("python/tiny_server.py")).arg(folder.join("tiny.gguf")).arg(port.to_string());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
     let mut server = command.spawn().unwrap_or_else(|error| panic!("{error}; {HINT}"));
     let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
@@ -159,7 +163,7 @@ async fn pymodbus(link: &str, arguments: &[&str]) {
     );
     let mut bench = Bench::offline(Settings { extra, ..Settings::without_local() }).await;
     let mut command = Command::new(python);
-    command.arg(script("modbus_client.py")).args(arguments);
+    command.arg(script("python/modbus_client.py")).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut master = command.spawn().unwrap_or_else(|error| panic!("{error}; {HINT}"));
     let mut lines = BufReader::new(master.stdout.take().unwrap()).lines();

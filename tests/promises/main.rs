@@ -13,6 +13,7 @@ mod budget;
 mod cache;
 mod clients;
 mod crash;
+mod crooked;
 mod disk;
 mod failover;
 mod keys;

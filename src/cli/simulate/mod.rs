@@ -12,6 +12,7 @@ mod ollama_chat;
 mod openai;
 mod server;
 mod text;
+mod tools;
 mod uplink;
 
 use std::io::Write;

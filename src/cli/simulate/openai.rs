@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::faults::{Faults, Mode};
-use super::text;
+use super::{text, tools};
 use crate::clock;
 
 /// What a simulated model says to a chat.
@@ -74,21 +74,22 @@ pub(super) fn last_user_text(body: &Value) -> String {
     plain.unwrap_or_default()
 }
 
-/// Answers a chat: `<voice> answer to: <the last user text, 40 characters>`.
+/// Answers a chat: `<voice> answer to: <the last user text, or a tool's result, 40 characters>`.
 pub(super) fn reply(body: &Value, voice: &str, schema: Option<&Value>, limit: Option<u64>) -> Reply {
     let user = last_user_text(body);
     let images: usize = messages(body).iter().map(images_of).sum::<usize>() + images_of(body);
     let words = |text: &str| text.split_whitespace().count();
     let prompt_tokens = messages(body).iter().map(|m| words(&text_of(m))).sum::<usize>().max(words(&user)).max(1);
-    let tool = body["tools"][0]["function"]["name"].as_str().filter(|_| user.contains("use the tool"));
-    if let Some(name) = tool {
-        let arguments = instance(&body["tools"][0]["function"]["parameters"]);
-        let tool = Some((name.to_owned(), arguments));
+    let result = messages(body).last().filter(|message| message["role"] == "tool").map(text_of);
+    if result.is_none()
+        && let Some(tool) = tools::called(body, &user)
+    {
+        let tool = Some(tool);
         return Reply { content: String::new(), tool, prompt_tokens, completion_tokens: 1, cut: false };
     }
     let mut content = match schema {
         Some(schema) => instance(schema).to_string(),
-        None => format!("{voice} answer to: {}", text::first(&user, 40)),
+        None => format!("{voice} answer to: {}", text::first(result.as_deref().unwrap_or(&user), 40)),
     };
     if images > 0 && schema.is_none() {
         content = format!("{content} ({images} images)");

@@ -17,6 +17,8 @@ const KEPT_BYTES_MAX: usize = 256 * 1024;
 pub enum Seen {
     /// Pass it on.
     Keep,
+    /// No event of this API. In the middle it is the client's to judge; at the end it is a torn one.
+    Unreadable,
     /// The caller did not ask for it.
     Drop,
     /// The service reports a failure.
@@ -93,8 +95,7 @@ impl Gist {
         if data == b"[DONE]" {
             return Seen::Done;
         }
-        // An event that cannot be read is the client's to judge.
-        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return Seen::Keep };
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else { return Seen::Unreadable };
         if chunk.error.is_some() {
             return Seen::Error;
         }
@@ -185,7 +186,7 @@ mod tests {
         let mut gist = Gist::new(false);
         assert_eq!(gist.see(br#"{"error":"bare string"}"#), Seen::Error);
         assert_eq!(gist.see(b"[DONE]"), Seen::Done);
-        assert_eq!(gist.see(b"not json"), Seen::Keep);
+        assert_eq!(gist.see(b"not json"), Seen::Unreadable);
     }
 
     #[test]

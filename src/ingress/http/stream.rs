@@ -332,7 +332,9 @@ async fn relay(call: &Call, attempt: &mut LiveAttempt, mut reply: Reply, parts: 
         while let Some(data) = splitter.next_event() {
             match gist.see(&data) {
                 Seen::Drop => {}
-                Seen::Keep => held.pass(sse::event(&data), gist.has_content(), parts).await?,
+                // What was torn off is not passed on as if it were an event.
+                Seen::Unreadable if ended => break,
+                Seen::Keep | Seen::Unreadable => held.pass(sse::event(&data), gist.has_content(), parts).await?,
                 Seen::Error if !held.flowing => return Ok(Tried::Failed(Outcome::Transient(Fault::ServerError))),
                 Seen::Error => {
                     say(parts, Part::Event(error_event(&data))).await?;
@@ -354,8 +356,9 @@ async fn relay(call: &Call, attempt: &mut LiveAttempt, mut reply: Reply, parts: 
         match reply.next().await {
             Some(Ok(bytes)) if splitter.push(&bytes).is_ok() => {}
             Some(Ok(_)) => break Outcome::Unknown(Fault::TooLarge),
-            Some(Err(error)) => break error.outcome,
-            None => {
+            Some(Err(error)) if !gist.is_finished() => break error.outcome,
+            // The model's last word has come: an error now would make callers ask, and pay, again.
+            Some(Err(_)) | None => {
                 // Some services leave out the blank line after their last event.
                 ended = true;
                 let _ = splitter.push(b"\n\n");
