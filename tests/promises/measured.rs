@@ -8,6 +8,15 @@ use crate::support::{Ask, Bench, Settings};
 
 const DASHBOARD: &str = include_str!("../../docs/grafana.json");
 
+/// Families that show with the first thing they count.
+const LATER: [&str; 5] = [
+    "holdfast_agreement_total",
+    "holdfast_cost_usd_total",
+    "holdfast_failovers_total",
+    "holdfast_local_duration_seconds",
+    "holdfast_settled_total",
+];
+
 /// Families that the dashboard shows, by the names of their samples.
 fn shown() -> BTreeSet<&'static str> {
     let begins = DASHBOARD.match_indices("holdfast_").map(|(at, _)| &DASHBOARD[at..]);
@@ -42,7 +51,7 @@ async fn metrics_are_sound_and_the_dashboard_shows_what_there_is() {
     assert!(text.contains("holdfast_uplink_health{uplink=\"sim\",health=\"healthy\"} 1"), "{text}");
     let names = shown();
     assert!(names.len() > 12, "{names:?}");
-    for name in names {
+    for name in names.into_iter().filter(|name| !LATER.contains(name)) {
         assert!(text.contains(&format!("# TYPE {name} ")), "{name} is on the dashboard and not measured:\n{text}");
     }
     if let Some(said) = promtool(&text) {
