@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::wal::{self, Fate, Log};
@@ -63,6 +64,11 @@ pub(super) enum View {
     /// The file alone.
     File,
 }
+
+/// The smallest piece that a disk writes as a whole.
+const BLOCK_BYTES: u64 = 512;
+/// Older images of one page that are looked at for one entry.
+const OLDER_MAX: usize = 8;
 
 /// Both files and the order of their images.
 pub(super) struct Images {
@@ -153,6 +159,22 @@ impl Images {
         frame.is_some_and(|frame| !frame.whole)
     }
 
+    /// Whether these bytes of an image may come from two writes: it is a torn frame, and a disk's block ends between them.
+    pub(super) fn is_seam(&self, image: Image, bytes: &Range<usize>) -> bool {
+        let Image::Frame(n) = image else { return false };
+        let page = wal::HEADER + u64::from(n) * (wal::FRAME_HEADER + self.page_size as u64) + wal::FRAME_HEADER;
+        let block = |at: usize| (page + at as u64) / BLOCK_BYTES;
+        self.is_torn(image) && block(bytes.start) != block(bytes.end.saturating_sub(1))
+    }
+
+    /// Whether an older image of this page holds these bytes, too.
+    pub(super) fn has_older(&self, page: u32, newest: Image, bytes: &[u8]) -> bool {
+        let mut older = self.buffer();
+        let images = self.of(page).into_iter().map(|(image, _)| image).filter(|image| *image != newest);
+        let mut holds = |image| self.read(image, &mut older) && older.windows(bytes.len()).any(|part| part == bytes);
+        images.take(OLDER_MAX).any(&mut holds)
+    }
+
     /// Whether the file has a page of this number.
     pub(super) fn has(&self, page: u32) -> bool {
         (1..=self.file_pages).contains(&page)
@@ -226,5 +248,39 @@ fn page_size(db: &dyn Source) -> usize {
         1 if fixed => 65536,
         said if fixed && said.is_power_of_two() && said >= 512 => said,
         _ => PAGE_SIZE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of one page, and a log of one frame of it whose sum does not hold.
+    fn torn() -> Images {
+        let mut file = vec![0; PAGE_SIZE];
+        file[2000..2040].fill(7);
+        let mut log = vec![0; (wal::HEADER + wal::FRAME_HEADER) as usize + PAGE_SIZE];
+        // Page 1, which ends a transaction of one page.
+        (log[35], log[39]) = (1, 1);
+        Images::new(Box::new(file), Box::new(log))
+    }
+
+    #[test]
+    fn bytes_on_both_sides_of_a_block_of_a_torn_frame_may_be_of_two_writes() {
+        let images = torn();
+        let frame = images.newest(1, View::Newest).unwrap();
+        assert!(matches!(frame, Image::Frame(0)) && images.is_torn(frame));
+        // The page stands 56 bytes behind the beginning of the log, so a block ends 456 bytes into it.
+        assert!(images.is_seam(frame, &(450..490)) && images.is_seam(frame, &(455..457)));
+        assert!(!images.is_seam(frame, &(416..456)) && !images.is_seam(frame, &(456..496)));
+        assert!(!images.is_seam(Image::File(1), &(450..490)));
+    }
+
+    #[test]
+    fn an_older_image_tells_that_they_are_of_one() {
+        let images = torn();
+        let frame = images.newest(1, View::Newest).unwrap();
+        assert!(images.has_older(1, frame, &[7; 40]) && !images.has_older(1, frame, &[7; 41]));
+        assert!(!images.has_older(1, Image::File(1), &[7; 40]), "only others count");
     }
 }

@@ -132,7 +132,12 @@ fn entries(images: &Images, view: View, tell: &mut dyn FnMut(&[Value], bool)) {
         let Some(newest) = images.newest(page, view).filter(|image| images.read(*image, &mut buffer)) else { continue };
         let is_whole = !images.is_torn(newest);
         for cell in pages::index(&buffer, page) {
-            if let Some(values) = buffer.get(cell.local).and_then(record::decode) {
+            let Some(bytes) = buffer.get(cell.local.clone()).filter(|bytes| !bytes.is_empty()) else { continue };
+            // Half of one entry and half of another read as a request that never was.
+            if images.is_seam(newest, &cell.local) && !images.has_older(page, newest, bytes) {
+                continue;
+            }
+            if let Some(values) = record::decode(bytes) {
                 tell(&values, is_whole);
             }
         }
