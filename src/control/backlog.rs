@@ -26,10 +26,6 @@ const DEFER_MIN_MS: u64 = 100;
 /// How long after a breaker's trial a request that failed with it comes back: the next one goes first.
 const BEHIND_THE_NEXT_MS: u64 = 1_000;
 
-/// Between one stored body's leaving and the next: they travel on different connections, and this keeps them in
-/// order at the other end too. It bounds the drain to some 300 requests a second.
-const SEND_GAP_MS: u64 = 2;
-
 const GIVEN_BACK: Verdict = Verdict::Requeue { counted: false, deferred: false, maybe_billed: false };
 
 /// Why a leased request cannot leave now.
@@ -97,7 +93,7 @@ impl Control {
     pub(super) fn body_out(&mut self, attempt: AttemptId, now_ms: u64) {
         if self.leaving == Some(attempt) {
             self.leaving = None;
-            self.next_send_ms = now_ms + SEND_GAP_MS;
+            self.pace.left(now_ms);
         }
     }
 
@@ -227,7 +223,7 @@ impl Control {
     }
 
     fn pace_allows(&self, now_ms: u64) -> bool {
-        let open = now_ms >= self.pace.not_before_ms().max(self.next_send_ms);
+        let open = now_ms >= self.pace.not_before_ms().max(self.pace.next_ms());
         open && self.leaving.is_none() && self.stored_in_flight() < self.pace.window()
     }
 
@@ -277,7 +273,7 @@ impl Control {
     /// Instants at which the drain may go on, past ones among them.
     pub(super) fn drain_deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let waiting = (self.ready > 0 || !self.leased.is_empty()) && self.is_available();
-        let paces = [self.pace.not_before_ms(), self.next_send_ms, self.lease_after_ms].into_iter();
+        let paces = [self.pace.not_before_ms(), self.pace.next_ms(), self.lease_after_ms].into_iter();
         paces.chain(self.pauses.trials_ms()).filter(move |_| waiting)
     }
 

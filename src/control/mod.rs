@@ -157,8 +157,6 @@ pub struct Control {
     deferred: BTreeSet<(u64, u64)>,
     /// The stored request whose body is still leaving: the next one waits, so that order holds on the wire.
     leaving: Option<AttemptId>,
-    /// The next stored request leaves no sooner.
-    next_send_ms: u64,
     was_available: bool,
     paused: bool,
     /// Outcomes can be recorded.
@@ -266,7 +264,6 @@ impl Control {
             too_dear: 0,
             deferred: BTreeSet::new(),
             leaving: None,
-            next_send_ms: 0,
             was_available: false,
             paused: false,
             storage_works: true,
