@@ -7,8 +7,9 @@
 //!      -> { spool, uplink, money, telemetry, task, cache } -> { control, body, clock }
 //! ```
 //!
-//! `plant` holds mistakes that tests switch on; nothing of it is left in a released binary.
-//! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.
+//! `config` is seen by `cli` and `supervisor` alone. `plant` holds mistakes that tests switch on and is left out of a
+//! released binary; `wire` below is a crate of its own (`holdfast-wire`), since firmware uses it, too. A test reads the
+//! `use` lines and holds the rule.
 
 pub mod batch;
 pub mod body;
