@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main -> cli -> supervisor -> { ingress, systemd, network } -> batch -> gateway
-//!      -> { spool, uplink, money, telemetry, task, cache } -> { control, body, clock }
+//!      -> { spool, uplink, money, telemetry, task, cache } -> { control, body, clock, durable }
 //! ```
 //!
 //! `config` is seen by `cli` and `supervisor` alone. `plant` holds mistakes that tests switch on and is left out of a
@@ -18,6 +18,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod durable;
 pub mod gateway;
 pub mod ingress;
 pub mod money;

@@ -18,6 +18,7 @@ use super::reservation::{End, Reservation};
 use crate::clock::{self, DAY_MS};
 use crate::control::money::{self, Escrow, Fit, NANO_PER_USD, Nano};
 use crate::control::price::{Price, Prices, Usage};
+use crate::durable;
 
 /// How long a request waits for what is under way to cost less than it might; most answers take less.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -149,7 +150,7 @@ impl Money {
     pub fn open(options: Options) -> Money {
         let folder = options.data_dir.join("money");
         let files = Files::new(&folder);
-        if let Err(error) = escrow::folder(&folder) {
+        if let Err(error) = durable::make_folder(&folder) {
             tracing::error!(HOLDFAST_REASON = "storage", "{} cannot be made: {error}", folder.display());
         }
         let state = load(&options, &files);
