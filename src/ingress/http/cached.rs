@@ -69,9 +69,9 @@ impl Cached {
     }
 }
 
-/// A request's place in the cache, and what is known of its own send.
+/// A request that the cache has a key for, and what is known of its own send.
 #[derive(Debug)]
-pub struct Place {
+pub struct Keyed {
     key: Key,
     /// Whether an uplink's answer went out, and how it was counted.
     how: OnceLock<(bool, &'static str)>,
@@ -79,7 +79,7 @@ pub struct Place {
     is_alone: AtomicBool,
 }
 
-impl Place {
+impl Keyed {
     /// The caller has an answer from there, in this way.
     pub fn answered(&self, origin: &Origin, outcome: &'static str) {
         let _ = self.how.set((origin.class() == "uplink", outcome));
@@ -114,9 +114,9 @@ pub struct Shared {
 
 /// Answers a request that repeats no stored one.
 pub async fn answer(call: Arc<Call>) -> Response {
-    let Some(key) = place(&call).await else { return direct(call).await };
-    let place = Place { key, how: OnceLock::new(), is_alone: AtomicBool::new(false) };
-    let call = Arc::new(Call { cache: Some(Arc::new(place)), ..Call::clone(&call) });
+    let Some(key) = cache_key(&call).await else { return direct(call).await };
+    let keyed = Keyed { key, how: OnceLock::new(), is_alone: AtomicBool::new(false) };
+    let call = Arc::new(Call { cache: Some(Arc::new(keyed)), ..Call::clone(&call) });
     if wants_new(&call) {
         return lead(call, None).await;
     }
@@ -174,8 +174,8 @@ fn wants_new(call: &Call) -> bool {
     call.wants.anew || call.was_answered
 }
 
-/// The key of a request that has a place in the cache.
-async fn place(call: &Arc<Call>) -> Option<Key> {
+/// The key of a request that may come from the cache.
+async fn cache_key(call: &Arc<Call>) -> Option<Key> {
     let asked = Asked {
         endpoint: call.endpoint,
         temperature_is_zero: call.head.temperature_is_zero,
@@ -238,12 +238,12 @@ pub fn kept(call: &Call, body: Body, origin: &Origin) -> Response {
 
 /// What is kept for a request that no uplink can answer now. `fail` asks for an uplink or nothing.
 pub async fn while_offline(call: &Call) -> Option<(Body, Origin)> {
-    let place = call.cache.as_ref()?;
-    place.is_alone.store(true, Ordering::Release);
+    let keyed = call.cache.as_ref()?;
+    keyed.is_alone.store(true, Ordering::Release);
     if call.wants.policy == Policy::Fail || wants_new(call) {
         return None;
     }
-    let found = call.app.cached.cache.get(&place.key).await?;
+    let found = call.app.cached.cache.get(&keyed.key).await?;
     let result = if matches!(found.standing, Standing::Fresh(_)) { "hit" } else { "stale" };
     call.app.gateway.metrics().cache(result);
     Some((found.body, origin_of(found.standing)))
@@ -401,8 +401,8 @@ async fn send(call: &Arc<Call>, head: oneshot::Sender<Parts>, pieces: &Pieces) -
 
 /// What broke off for one broke off for all: it may have been billed.
 fn broken(call: &Call) -> Landing {
-    let place = call.cache.as_ref();
-    if place.is_none_or(|place| place.is_alone()) {
+    let keyed = call.cache.as_ref();
+    if keyed.is_none_or(|keyed| keyed.is_alone()) {
         return Landing::Own;
     }
     let refusal = Refusal::truncated();
@@ -456,15 +456,15 @@ impl Collected {
 
     /// All of it came: kept where it is worth it, and handed to those who wait.
     async fn end(self, call: &Arc<Call>, status: StatusCode, mut headers: HeaderMap) -> Landing {
-        let Some(place) = &call.cache else { return Landing::Own };
-        if self.too_much || place.is_alone() {
+        let Some(keyed) = &call.cache else { return Landing::Own };
+        if self.too_much || keyed.is_alone() {
             return Landing::Own;
         }
-        let (from_uplink, outcome) = place.how.get().copied().unwrap_or((false, "refused"));
+        let (from_uplink, outcome) = keyed.how.get().copied().unwrap_or((false, "refused"));
         let is_good = status == StatusCode::OK && from_uplink && outcome == "ok";
         let body = Bytes::from(self.bytes);
         if is_good {
-            keep(call, place.key, &body).await;
+            keep(call, keyed.key, &body).await;
         }
         headers.remove(CONTENT_LENGTH);
         Landing::Shared(Arc::new(Shared { status, headers, body, is_good, outcome, _room: self.held }))
