@@ -4,11 +4,12 @@
 //!
 //! ```text
 //! main -> cli -> supervisor -> { ingress, systemd, network } -> batch -> gateway
-//!      -> { spool, uplink, money, telemetry, task, cache } -> { control, body, clock }
+//!      -> { spool, uplink, money, telemetry, task, cache } -> { control, body, clock, durable }
 //! ```
 //!
-//! `plant` holds mistakes that tests switch on; nothing of it is left in a released binary.
-//! `config` is seen by `cli` and `supervisor` alone. A test reads the `use` lines and holds the rule.
+//! `config` is seen by `cli` and `supervisor` alone. `plant` holds mistakes that tests switch on and is left out of a
+//! released binary; `wire` below is a crate of its own (`holdfast-wire`), since firmware uses it, too. A test reads the
+//! `use` lines and holds the rule.
 
 pub mod batch;
 pub mod body;
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod durable;
 pub mod gateway;
 pub mod ingress;
 pub mod money;

@@ -9,10 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room and the rooms it may use, from the bottom up. Arrows point down only.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     ("plant", &[]),
     ("control", &["plant"]),
     ("clock", &[]),
+    ("durable", &[]),
     ("body", &["clock", "plant"]),
     ("task", &["control"]),
     ("cache", &["body", "clock", "plant"]),
@@ -20,9 +21,9 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("telemetry", &["clock", "plant"]),
     ("spool", &["body", "clock", "control", "plant"]),
     ("uplink", &["body", "clock", "control", "plant"]),
-    ("money", &["body", "clock", "control", "plant"]),
+    ("money", &["body", "clock", "control", "durable", "plant"]),
     ("gateway", &["body", "clock", "control", "money", "plant", "spool", "task", "telemetry", "uplink"]),
-    ("batch", &["body", "clock", "control", "gateway", "spool", "uplink"]),
+    ("batch", &["body", "clock", "control", "durable", "gateway", "spool", "uplink"]),
     (
         "ingress",
         &[
@@ -31,6 +32,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
             "cache",
             "clock",
             "control",
+            "durable",
             "gateway",
             "money",
             "plant",

@@ -1,16 +1,18 @@
-//! Small files that must survive: written beside, synced and renamed, each with its own checksum.
+//! Small files of JSON that must survive a power cut, each with its own checksum.
 //!
 //! Owns that form and what happens to one that is damaged: set aside, said in the log, never a reason not to start.
 //! Knows nothing of what stands in them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+
+use crate::durable::{replace, sync_folder};
 
 /// The ending of what is whole.
 pub(super) const KEPT: &str = "json";
@@ -19,21 +21,10 @@ const DAMAGED: &str = "damaged";
 /// The largest of these files that is read: a manifest with all its errors is far below.
 const BYTES_MAX: u64 = 1024 * 1024;
 
-/// Makes a folder that only we may read.
-pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    folder.parent().map_or(Ok(()), sync_folder)
-}
-
 /// Whether anything in a folder was set aside as damaged.
 pub(super) fn has_damaged(folder: &Path) -> bool {
     let is_damaged = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|ending| ending == DAMAGED);
     fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| is_damaged(&entry)))
-}
-
-/// Makes the names of a folder durable.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 /// A new file that only we may read, or the one that is there.
@@ -44,13 +35,8 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
 /// Keeps `value` as `<name>.json`; on return it is on disk.
 pub(super) fn keep<T: Serialize>(folder: &Path, name: &str, value: &T) -> io::Result<()> {
     let text = serde_json::to_string(value)?;
-    let beside = folder.join(format!("{name}.new"));
-    let mut file = open(&beside)?;
-    file.set_len(0)?;
-    file.write_all(format!("{}\n{text}\n", hex(&Sha256::digest(&text))).as_bytes())?;
-    file.sync_all()?;
-    fs::rename(beside, folder.join(format!("{name}.{KEPT}")))?;
-    sync_folder(folder)
+    let text = format!("{}\n{text}\n", hex(&Sha256::digest(&text)));
+    replace(&folder.join(format!("{name}.{KEPT}")), text.as_bytes())
 }
 
 /// Removes `<name>.json`; one that is gone already is fine.

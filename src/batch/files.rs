@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::disk;
 use super::error::LaterError;
 use crate::clock;
+use crate::durable;
 
 /// What our files' ids begin with; others are an uplink's.
 pub const FILE_PREFIX: &str = "file-hf_";
@@ -75,7 +76,7 @@ impl Files {
     /// Reads what is kept; blocks. `written` are bytes that unfinished batches write; `None` where nobody knows. A folder
     /// that cannot be read stops no start: its files are missing until the next one.
     pub(super) fn open(folder: PathBuf, max_bytes: u64, min_free: u64, written: Option<&[String]>) -> Files {
-        let read = disk::make_folder(&folder).and_then(|()| disk::all::<FileMeta>(&folder));
+        let read = durable::make_folder(&folder).and_then(|()| disk::all::<FileMeta>(&folder));
         let known: BTreeMap<u64, FileMeta> = match read {
             Ok(all) => {
                 // What was set aside may be all that names a file: then nothing is removed.
@@ -133,7 +134,7 @@ impl Files {
     /// Begins a file; what is not kept in the end is removed.
     pub(super) fn begin(&self) -> io::Result<Upload> {
         // It may not have been possible at the start.
-        disk::make_folder(&self.folder)?;
+        durable::make_folder(&self.folder)?;
         let id = fresh_id();
         let path = self.path(&id);
         Ok(Upload { file: disk::open(&path)?, path, id, hasher: Sha256::new(), bytes: 0, kept: false })

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::disk;
 use crate::body::{Body, PIECE_BYTES};
+use crate::durable;
 
 /// As much of a line as its number stands in.
 const HEAD_BYTES: usize = 160;
@@ -93,7 +94,7 @@ impl Side {
     fn open(path: &Path, head: &str, done: &mut [bool]) -> io::Result<Side> {
         let file = disk::open(path)?;
         if let Some(folder) = path.parent() {
-            disk::sync_folder(folder)?;
+            durable::sync_folder(folder)?;
         }
         let (good, lines) = scan(BufReader::new(&file), head, done)?;
         let mut side = Side { file, good, lines };

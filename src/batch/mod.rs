@@ -25,6 +25,7 @@ use tokio::task::spawn_blocking;
 
 use crate::clock;
 use crate::control::types::Priority;
+use crate::durable;
 use crate::gateway::Gateway;
 pub use error::LaterError;
 pub use files::{FILE_PREFIX, FileMeta};
@@ -120,7 +121,7 @@ impl Later {
     /// Reads what is kept and goes on with it. Blocks for as long as the two folders take to read.
     pub fn start(gateway: Gateway, options: Options, stop: watch::Receiver<bool>) -> Later {
         let folder = options.data_dir.join("batches");
-        let read = disk::make_folder(&folder).and_then(|()| disk::all::<Manifest>(&folder));
+        let read = durable::make_folder(&folder).and_then(|()| disk::all::<Manifest>(&folder));
         let is_whole = read.is_ok() && !disk::has_damaged(&folder);
         let kept = read.unwrap_or_else(|error| {
             tracing::error!("kept batches cannot be read: {error}");
@@ -406,7 +407,7 @@ impl Inner {
         let (folder, manifest) = (self.options.data_dir.join("batches"), manifest.clone());
         let kept = spawn_blocking(move || {
             // It may not have been possible at the start.
-            disk::make_folder(&folder)?;
+            durable::make_folder(&folder)?;
             disk::keep(&folder, &manifest.id, &manifest)
         });
         kept.await.map_err(io::Error::other)?

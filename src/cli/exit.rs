@@ -42,11 +42,6 @@ impl Failure {
     pub fn new(code: u8, message: impl Into<String>) -> Failure {
         Failure { code, message: message.into() }
     }
-
-    /// A command that exists and does nothing yet.
-    pub fn not_in_this_version(what: &str) -> Failure {
-        Failure::new(FAILED, format!("{what}: not in this version"))
-    }
 }
 
 /// Only standard output is written with `?`: a reader that has seen enough is no failure.

@@ -9,11 +9,14 @@ use super::client::Client;
 use super::exit::Done;
 use super::out::{Out, columns, count_at, number_at, text_at};
 
+/// Days that the daemon keeps: more cannot be asked for.
+const DAYS_MAX: u64 = 400;
+
 /// `spend`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// So many UTC days, today included
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..=400))]
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..=DAYS_MAX))]
     days: u64,
 }
 

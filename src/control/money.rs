@@ -41,7 +41,7 @@ pub struct Escrow {
 
 /// The purse of one day.
 #[derive(Debug, Clone, Default)]
-pub struct Money {
+pub struct Purse {
     /// 0 is no cap.
     cap: Nano,
     day: u64,
@@ -53,12 +53,12 @@ pub struct Money {
     short: Option<Nano>,
 }
 
-impl Money {
+impl Purse {
     /// After a start: what was taken and not given back counts as spent, and so does what the ledger knows of that day.
-    pub fn new(cap: Nano, kept: Escrow, ledger_spent: Nano) -> Money {
+    pub fn new(cap: Nano, kept: Escrow, ledger_spent: Nano) -> Purse {
         let spent = kept.taken.max(ledger_spent);
         let short = Some(kept.short).filter(|need| *need > 0 && cap > 0 && spent.saturating_add(*need) > cap);
-        Money { cap, day: kept.day, spent, reserved: 0, taken: spent, short }
+        Purse { cap, day: kept.day, spent, reserved: 0, taken: spent, short }
     }
 
     /// The cap of a day; 0 is none.
@@ -91,7 +91,7 @@ impl Money {
     pub fn turn(&mut self, day: u64) -> bool {
         let is_new = day > self.day;
         if is_new {
-            *self = Money { cap: self.cap, day, reserved: self.reserved, ..Money::default() };
+            *self = Purse { cap: self.cap, day, reserved: self.reserved, ..Purse::default() };
         }
         is_new
     }

@@ -11,7 +11,7 @@ use super::Shared;
 use crate::body::{Body, PIECE_BYTES};
 use crate::control::event::Outcome;
 use crate::control::price::Usage;
-use crate::money::bound::{self, Most};
+use crate::money::bound::{self, TokensMax};
 use crate::money::{End, Order, Refused, Reservation};
 use crate::uplink::body::Spliced;
 use crate::uplink::cloud::{Call, Cloud};
@@ -79,13 +79,13 @@ async fn need(shared: &Shared, cloud: &Cloud, path: &str, body: &Body, model: &s
     if price.usd_per_mtok_in == 0.0 && price.usd_per_mtok_out == 0.0 {
         return 0;
     }
-    let most: Option<Most> = if body.len() <= PIECE_BYTES as u64 && body.file().is_none() {
-        bound::most(path, body).ok().flatten()
+    let most: Option<TokensMax> = if body.len() <= PIECE_BYTES as u64 && body.file().is_none() {
+        bound::tokens_max(path, body).ok().flatten()
     } else {
         let (path, body) = (path.to_owned(), body.clone());
-        spawn_blocking(move || bound::most(&path, &body).ok().flatten()).await.ok().flatten()
+        spawn_blocking(move || bound::tokens_max(&path, &body).ok().flatten()).await.ok().flatten()
     };
-    most.map_or(UNBOUNDED_NANO, |most| most.nano(&price).max(UNBOUNDED_NANO))
+    most.map_or(UNBOUNDED_NANO, |most| most.nano_max(&price).max(UNBOUNDED_NANO))
 }
 
 /// The model that is put in the place of what the client wrote.

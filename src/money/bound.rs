@@ -36,16 +36,16 @@ const AHEAD_BYTES: usize = 64;
 
 /// The tokens that a request can take at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Most {
+pub struct TokensMax {
     input: u64,
     /// Of one answer; `None` where the request sets no limit.
     output: Option<u64>,
     answers: u64,
 }
 
-impl Most {
-    /// What it costs at most at this price.
-    pub fn nano(&self, price: &Price) -> Nano {
+impl TokensMax {
+    /// What it costs at most at this price, in billionths of a US dollar.
+    pub fn nano_max(&self, price: &Price) -> Nano {
         let output = self.output.unwrap_or(price.max_output_tokens);
         let completion_tokens = output.saturating_mul(self.answers);
         price.nano(Usage { prompt_tokens: self.input, completion_tokens })
@@ -53,7 +53,7 @@ impl Most {
 }
 
 /// Reads a request's bounds; `None` where the body is no JSON object. Blocks where it is a file.
-pub fn most(endpoint: &str, body: &Body) -> io::Result<Option<Most>> {
+pub fn tokens_max(endpoint: &str, body: &Body) -> io::Result<Option<TokensMax>> {
     let Ok(layout) = body.layout() else { return Ok(None) };
     let mut counted = Counted::default();
     let mut reader = body.reader();
@@ -74,7 +74,7 @@ pub fn most(endpoint: &str, body: &Body) -> io::Result<Option<Most>> {
     let limits = limits.map(|name| given(layout, name).and_then(number));
     let answers = ["n", "best_of"].map(|name| given(layout, name).map_or(1, |n| number(n).unwrap_or(ANSWERS_MAX)));
     let answers = answers.into_iter().max().unwrap_or(1).max(1).saturating_mul(lists);
-    Ok(Some(Most { input, output: limits.into_iter().flatten().max(), answers }))
+    Ok(Some(TokensMax { input, output: limits.into_iter().flatten().max(), answers }))
 }
 
 /// A member that is there and not null.
@@ -170,24 +170,24 @@ mod tests {
     const CHAT: &str = "/v1/chat/completions";
     const PRICE: Price = Price { usd_per_mtok_in: 1.0, usd_per_mtok_out: 10.0, max_output_tokens: 1_000 };
 
-    fn of(endpoint: &str, text: &str) -> Most {
-        most(endpoint, &Body::from(Bytes::copy_from_slice(text.as_bytes()))).unwrap().unwrap()
+    fn of(endpoint: &str, text: &str) -> TokensMax {
+        tokens_max(endpoint, &Body::from(Bytes::copy_from_slice(text.as_bytes()))).unwrap().unwrap()
     }
 
     #[test]
     fn bytes_bound_the_input_and_limits_the_output() {
         let text = r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"max_tokens":20,"n":3}"#;
         let most = of(CHAT, text);
-        assert_eq!(most, Most { input: text.len() as u64 + ADDED_TOKENS_MAX, output: Some(20), answers: 3 });
-        assert_eq!(most.nano(&PRICE), (most.input + 600) * 1_000);
+        assert_eq!(most, TokensMax { input: text.len() as u64 + ADDED_TOKENS_MAX, output: Some(20), answers: 3 });
+        assert_eq!(most.nano_max(&PRICE), (most.input + 600) * 1_000);
         let open = of(CHAT, r#"{"model":"m","messages":[1]}"#);
         assert_eq!((open.output, open.answers), (None, 1));
-        assert_eq!(open.nano(&PRICE), (open.input + 10_000) * 1_000);
+        assert_eq!(open.nano_max(&PRICE), (open.input + 10_000) * 1_000);
         let both = of(CHAT, r#"{"max_tokens":5,"max_completion_tokens":7.5,"n":null}"#);
         assert_eq!((both.output, both.answers), (Some(8), 1));
         assert_eq!(of(CHAT, r#"{"n":"many","max_tokens":"5"}"#).answers, ANSWERS_MAX);
         assert_eq!(of("/v1/completions", r#"{"prompt":["a","b","c"],"n":2}"#).answers, 2 * 4);
-        assert!(super::most(CHAT, &Body::from(Bytes::from_static(b"--form"))).unwrap().is_none());
+        assert!(super::tokens_max(CHAT, &Body::from(Bytes::from_static(b"--form"))).unwrap().is_none());
     }
 
     #[test]

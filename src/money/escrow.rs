@@ -2,12 +2,12 @@
 //!
 //! Owns its form. Three equal lines, each with its checksum: one flipped bit costs nothing, also between two lines. Decides nothing.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use crate::control::money::Escrow;
+use crate::durable::replace;
 
 const CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 /// First words of each line, with the version of the form.
@@ -54,26 +54,6 @@ fn parse(line: &str) -> Option<Escrow> {
     });
     let mut next = || numbers.next().flatten();
     Some(Escrow { day: next()?, taken: next()?, short: next()? })
-}
-
-/// Complete and synced before it has its name; the name is synced, too.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    File::open(folder)?.sync_all()
-}
-
-/// Makes the folder, and its name durable.
-pub(super) fn folder(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    path.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::escrow::replace;
 use crate::control::money::Nano;
 use crate::control::price::Usage;
+use crate::durable::replace;
 
 /// Days kept; older files are removed.
 pub const DAYS_MAX: u64 = 400;

@@ -5,11 +5,11 @@
 
 pub mod bound;
 mod escrow;
+mod handle;
 pub mod ledger;
 mod reservation;
-mod room;
 mod tick;
 
+pub use handle::{Money, News, Options, Order, Refused, View, usd};
 pub use reservation::{End, Reservation};
-pub use room::{Money, News, Options, Order, Refused, View, usd};
 pub use tick::Ticker;

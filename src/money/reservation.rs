@@ -2,7 +2,7 @@
 //!
 //! Whatever way an attempt ends, its reservation is settled: one that is dropped unsaid counts with all of it.
 
-use super::room::{Money, Order};
+use super::handle::{Money, Order};
 use crate::control::price::Usage;
 
 /// How an attempt ended, as far as money goes.

@@ -5,8 +5,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::handle::{Money, News};
 use super::ledger::Day;
-use super::room::{Money, News};
 use crate::clock;
 
 /// How often the ledger is put on disk while something is spent. A crash loses what came since, as names: under a cap

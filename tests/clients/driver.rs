@@ -14,7 +14,7 @@ use crate::cell::Cell;
 use crate::install::{self, Installed};
 use crate::rows::Client;
 use crate::steps::{self, Step};
-use crate::support::{Bench, Settings, free_port};
+use crate::support::{Bench, Settings, listening};
 
 /// The longest wait of a client is for a ticket: three tries of up to 30 s each, and its own pauses between them.
 const STEP: Duration = Duration::from_secs(150);
@@ -80,8 +80,7 @@ impl Program {
 
 /// Does every step; returns the cells in the table's order.
 pub async fn cells(client: &Client, installed: &Installed) -> Vec<Cell> {
-    let place = format!("127.0.0.1:{}", free_port());
-    let http = format!("listen = [\"{place}\"]");
+    let (http, place) = listening();
     let bench = Bench::with(Settings { http, ..Settings::default() }).await;
     let target = if client.by_socket { bench.daemon.socket().display().to_string() } else { format!("http://{place}") };
     let log = install::folder(&format!("{}.log", client.name.replace(' ', "-")));

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use tokio::process::Command;
 
 use crate::install::{self, Missing};
-use crate::support::{Bench, KEY, Settings, free_port};
+use crate::support::{Bench, KEY, Settings, listening};
 
 /// How the suite ended on both ways.
 pub struct Suite {
@@ -40,8 +40,7 @@ impl Suite {
 pub async fn run(fresh: bool) -> Result<Suite, Missing> {
     let packages = ["langchain-tests", "langchain-openai"];
     let (python, versions) = install::packages("langchain-tests", &packages, fresh).await?;
-    let place = format!("127.0.0.1:{}", free_port());
-    let http = format!("listen = [\"{place}\"]");
+    let (http, place) = listening();
     let bench = Bench::with(Settings { http, ..Settings::default() }).await;
     let one = async |base: &str| {
         let mut suite = Command::new(&python);

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use holdfast::cli::simulate::{Faults, Mode};
 use serde_json::{Value, json};
 
-use crate::support::{Ask, Bench, Reply, Settings, chat_body, events, stream_text, until};
+use crate::support::{Ask, Bench, Reply, Settings, chat_body, events, listening, refusing, stream_text, until};
 
 fn cached(lines: &str) -> Settings {
     Settings { cache: lines.to_owned(), ..Settings::default() }
@@ -142,7 +142,7 @@ async fn answers_that_are_cut_call_tools_or_fail_are_not_kept() {
     for _ in 0..2 {
         assert_eq!(how(&bench.daemon.send(ask(&exact("filtered"))).await), MISS);
     }
-    bench.uplink.set_faults(crate::support::refusing(400)).await;
+    bench.uplink.set_faults(refusing(400)).await;
     let refused = bench.daemon.send(ask(&exact("refused"))).await;
     assert_eq!((refused.status, refused.header("x-cache")), (400, "MISS"));
     bench.uplink.set_faults(Faults::default()).await;
@@ -180,42 +180,24 @@ async fn a_stream_is_kept_as_a_stream() {
     assert_eq!(bench.answered("streamed words"), 1);
 }
 
-/// Asks over TCP, which is another source than the UNIX socket.
-async fn over_tcp(port: u16, body: &Value) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let text = body.to_string();
-    let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        text.len()
-    );
-    stream.write_all((head + &text).as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer.to_ascii_lowercase()
-}
-
-async fn across_sources(lines: &str, expected: &str) {
-    let port = crate::support::free_port();
-    let http = format!("listen = [\"127.0.0.1:{port}\"]");
+async fn across_sources(lines: &str, expected: (u16, &str, &str)) {
+    let (http, address) = listening();
     let bench = Bench::with(Settings { http, ..cached(lines) }).await;
     let body = exact("whose");
     assert_eq!(how(&bench.daemon.send(ask(&body)).await), MISS);
-    let there = over_tcp(port, &body).await;
-    assert!(there.contains(&format!("x-cache: {expected}")), "{there}");
-    assert!(over_tcp(port, &body).await.contains("x-cache: hit"));
+    assert_eq!(how(&ask(&body).send_to_tcp(&address).await), expected);
+    assert_eq!(how(&ask(&body).send_to_tcp(&address).await), HIT);
     assert_eq!(how(&bench.daemon.send(ask(&body)).await), HIT);
 }
 
 #[tokio::test]
 async fn what_one_source_asked_is_not_anothers() {
-    across_sources("ttl = \"5m\"", "miss").await;
+    across_sources("ttl = \"5m\"", MISS).await;
 }
 
 #[tokio::test]
 async fn sources_share_where_it_is_switched_on() {
-    across_sources("ttl = \"5m\"\nshared = true", "hit").await;
+    across_sources("ttl = \"5m\"\nshared = true", HIT).await;
 }
 
 #[tokio::test]
@@ -354,7 +336,7 @@ async fn a_hundred_at_once_are_one_send() {
 #[tokio::test]
 async fn a_failure_is_everybodys_and_makes_no_stampede() {
     let bench = slow_bench().await;
-    bench.uplink.set_faults(Faults { delay_ms: 500, ..crate::support::refusing(400) }).await;
+    bench.uplink.set_faults(Faults { delay_ms: 500, ..refusing(400) }).await;
     let replies = join_all((0..50).map(|_| bench.daemon.send(ask(&exact("bad"))))).await;
     assert!(replies.iter().all(|reply| reply.status == 400), "{:?}", replies[0]);
     assert_eq!(bench.uplink.requests_total(), 1);

@@ -51,35 +51,43 @@ async fn finish(command: &mut Command) -> String {
     said
 }
 
+async fn openai_python(version: u32) -> PathBuf {
+    python(&format!("openai{version}"), &[&format!("openai=={version}.*")]).await
+}
+
+/// Does these steps of a client's program of `tests/clients`; all that it said.
+async fn steps(python: &Path, program: &str, bench: &Bench, steps: &[&str]) -> String {
+    let mut command = Command::new(python);
+    command.arg(script("clients/python").join(program)).arg(bench.daemon.socket()).args(steps);
+    let said = finish(command.env("PYTHONDONTWRITEBYTECODE", "1")).await;
+    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), steps.len(), "{said}");
+    said
+}
+
 async fn openai(version: u32) {
-    let python = python(&format!("openai{version}"), &[&format!("openai=={version}.*")]).await;
+    let python = openai_python(version).await;
     let bench = Bench::start().await;
-    let run = async |steps: &[&str]| {
-        let mut command = Command::new(&python);
-        finish(command.arg(script("python/openai_client.py")).arg(bench.daemon.socket()).args(steps)).await
-    };
+    let run = async |names: &[&str]| steps(&python, "openai_client.py", &bench, names).await;
     run(&["plain", "stream", "tools", "json", "embeddings", "models", "error"]).await;
     bench.outage(Faults::failing(Mode::Refuse)).await;
-    let said = run(&["offline", "ticket"]).await;
+    let said = run(&["offline", "offline_stream", "queued"]).await;
     let id = said.lines().find_map(|line| line.strip_prefix("id ")).expect("the ticket's id").to_owned();
     assert_eq!(bench.daemon.backlog().await, 3, "two offline answers and one ticket: nothing twice");
     let said = run(&["begin"]).await;
-    let later = said.lines().find_map(|line| line.strip_prefix("later ")).expect("what is fetched later").to_owned();
+    let later =
+        said.lines().find_map(|line| line.strip_prefix("later ")).expect("a batch's and a response's id").to_owned();
     bench.recover().await;
-    let (batch, response) = later.split_once(' ').expect("a batch and a response");
-    run(&["fetch", batch, response]).await;
+    run(&[&format!("fetch={later}")]).await;
     assert_eq!((bench.answered("python line 0"), bench.answered("python background")), (1, 1));
     assert_eq!(bench.answered("python doomed"), 0);
     assert_eq!(bench.daemon.record(&id).await["state"], "answered");
-    assert_eq!(bench.answered("python ticket"), 1);
+    assert_eq!(bench.answered("python queued"), 1);
 }
 
 #[tokio::test]
 async fn openai_python_reads_kept_answers() {
-    let python = python("openai2", &["openai==2.*"]).await;
     let bench = Bench::with(Settings { cache: "ttl = \"5m\"".to_owned(), ..Settings::default() }).await;
-    let mut command = Command::new(&python);
-    finish(command.arg(script("openai_client.py")).arg(bench.daemon.socket()).arg("kept")).await;
+    steps(&openai_python(2).await, "openai_client.py", &bench, &["kept"]).await;
     assert_eq!((bench.answered("python kept"), bench.answered("python kept stream")), (1, 1));
 }
 
@@ -102,11 +110,8 @@ async fn openai_python_3() {
 async fn ollama_python() {
     let python = python("ollama", &["ollama"]).await;
     let bench = Bench::start().await;
-    let steps = ["chat", "stream", "generate", "picture", "tools", "schema", "embed", "lists", "refused"];
-    let mut command = Command::new(&python);
-    let said =
-        finish(command.arg(script("clients/python/ollama_client.py")).arg(bench.daemon.socket()).args(steps)).await;
-    assert_eq!(said.lines().filter(|line| line.starts_with("ok ")).count(), steps.len(), "{said}");
+    let names = ["chat", "stream", "generate", "picture", "tools", "schema", "embed", "lists", "refused"];
+    steps(&python, "ollama_client.py", &bench, &names).await;
 }
 
 /// Starts llama.cpp's server with a tiny model of random weights.

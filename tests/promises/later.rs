@@ -8,7 +8,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::disk::Disk;
-use crate::support::{Ask, Bench, Daemon, Reply, Settings, free_port, until, within};
+use crate::support::{Ask, Bench, Daemon, Reply, Settings, listening, until};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -235,8 +235,7 @@ async fn what_is_no_batch_is_refused_in_words_or_passed_on() {
 /// A caller over TCP is another source than one over the socket.
 #[tokio::test]
 async fn another_source_finds_nothing() {
-    let address = format!("127.0.0.1:{}", free_port());
-    let http = format!("listen = [\"{address}\"]");
+    let (http, address) = listening();
     let bench = Bench::offline(Settings { http, ..Settings::without_local() }).await;
     let daemon = &bench.daemon;
     let file = upload(daemon, &line("a", "x")).await;
@@ -248,14 +247,14 @@ async fn another_source_finds_nothing() {
         (format!("/v1/batches/{id}"), "batch_not_found"),
         (format!("/v1/responses/{response}"), "response_not_found"),
     ] {
-        let theirs = within("an answer", 20, Ask::get(&path).send_to_tcp(&address)).await.unwrap();
+        let theirs = Ask::get(&path).send_to_tcp(&address).await;
         theirs.assert_error(404, code);
         assert_eq!(daemon.get(&path).await.status, 200);
     }
-    let theirs = within("an answer", 20, create_of(&file, CHAT).send_to_tcp(&address)).await.unwrap();
+    let theirs = create_of(&file, CHAT).send_to_tcp(&address).await;
     theirs.assert_error(404, "file_not_found");
     for list in ["/v1/files", "/v1/batches"] {
-        let theirs = within("an answer", 20, Ask::get(list).send_to_tcp(&address)).await.unwrap().json();
+        let theirs = Ask::get(list).send_to_tcp(&address).await.json();
         assert_eq!(theirs["data"], json!([]));
     }
 }

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use holdfast::cli::simulate::Faults;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-use crate::support::{Ask, Bench, Settings, chat_body, free_port, until};
+use crate::support::{Ask, Bench, Settings, listening, until};
 
 const BURST: u32 = 6;
 
@@ -67,22 +65,10 @@ async fn looking_costs_nothing_and_an_outage_is_limited_too() {
     assert_eq!(bench.daemon.backlog().await, stored as u64, "what was refused was stored");
 }
 
-/// Over TCP it is another source than over the socket.
-async fn ask_over_tcp(port: u16, user: &str) -> String {
-    let body = chat_body(user).to_string();
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close";
-    let request = format!("{head}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
-
 #[tokio::test]
 async fn a_flood_that_takes_every_place_holds_up_no_other_source() {
-    let port = free_port();
-    let http = format!("listen = [\"127.0.0.1:{port}\"]\nmax_in_flight = 2");
+    let (listen, address) = listening();
+    let http = format!("{listen}\nmax_in_flight = 2");
     let bench = Bench::with(Settings { http, ..Settings::default() }).await;
     // The first two are held, so that all others wait for a place.
     bench.uplink.set_faults(Faults { delay_ms: 3_000, ..Faults::default() }).await;
@@ -92,10 +78,10 @@ async fn a_flood_that_takes_every_place_holds_up_no_other_source() {
     let other = async {
         until("the places to be taken", 10, || async { (asks().count() == 2).then_some(()) }).await;
         bench.uplink.set_faults(Faults::default()).await;
-        ask_over_tcp(port, "other").await
+        Ask::chat("other").send_to_tcp(&address).await
     };
     let (flood, other) = tokio::join!(flood, other);
-    assert!(other.starts_with("HTTP/1.1 200"), "{other}");
+    assert_eq!(other.status, 200, "{}", other.text());
     let place = asks().position(|seen| seen.user == "other").unwrap();
     assert!(place <= 4, "{place} went before the other source");
     let refused: Vec<_> = flood.iter().filter(|reply| reply.status == 429).collect();

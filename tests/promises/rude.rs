@@ -3,18 +3,18 @@
 use std::path::Path;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream};
 
 use holdfast::cli::simulate::Faults;
 
-use crate::support::{Ask, Bench, Settings, chat_body, until, within};
+use crate::support::{Ask, Bench, Settings, chat_body, free_port, until, within};
 
 /// Connections of one peer, as the product's documents name it.
 const PEER_CONNECTIONS_MAX: usize = 1_152;
 
 /// A bench that listens on TCP too; and the port.
 async fn on_tcp() -> (Bench, u16) {
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let free = free_port();
     let http = format!("listen = [\"127.0.0.1:{free}\"]\nallowed_hosts = [\"gateway.lan\"]");
     (Bench::with(Settings { http, ..Settings::default() }).await, free)
 }

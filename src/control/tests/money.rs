@@ -6,12 +6,12 @@ use super::*;
 
 const CAP: Nano = 10_000;
 
-fn purse() -> Money {
-    Money::new(CAP, Escrow { day: 7, ..Escrow::default() }, 0)
+fn purse() -> Purse {
+    Purse::new(CAP, Escrow { day: 7, ..Escrow::default() }, 0)
 }
 
 /// Takes what it is told to take at once, as a disk that works does.
-fn granted(money: &mut Money, need: Nano) -> Fit {
+fn granted(money: &mut Purse, need: Nano) -> Fit {
     match money.reserve(need) {
         Fit::Take(taken) => {
             money.took(money.day(), taken);
@@ -45,7 +45,7 @@ fn what_is_under_way_is_waited_for_and_what_is_spent_is_not() {
 
 #[test]
 fn no_cap_counts_and_never_asks_the_disk() {
-    let mut money = Money::new(0, Escrow::default(), 0);
+    let mut money = Purse::new(0, Escrow::default(), 0);
     assert_eq!(money.reserve(u64::MAX), Fit::Granted);
     money.settle(u64::MAX, 5);
     assert_eq!((money.spent(), money.reserved(), money.owes()), (5, 0, None));
@@ -74,12 +74,12 @@ fn a_crash_spends_what_was_taken_and_a_raised_cap_frees() {
     granted(&mut money, 9_900);
     money.settle(9_900, 9_000);
     granted(&mut money, 2_000);
-    let mut after = Money::new(CAP, money.escrow(), 0);
+    let mut after = Purse::new(CAP, money.escrow(), 0);
     assert_eq!((after.spent(), after.short()), (CAP, Some(2_000)));
     assert_eq!(after.reserve(1), Fit::Short);
-    let raised = Money::new(2 * CAP, money.escrow(), 0);
+    let raised = Purse::new(2 * CAP, money.escrow(), 0);
     assert_eq!(raised.short(), None);
-    let known = Money::new(CAP, Escrow { day: 7, taken: 10, short: 0 }, 400);
+    let known = Purse::new(CAP, Escrow { day: 7, taken: 10, short: 0 }, 400);
     assert_eq!(known.spent(), 400, "the ledger's word counts, too");
 }
 
@@ -109,7 +109,7 @@ impl Dice {
 
 /// A service that bills each request when it arrives, and the disk below the purse.
 struct World {
-    money: Money,
+    money: Purse,
     disk: Escrow,
     cap: Nano,
     today: u64,
@@ -125,7 +125,7 @@ impl World {
     fn new(dice: &mut Dice) -> World {
         let cap = 1_000 + dice.below(100_000);
         let disk = Escrow { day: 100, ..Escrow::default() };
-        let money = Money::new(cap, disk, 0);
+        let money = Purse::new(cap, disk, 0);
         World { money, disk, cap, today: 100, billed: 0, under_way: Vec::new(), crashes: 0, granted: 0 }
     }
 
@@ -163,7 +163,7 @@ impl World {
     fn crash(&mut self) {
         self.crashes += 1;
         self.under_way.clear();
-        self.money = Money::new(self.cap, self.disk, 0);
+        self.money = Purse::new(self.cap, self.disk, 0);
         self.money.turn(self.today);
     }
 

@@ -285,10 +285,7 @@ pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Resp
 /// Where it stands then: `cancelled`, or the final state that it had before.
 async fn try_cancel(app: &App, id: &str) -> Result<RequestState, Refusal> {
     match app.gateway.cancel(id).await?.ok_or_else(Refusal::no_such_request)? {
-        RequestState::Sending => {
-            let message = "it is being sent right now; ask again when the attempt has ended";
-            Err(Refusal::new(StatusCode::CONFLICT, "request_sending", message).retry_after(5))
-        }
+        RequestState::Sending => Err(Refusal::request_sending()),
         RequestState::Cancelled => Ok(RequestState::Cancelled),
         state => {
             let message = format!("it is {state} already; only waiting requests can be cancelled");

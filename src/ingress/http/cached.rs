@@ -3,6 +3,8 @@
 //! Owns those steps and `X-Cache`. Whether an answer is worth keeping, its key and its age are `cache`'s; the way to an
 //! uplink is that of every other request.
 
+mod lead;
+
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,23 +13,19 @@ use std::time::Duration;
 use axum::body::Body as HttpBody;
 use axum::response::Response;
 use bytes::Bytes;
-use futures_util::stream as streams;
-use http_body_util::BodyExt;
 use hyper::StatusCode;
-use hyper::body::Body as _;
-use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use hyper::http::response::Parts;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{self, Origin};
 use super::call::Call;
 use super::refusal::Refusal;
 use super::{plain, stream};
 use crate::body::{Body, PIECE_BYTES};
-use crate::cache::flights::{Flights, Follow, Lead, Part, Waited};
+use crate::cache::flights::{Flights, Follow, Part, Waited};
 use crate::cache::key::{self, Key, Question};
 use crate::cache::shelf::Standing;
-use crate::cache::worth::{self, ANSWER_BYTES_MAX, Asked};
+use crate::cache::worth::{self, Asked};
 use crate::cache::{Cache, Found};
 use crate::clock;
 use crate::control::types::Policy;
@@ -36,16 +34,11 @@ use crate::gateway::Gateway;
 /// Memory in KiB for answers on their way, all together, that may be kept or shared. One that finds no room is passed on
 /// as ever, is not kept, and whoever waited for it is sent by itself.
 const ROOM_KIB: usize = 4 * 1024;
-/// Pieces of an answer between the send and its caller: a caller who reads slowly holds up nobody who waits for the same,
-/// as long as the answer is one that can be shared at all.
-const PIECES_MAX: usize = 4096;
 /// How long one waits for an identical request that is under way, unless its client stated a shorter time: with it the
 /// longest attempt has ended, and more than one rarely follows.
 const FOLLOW_TIME: Duration = Duration::from_secs(280);
 /// How often a request whose leader went away begins anew, before it goes by itself.
 const TURNS_MAX: usize = 3;
-/// The event that ends a stream.
-const DONE: &[u8] = b"data: [DONE]\n\n";
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// Cache and flights, as the HTTP side has them.
@@ -69,9 +62,9 @@ impl Cached {
     }
 }
 
-/// A request's place in the cache, and what is known of its own send.
+/// A request that the cache has a key for, and what is known of its own send.
 #[derive(Debug)]
-pub struct Place {
+pub struct Keyed {
     key: Key,
     /// Whether an uplink's answer went out, and how it was counted.
     how: OnceLock<(bool, &'static str)>,
@@ -79,7 +72,7 @@ pub struct Place {
     is_alone: AtomicBool,
 }
 
-impl Place {
+impl Keyed {
     /// The caller has an answer from there, in this way.
     pub fn answered(&self, origin: &Origin, outcome: &'static str) {
         let _ = self.how.set((origin.class() == "uplink", outcome));
@@ -114,11 +107,11 @@ pub struct Shared {
 
 /// Answers a request that repeats no stored one.
 pub async fn answer(call: Arc<Call>) -> Response {
-    let Some(key) = place(&call).await else { return direct(call).await };
-    let place = Place { key, how: OnceLock::new(), is_alone: AtomicBool::new(false) };
-    let call = Arc::new(Call { cache: Some(Arc::new(place)), ..Call::clone(&call) });
+    let Some(key) = cache_key(&call).await else { return direct(call).await };
+    let keyed = Keyed { key, how: OnceLock::new(), is_alone: AtomicBool::new(false) };
+    let call = Arc::new(Call { cache: Some(Arc::new(keyed)), ..Call::clone(&call) });
     if wants_new(&call) {
-        return lead(call, None).await;
+        return lead::lead(call, None).await;
     }
     let cached = &call.app.cached;
     for _ in 0..TURNS_MAX {
@@ -130,7 +123,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
         match cached.flights.join(key) {
             // It came while this one was on its way here.
             Part::Leader(lead) if cached.cache.has_fresh(&key) => drop(lead),
-            Part::Leader(leader) => return lead(call.clone(), Some(leader)).await,
+            Part::Leader(leader) => return lead::lead(call.clone(), Some(leader)).await,
             Part::Alone => break,
             Part::Follower(follow) if call.head.stream => {
                 let mut response = stream::follow(call.clone(), follow).await;
@@ -174,8 +167,8 @@ fn wants_new(call: &Call) -> bool {
     call.wants.anew || call.was_answered
 }
 
-/// The key of a request that has a place in the cache.
-async fn place(call: &Arc<Call>) -> Option<Key> {
+/// The key of a request that may come from the cache.
+async fn cache_key(call: &Arc<Call>) -> Option<Key> {
     let asked = Asked {
         endpoint: call.endpoint,
         temperature_is_zero: call.head.temperature_is_zero,
@@ -238,12 +231,12 @@ pub fn kept(call: &Call, body: Body, origin: &Origin) -> Response {
 
 /// What is kept for a request that no uplink can answer now. `fail` asks for an uplink or nothing.
 pub async fn while_offline(call: &Call) -> Option<(Body, Origin)> {
-    let place = call.cache.as_ref()?;
-    place.is_alone.store(true, Ordering::Release);
+    let keyed = call.cache.as_ref()?;
+    keyed.is_alone.store(true, Ordering::Release);
     if call.wants.policy == Policy::Fail || wants_new(call) {
         return None;
     }
-    let found = call.app.cached.cache.get(&place.key).await?;
+    let found = call.app.cached.cache.get(&keyed.key).await?;
     let result = if matches!(found.standing, Standing::Fresh(_)) { "hit" } else { "stale" };
     call.app.gateway.metrics().cache(result);
     Some((found.body, origin_of(found.standing)))
@@ -330,160 +323,4 @@ impl Shared {
 
 fn is_stream(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// Sends it, for itself and for all who ask the same meanwhile.
-async fn lead(call: Arc<Call>, leader: Option<Lead<Landing>>) -> Response {
-    let (head, begun) = oneshot::channel();
-    let (pieces, inbox) = mpsc::channel(PIECES_MAX);
-    // By itself, so that a caller who goes away takes nothing from those who wait.
-    tokio::spawn(carry(call.clone(), leader, head, pieces));
-    let Ok(head) = begun.await else { return call.app.refused(&call, Refusal::truncated()) };
-    let body = streams::unfold(inbox, |mut inbox| async move { Some((inbox.recv().await?, inbox)) });
-    Response::from_parts(head, HttpBody::from_stream(body))
-}
-
-type Pieces = mpsc::Sender<io::Result<Bytes>>;
-
-async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Sender<Parts>, pieces: Pieces) {
-    let nobody_left = async {
-        pieces.closed().await;
-        if let Some(leader) = &leader {
-            leader.forsaken().await;
-        }
-    };
-    let landed = tokio::select! {
-        landed = send(&call, head, &pieces) => landed,
-        // Dropping the send gives the attempt up and frees its slot.
-        () = nobody_left => return,
-    };
-    if let Some(leader) = leader {
-        leader.land(landed);
-    }
-}
-
-/// The send itself: its answer goes to its caller as it comes, and is collected for the others and for later.
-async fn send(call: &Arc<Call>, head: oneshot::Sender<Parts>, pieces: &Pieces) -> Landing {
-    let (mut parts, mut body) = direct(call.clone()).await.into_parts();
-    mark(call, &mut parts.headers);
-    if let Some(length) = body.size_hint().exact() {
-        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-    }
-    let (status, headers) = (parts.status, parts.headers.clone());
-    let streamed = is_stream(&headers);
-    // Callers who are gone are no reason to stop: somebody waits, or this would not run.
-    let _ = head.send(parts);
-    let mut collected = Collected::new(call.app.cached.room.clone());
-    let mut last = None;
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            let _ = pieces.send(Err(io::ErrorKind::ConnectionAborted.into())).await;
-            return broken(call);
-        };
-        let Ok(piece) = frame.into_data() else { continue };
-        if piece != stream::KEEP_ALIVE {
-            collected.push(&piece);
-        }
-        hand_on(pieces, last.take(), &collected).await;
-        // After the last byte its caller may ask again at once, and is to find it.
-        if streamed && piece != DONE {
-            hand_on(pieces, Some(piece), &collected).await;
-        } else {
-            last = Some(piece);
-        }
-    }
-    let landing = collected.end(call, status, headers).await;
-    if let Some(last) = last {
-        let _ = pieces.send(Ok(last)).await;
-    }
-    landing
-}
-
-/// What broke off for one broke off for all: it may have been billed.
-fn broken(call: &Call) -> Landing {
-    let place = call.cache.as_ref();
-    if place.is_none_or(|place| place.is_alone()) {
-        return Landing::Own;
-    }
-    let refusal = Refusal::truncated();
-    let body = refusal.json();
-    let headers = refusal.into_response().headers().clone();
-    let status = StatusCode::BAD_GATEWAY;
-    Landing::Shared(Arc::new(Shared { status, headers, body, is_good: false, outcome: "unknown", _room: None }))
-}
-
-/// Where an answer is too large to be kept, a slow caller slows its uplink down, as ever.
-async fn hand_on(pieces: &Pieces, piece: Option<Bytes>, collected: &Collected) {
-    let Some(piece) = piece else { return };
-    if collected.too_much {
-        let _ = pieces.reserve_many(PIECES_MAX - 1).await;
-    }
-    let _ = pieces.send(Ok(piece)).await;
-}
-
-/// An answer as it comes.
-struct Collected {
-    bytes: Vec<u8>,
-    room: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
-    too_much: bool,
-}
-
-impl Collected {
-    fn new(room: Arc<Semaphore>) -> Self {
-        Self { bytes: Vec::new(), room, held: None, too_much: false }
-    }
-
-    /// One more piece, copied: what a connection hands over may be a small part of a large buffer.
-    fn push(&mut self, piece: &[u8]) {
-        let wanted = self.bytes.len() + piece.len();
-        if self.too_much || wanted > ANSWER_BYTES_MAX || !self.grow(wanted) {
-            (self.bytes, self.held, self.too_much) = (Vec::new(), None, true);
-            return;
-        }
-        self.bytes.extend_from_slice(piece);
-    }
-
-    fn grow(&mut self, bytes: usize) -> bool {
-        let more = bytes.div_ceil(1024) - self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let Ok(permit) = self.room.clone().try_acquire_many_owned(more as u32) else { return false };
-        match &mut self.held {
-            Some(held) => held.merge(permit),
-            None => self.held = Some(permit),
-        }
-        true
-    }
-
-    /// All of it came: kept where it is worth it, and handed to those who wait.
-    async fn end(self, call: &Arc<Call>, status: StatusCode, mut headers: HeaderMap) -> Landing {
-        let Some(place) = &call.cache else { return Landing::Own };
-        if self.too_much || place.is_alone() {
-            return Landing::Own;
-        }
-        let (from_uplink, outcome) = place.how.get().copied().unwrap_or((false, "refused"));
-        let is_good = status == StatusCode::OK && from_uplink && outcome == "ok";
-        let body = Bytes::from(self.bytes);
-        if is_good {
-            keep(call, place.key, &body).await;
-        }
-        headers.remove(CONTENT_LENGTH);
-        Landing::Shared(Arc::new(Shared { status, headers, body, is_good, outcome, _room: self.held }))
-    }
-}
-
-/// Keeps an answer that is worth it. Of a large one, judging and summing is no work for the threads that serve.
-async fn keep(call: &Arc<Call>, key: Key, body: &Bytes) {
-    let (call, body) = (call.clone(), body.clone());
-    let is_large = body.len() > PIECE_BYTES;
-    let keep = move || {
-        if worth::is_worth(call.endpoint, call.head.stream, &body) && call.fits(&body) {
-            call.app.cached.cache.put(key, body);
-        }
-    };
-    if is_large {
-        // What panics there is not kept.
-        let _ = tokio::task::spawn_blocking(keep).await;
-    } else {
-        keep();
-    }
 }

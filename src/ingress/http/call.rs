@@ -14,7 +14,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use tokio::time::{sleep_until, timeout};
 
 use super::App;
-use super::cached::Place;
+use super::cached::Keyed;
 use super::refusal::Refusal;
 use super::wants::Wants;
 use crate::body::{Bodies, Body};
@@ -68,8 +68,8 @@ pub struct Call {
     pub task: Option<u16>,
     /// An uplink has answered it once already, and the answer did not fit the task.
     pub was_answered: bool,
-    /// Its place in the cache, where it has one.
-    pub cache: Option<Arc<Place>>,
+    /// Its key in the cache, where it may come from there.
+    pub cache: Option<Arc<Keyed>>,
 }
 
 impl Call {

@@ -4,8 +4,6 @@
 //! The lists come from the probes, so nothing is asked twice.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +17,7 @@ use super::App;
 use super::answer::{Origin, json};
 use super::refusal::Refusal;
 use crate::control::auto::AUTO;
+use crate::durable;
 
 /// Models kept of one uplink.
 const MODELS_MAX: usize = 5000;
@@ -69,15 +68,9 @@ impl Models {
         }
     }
 
-    /// Written beside, synced and renamed: a cut leaves the old list or the new one.
     fn keep(&self, uplink: &str, text: &str) -> std::io::Result<()> {
-        std::fs::create_dir_all(&self.folder)?;
-        let path = list_file(&self.folder, uplink);
-        let beside = path.with_extension("new");
-        let mut file = File::create(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(beside, path)
+        durable::make_folder(&self.folder)?;
+        durable::replace(&list_file(&self.folder, uplink), text.as_bytes())
     }
 
     fn all(&self) -> Vec<Value> {

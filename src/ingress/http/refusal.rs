@@ -63,6 +63,12 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, "request_not_found", "no stored request has this id; it may have been pruned")
     }
 
+    /// 409 for what cannot be cancelled or removed because it is on its way.
+    pub fn request_sending() -> Self {
+        let message = "it is being sent right now; ask again when the attempt has ended";
+        Self::new(StatusCode::CONFLICT, "request_sending", message).retry_after(5)
+    }
+
     /// 503 while the process ends.
     pub fn stopping() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the gateway is stopping; send this again in a moment")

@@ -147,7 +147,7 @@ async fn try_cancel(app: &App, source: &str, id: &str) -> Result<Response, Refus
     let record = find(app, source, id).await?;
     match app.gateway.cancel(&record.id).await?.ok_or_else(|| no_such(id))? {
         RequestState::Cancelled => shown(app, find(app, source, id).await?).await,
-        RequestState::Sending => Err(sending()),
+        RequestState::Sending => Err(Refusal::request_sending()),
         state => {
             let message = format!("it is {state} already; only waiting responses can be cancelled");
             Err(Refusal::new(StatusCode::CONFLICT, "not_cancellable", message).header("x-should-retry", "false"))
@@ -155,15 +155,10 @@ async fn try_cancel(app: &App, source: &str, id: &str) -> Result<Response, Refus
     }
 }
 
-fn sending() -> Refusal {
-    let message = "it is being sent right now; ask again when the attempt has ended";
-    Refusal::new(StatusCode::CONFLICT, "request_sending", message).retry_after(5)
-}
-
 async fn delete(app: &App, source: &str, id: &str) -> Result<Response, Refusal> {
     let record = find(app, source, id).await?;
     if app.gateway.cancel(&record.id).await? == Some(RequestState::Sending) {
-        return Err(sending());
+        return Err(Refusal::request_sending());
     }
     if !app.gateway.spool().forget(record.id).await? {
         return Err(no_such(id));

@@ -1,7 +1,9 @@
 """What an unmodified openai-python (1, 2 or 3) must be able to do through holdfast. Usage: see steps.py."""
 import base64
+import io
 import json
 import struct
+import time
 
 import openai
 import steps
@@ -12,6 +14,9 @@ WAITING = {}
 
 def client(**more):
     options = dict(api_key="anything", timeout=60)
+    if steps.HAS_STEPS_GIVEN:
+        # Nothing may be hidden by a second try.
+        options.update(timeout=20, max_retries=0)
     options.update(more)
     if TARGET.startswith("http"):
         return openai.OpenAI(base_url=TARGET + "/v1", **options)
@@ -167,9 +172,85 @@ def later(text):
     return "by its id"
 
 
+def kept(text):
+    def once(expected):
+        raw = client().chat.completions.with_raw_response.create(**ask(text, temperature=0))
+        assert raw.headers["x-cache"] == expected, dict(raw.headers)
+        pieces, usage = [], None
+        more = dict(temperature=0, stream=True, stream_options={"include_usage": True})
+        for chunk in say(text + " stream", **more):
+            pieces += [choice.delta.content or "" for choice in chunk.choices]
+            usage = chunk.usage or usage
+        embedded = client().embeddings.create(model="text-embedding-3-small", input=["a", "b"])
+        return raw.parse(), "".join(pieces), usage, embedded
+
+    first, second = once("MISS"), once("HIT")
+    assert first == second, (first, second)
+    same(second[1], f"uplink answer to: {text} stream")
+    assert second[2].total_tokens > 0, second
+
+
+def lines():
+    for n in range(3):
+        body = ask("python line %d" % n)
+        yield json.dumps(dict(custom_id="line-%d" % n, method="POST", url="/v1/chat/completions", body=body))
+
+
+def begin(_text):
+    """In the outage: a batch and a background response are taken."""
+    content = io.BytesIO("\n".join(lines()).encode())
+    file = client().files.create(file=("lines.jsonl", content), purpose="batch")
+    assert file.object == "file" and file.purpose == "batch" and file.bytes > 0, file
+    assert file.id in [known.id for known in client().files.list(purpose="batch")]
+    assert client().files.retrieve(file.id).filename == "lines.jsonl"
+    batch = client().batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
+                                    metadata={"shift": "late"})
+    assert batch.status in ("validating", "in_progress") and batch.metadata == {"shift": "late"}, batch
+    unwanted = client().batches.create(input_file_id=file.id, endpoint="/v1/chat/completions",
+                                       completion_window="24h")
+    assert client().batches.cancel(unwanted.id).status in ("cancelling", "cancelled")
+    # Two pages of one.
+    assert [known.id for known in client().batches.list(limit=1)] == [unwanted.id, batch.id]
+    response = client().responses.create(model="gpt-4o", input="python background", background=True)
+    assert response.status == "queued" and client().responses.retrieve(response.id).output_text == "", response
+    doomed = client().responses.create(model="gpt-4o", input="python doomed", background=True)
+    assert client().responses.cancel(doomed.id).status == "cancelled"
+    client().responses.delete(doomed.id)
+    print("later", batch.id, response.id)
+
+
+def fetch(ids):
+    """After the outage: the batch and the response that these ids name are there."""
+    batch_id, response_id = ids.split()
+    until = time.monotonic() + 60
+    while client().batches.retrieve(batch_id).status != "completed":
+        assert time.monotonic() < until, client().batches.retrieve(batch_id)
+        time.sleep(0.05)
+    batch = client().batches.retrieve(batch_id)
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (3, 0), batch
+    answers = [json.loads(line) for line in client().files.content(batch.output_file_id).text.splitlines()]
+    said = {a["custom_id"]: a["response"]["body"]["choices"][0]["message"]["content"] for a in answers}
+    assert said == {"line-%d" % n: "uplink answer to: python line %d" % n for n in range(3)}, said
+    client().files.delete(batch.input_file_id)
+    try:
+        client().files.retrieve(batch.input_file_id)
+    except openai.NotFoundError:
+        pass
+    else:
+        raise AssertionError("a deleted file is there")
+    while client().responses.retrieve(response_id).status in ("queued", "in_progress"):
+        assert time.monotonic() < until, client().responses.retrieve(response_id)
+        time.sleep(0.05)
+    response = client().responses.retrieve(response_id)
+    assert response.status == "completed" and response.id == response_id, response
+    assert response.output_text == "uplink answer to: python background", response
+    assert response.usage.output_tokens > 0, response
+
+
 STEPS = dict(
     plain=plain, stream=stream, tools=tools, schema=schema, json=json_mode, picture=picture, embeddings=embeddings,
     models=models, error=error, refused=refused, failing=failing, cut=cut, limited=limited, offline=offline,
     offline_stream=offline_stream, queued=queued, later=later,
+    kept=kept, begin=begin, fetch=fetch,
 )
 steps.main(STEPS, "python")

@@ -1,8 +1,9 @@
 """The loop of every Python client: reads one step a line, does it, says in one line how it ended.
 
-Usage of a client: CLIENT.py TARGET [STEP...]   TARGET is the path of a UNIX socket or an http:// base address. Steps
-given are done in their order, up to the first that fails. Without any, each line of standard input is one: its name, a tab,
-the text to ask; the answer is a line `@ ok`, `@ n/a REASON` or `@ failed REASON`.
+Usage of a client: CLIENT.py TARGET [STEP[=TEXT]...]   TARGET is the path of a UNIX socket or an http:// base address.
+Steps given are done in their order, up to the first that fails; so tests/promises/clients.rs uses it. Without any, each
+line of standard input is one: its name, a tab, the text to ask; the answer is a line `@ ok`, `@ n/a REASON` or `@ failed
+REASON`.
 
 A step is a function of the text, or a text: the reason why this client has no such thing.
 """
@@ -10,6 +11,7 @@ import sys
 import traceback
 
 TARGET = sys.argv[1]
+HAS_STEPS_GIVEN = len(sys.argv) > 2
 
 PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -34,10 +36,11 @@ def one(steps, name, text):
 
 def main(steps, prefix):
     """Does what the command line or standard input asks for."""
-    for name in sys.argv[2:]:
-        steps[name](f"{prefix} {name}" + (": use the tool" if name == "tools" else ""))
+    for step in sys.argv[2:]:
+        name, _, text = step.partition("=")
+        steps[name](text or f"{prefix} {name}" + (": use the tool" if name == "tools" else ""))
         print("ok", name, flush=True)
-    if len(sys.argv) > 2:
+    if HAS_STEPS_GIVEN:
         return
     for line in sys.stdin:
         name, text = line.rstrip("\n").split("\t")

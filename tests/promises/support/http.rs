@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::within;
+
 /// A request to be sent.
 #[derive(Clone, Debug)]
 pub struct Ask {
@@ -64,10 +66,13 @@ impl Ask {
         collected(self.open(socket).await?).await
     }
 
-    /// The same over TCP: as another source.
-    pub async fn send_to_tcp(self, address: &str) -> io::Result<Reply> {
-        let stream = TcpStream::connect(address).await?;
-        collected(self.over(stream, address).await?).await
+    /// The same over TCP, as another source than over the socket; it must get some answer.
+    pub async fn send_to_tcp(self, address: &str) -> Reply {
+        let sent = async {
+            let stream = TcpStream::connect(address).await?;
+            collected(self.over(stream, address).await?).await
+        };
+        within("an answer over TCP", 60, sent).await.unwrap_or_else(|error| panic!("no answer over TCP: {error}"))
     }
 
     /// The same with a path of its own, for a task.

@@ -225,6 +225,12 @@ pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// The line of `[http]` that makes the daemon listen on TCP too, and the address.
+pub fn listening() -> (String, String) {
+    let address = format!("127.0.0.1:{}", free_port());
+    (format!("listen = [\"{address}\"]"), address)
+}
+
 /// Asks again every 10 ms until there is something; fails the test after `seconds`.
 pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, seconds: u64, mut ask: impl FnMut() -> F) -> T {
     let started = clock::now();

@@ -3,13 +3,13 @@
 //! Owns one small file for each port, `links/<link>.uid` in the data folder. A socket has none: each of its connections
 //! says its own name. Never decides whose a request is.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::message::is_uid;
+use crate::durable;
 use crate::ingress::link::{Link, Place};
 
 /// The folder below the data folder.
@@ -65,20 +65,12 @@ impl LastName {
         }
     }
 
-    /// Complete and synced before it has its own file's name.
     fn write(&self, name: &str) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = path.parent().unwrap_or(Path::new("."));
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let fresh = path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(name.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        File::open(folder)?.sync_all()?;
-        // The folder's own name, where it was made a moment ago.
-        folder.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())?;
+        durable::make_folder(folder)?;
+        durable::replace(path, name.as_bytes())?;
         name.clone_into(&mut self.noted.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }

@@ -16,13 +16,14 @@ use super::escrow::{self, Found};
 use super::ledger::{Day, Entry, Files, date};
 use super::reservation::{End, Reservation};
 use crate::clock::{self, DAY_MS};
-use crate::control::money::{self, Escrow, Fit, NANO_PER_USD, Nano};
+use crate::control::money::{Escrow, Fit, NANO_PER_USD, Nano, Purse};
 use crate::control::price::{Price, Prices, Usage};
+use crate::durable;
 
 /// How long a request waits for what is under way to cost less than it might; most answers take less.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// What the room is built from.
+/// What the purse of this process is built from.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The data folder.
@@ -124,7 +125,7 @@ pub(super) struct Inner {
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) purse: money::Money,
+    pub(super) purse: Purse,
     pub(super) today: Day,
     /// Days that are over and not yet on disk; one, unless the disk fails for days.
     pub(super) over: Vec<Day>,
@@ -149,7 +150,7 @@ impl Money {
     pub fn open(options: Options) -> Money {
         let folder = options.data_dir.join("money");
         let files = Files::new(&folder);
-        if let Err(error) = escrow::folder(&folder) {
+        if let Err(error) = durable::make_folder(&folder) {
             tracing::error!(HOLDFAST_REASON = "storage", "{} cannot be made: {error}", folder.display());
         }
         let state = load(&options, &files);
@@ -383,28 +384,33 @@ fn path(options: &Options) -> PathBuf {
     options.data_dir.join("money").join("escrow")
 }
 
-fn load(options: &Options, files: &Files) -> State {
-    let cap = (options.usd_per_day * NANO_PER_USD) as Nano;
-    let newest = files.newest();
-    let (kept, is_safe_side) = match escrow::read(&path(options)) {
+/// The escrow that was found, and whether it is in doubt: then nobody knows what was spent today.
+fn find_escrow(options: &Options, has_ledger: bool) -> (Escrow, bool) {
+    match escrow::read(&path(options)) {
         Found::Escrow(kept) => (kept, false),
         // The first start there is, or the first with this version.
-        Found::Nothing if newest.is_none() => (Escrow::default(), false),
+        Found::Nothing if !has_ledger => (Escrow::default(), false),
         found => {
             set_aside(options, &found);
             (Escrow::default(), true)
         }
-    };
+    }
+}
+
+fn load(options: &Options, files: &Files) -> State {
+    let cap = (options.usd_per_day * NANO_PER_USD) as Nano;
+    let newest = files.newest();
+    let (kept, is_in_doubt) = find_escrow(options, newest.is_some());
     // The last day that was known: a clock behind it changes nothing.
     let day = kept.day.max(newest.unwrap_or(0)).max(clock::utc_day());
     let (today, is_worn) = files.read(day);
     let mut today = today.unwrap_or_else(|| Day::new(day));
     let mut kept = if kept.day == day { kept } else { Escrow { day, ..Escrow::default() } };
-    if cap > 0 && (is_safe_side || (is_worn && kept.taken == 0)) {
+    if cap > 0 && (is_in_doubt || (is_worn && kept.taken == 0)) {
         kept.taken = kept.taken.max(cap);
     }
     let known = today.nano_usd();
-    let purse = money::Money::new(cap, kept, known);
+    let purse = Purse::new(cap, kept, known);
     today.crashed_nano_usd = today.crashed_nano_usd.saturating_add(purse.spent().saturating_sub(known));
     if purse.spent() > known {
         tracing::warn!(
