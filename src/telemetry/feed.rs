@@ -17,7 +17,7 @@ const FEED_EVENTS: usize = 1024;
 pub struct Event {
     /// Unix milliseconds, as the wall clock says.
     pub at: u64,
-    /// `request`, `uplink`, `breaker`, `route`, `drain`, `link`, `agreement`.
+    /// `request`, `uplink`, `breaker`, `route`, `drain`, `link`, `agreement`, `local`.
     pub event: &'static str,
     /// The request's id.
     #[serde(skip_serializing_if = "Option::is_none")]

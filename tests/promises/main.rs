@@ -18,6 +18,7 @@ mod ladder;
 mod later;
 mod limits;
 mod links;
+mod local_steward;
 mod measured;
 mod memory;
 mod online;

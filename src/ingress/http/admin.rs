@@ -23,6 +23,7 @@ use crate::control::event::{Block, Fault};
 use crate::control::health::Health;
 use crate::control::types::State as RequestState;
 use crate::control::{UplinkView, View};
+use crate::gateway::Agreed;
 use crate::spool::record::{Filter, Record};
 use crate::telemetry::feed;
 
@@ -43,8 +44,6 @@ fn ok(value: &Value) -> Response {
 pub async fn status(State(app): State<Arc<App>>) -> Response {
     let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
     let host = app.board.latest().await;
-    let local_models = if app.gateway.local().is_enabled() { Some(app.gateway.local().probe().await) } else { None };
-    let load = app.gateway.local().load();
     let now_s = clock::unix_ms() / 1000;
     ok(&json!({
         "device_id": app.options.device_id,
@@ -56,15 +55,8 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
         "paused": view.paused,
         "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
         "uplinks": uplinks(&app, &view),
-        "local": {
-            "enabled": local_models.is_some(),
-            "api": app.options.local_api,
-            "model": app.options.local_model,
-            "reachable": local_models.as_ref().map(Result::is_ok),
-            "in_flight": load.in_flight,
-            "waiting": load.waiting,
-            "reason": local_models.and_then(Result::err).map(|e| e.to_string()),
-        },
+        "local": local(&app),
+        "agreement": agreement(&app),
         "backlog": backlog(&app, &view),
         "budget": super::spend::budget(&app.gateway.money().view()),
         "cache": cache(&app),
@@ -77,6 +69,35 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "disk_written_bytes": host.disk_written_bytes,
         },
     }))
+}
+
+/// The on-site model as the steward last saw it: nothing is asked in the request.
+fn local(app: &App) -> Value {
+    let (look, load) = (app.gateway.local().last_look(), app.gateway.local().load());
+    let seen = look.as_ref();
+    json!({
+        "enabled": look.is_some(),
+        "api": app.options.local_api,
+        "model": app.options.local_model,
+        "state": seen.map(|l| l.state.as_str()),
+        "used": seen.is_some_and(|l| l.state.is_used()),
+        "reachable": seen.and_then(|l| l.reachable),
+        "loaded": seen.and_then(|l| l.loaded),
+        "fits": seen.and_then(|l| l.fits),
+        "temperature_c": seen.and_then(|l| l.temperature_c),
+        "in_flight": load.in_flight,
+        "waiting": load.waiting,
+        "reason": seen.and_then(|l| l.reason.clone()),
+    })
+}
+
+/// How far the local model can be trusted: what it said offline against what uplinks said later.
+fn agreement(app: &App) -> Vec<Value> {
+    let one = |a: Agreed| {
+        let rate = a.rate();
+        json!({"task": a.task, "model": a.model, "same": a.same, "differs": a.differs, "unknown": a.unknown, "rate": rate})
+    };
+    app.gateway.agreements().into_iter().map(one).collect()
 }
 
 /// `online` while an uplink answers in time, `degraded` while only slow ones do, else `offline`.
