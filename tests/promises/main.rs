@@ -34,6 +34,7 @@ mod simulators;
 mod stopping;
 #[allow(dead_code, reason = "each test program uses its part of what all share")]
 mod support;
+mod tap;
 mod tasks;
 mod tls;
 mod turning;

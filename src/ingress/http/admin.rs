@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures_util::{Stream, stream};
@@ -16,6 +16,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::App;
 use super::answer::{self, Finished, Origin};
+use super::call;
 use super::record_json::record_json;
 use super::refusal::Refusal;
 use crate::clock;
@@ -359,9 +360,21 @@ type EventStream = Pin<Box<dyn Stream<Item = Result<SseEvent, Infallible>> + Sen
 type Events = Sse<axum::response::sse::KeepAliveStream<EventStream>>;
 
 /// `GET /holdfast/v1/events`.
-pub async fn events(State(app): State<Arc<App>>) -> Events {
-    let follow = Follow { feed: app.gateway.feed().subscribe(), stop: app.stop.clone(), only: None, first: None };
-    follow.stream()
+///
+/// With `bodies=1` the beginnings of requests and answers, too: over the UNIX socket only, whose mode says who may read them.
+pub async fn events(State(app): State<Arc<App>>, Query(query): Query1, request: Request) -> Result<Events, Response> {
+    let feed = app.gateway.feed();
+    let with_bodies = query.get("bodies").is_some_and(|wish| wish == "1");
+    let source = call::source(&request);
+    if with_bodies && !source.starts_with("uid:") {
+        let message = "bodies are shown over the UNIX socket only";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "bodies_forbidden", message).into_response());
+    }
+    if with_bodies {
+        tracing::warn!(HOLDFAST_SOURCE = source, "bodies of requests and answers are shown to {source} (tap --bodies)");
+    }
+    let feed = if with_bodies { feed.subscribe_with_bodies() } else { feed.subscribe() };
+    Ok(Follow { feed, stop: app.stop.clone(), only: None, first: None }.stream())
 }
 
 /// `GET /holdfast/v1/requests/{id}/events`: where it stands, then its changes; ends with its final state.
