@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use crate::batch::{self, Later};
 use crate::cache::{self, Cache};
 use crate::clock::{self, Floor};
-use crate::config::{self, Auth, Format, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
+use crate::config::{self, Auth, Format, KeepWarm, Level, Loaded, LocalApi, OnUnknown, Settings, WhenFull};
 use crate::control;
 use crate::control::breaker::BreakerSettings;
 use crate::control::drain::DrainSettings;
@@ -34,6 +34,7 @@ use crate::plant::{self, Fault};
 use crate::spool::{self, SpoolError};
 use crate::systemd;
 use crate::task::Book;
+use crate::telemetry::host::{self, Board};
 use crate::telemetry::log::{self, Form};
 use crate::uplink::cloud::{self, Cloud, Keys};
 use crate::uplink::local::{self, Local};
@@ -95,6 +96,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         money: money.clone(),
         network: crate::network::watch(),
         on_models: Box::new(move |uplink, body| on_models.update(uplink, body)),
+        board: Board::new(settings.gateway.data_dir.clone()),
     });
     let (stop, stopped) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
@@ -367,6 +369,15 @@ fn local_client(settings: &Settings) -> Result<Local, SupervisorError> {
             first_token: l.timeouts.first_token,
             idle: l.timeouts.idle,
             total: l.timeouts.total,
+        },
+        steward: local::StewardSettings {
+            warm: match l.keep_warm {
+                KeepWarm::Never => local::Warm::Never,
+                KeepWarm::Degraded => local::Warm::Degraded,
+                KeepWarm::Always => local::Warm::Always,
+            },
+            max_temperature_c: l.max_temperature_c,
+            shares_memory: l.base_url.as_deref().is_some_and(local::is_here) && !host::has_graphics_memory(),
         },
     })
     .map_err(|e| SupervisorError::Configuration(format!("[local]: {e}")))

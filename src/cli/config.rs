@@ -49,9 +49,6 @@ fn refuse(faults: &Faults, out: &Out) -> Done {
 }
 
 fn approve(loaded: &Loaded, out: &Out) -> Done {
-    for section in loaded.not_in_force() {
-        out.note(&format!("note: {section} is read but not in force in this version"));
-    }
     for model in loaded.models_without_price() {
         out.note(&format!(
             "note: nobody knows the price of {}: under [budget] it counts as 15 USD a million tokens in and 75 out; \
@@ -60,8 +57,7 @@ fn approve(loaded: &Loaded, out: &Out) -> Done {
         ));
     }
     if out.json {
-        let sections = loaded.not_in_force();
-        out.json(&json!({ "ok": true, "files": loaded.files, "not_in_force": sections }))?;
+        out.json(&json!({ "ok": true, "files": loaded.files }))?;
     }
     let files: Vec<String> = loaded.files.iter().map(|file: &PathBuf| Path::display(file).to_string()).collect();
     let files = if files.is_empty() { "built-in defaults".to_owned() } else { files.join(", ") };

@@ -111,7 +111,7 @@ pub enum Command {
     #[command(subcommand)]
     Cache(cache::Command),
     /// Follow events as they happen
-    Tap,
+    Tap(tap::Args),
     /// Test the way to an uplink, rung by rung
     #[command(subcommand)]
     Uplink(uplink::Command),
@@ -164,7 +164,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Resume => switch::run("resume", &client(global), out).await,
         Command::Drain => switch::run("drain", &client(global), out).await,
         Command::Cache(command) => cache::run(&command, &client(global), out).await,
-        Command::Tap => tap::run(&client(global), out).await,
+        Command::Tap(args) => tap::run(&args, &client(global), out).await,
         Command::Uplink(command) => uplink::run(command, &client(global), out).await,
         Command::Link(command) => link::run(command, &client(global), out).await,
         Command::Health(args) => health::run(&args, &client(global), out).await,

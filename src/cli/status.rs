@@ -68,7 +68,26 @@ fn render(status: &Value, out: &Out) -> String {
     for (label, line) in [("local   ", local(status)), ("backlog ", backlog(status)), ("host    ", host(status))] {
         let _ = writeln!(text, "{label} {line}");
     }
+    for (index, line) in agreement(status).iter().enumerate() {
+        let _ = writeln!(text, "{} {line}", if index == 0 { "agreed  " } else { "        " });
+    }
     text
+}
+
+/// One line per task and local model: how often an uplink later said the same.
+fn agreement(status: &Value) -> Vec<String> {
+    let counts = status.pointer("/agreement").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let line = |counted: &Value| {
+        let task = number_at(counted, "/task").map_or("no task".to_owned(), |task| format!("task {task:.0}"));
+        let rate = number_at(counted, "/rate").map_or("nothing to compare yet".to_owned(), |rate| {
+            let compared = count_at(counted, "/same") + count_at(counted, "/differs");
+            format!("{:.0} % of {compared} answers since the start", rate * 100.0)
+        });
+        let unknown = Some(count_at(counted, "/unknown")).filter(|count| *count > 0);
+        let unknown = unknown.map(|count| format!(", {count} not comparable")).unwrap_or_default();
+        format!("{task}, {}: {rate}{unknown}", known(counted, "/model"))
+    };
+    counts.iter().map(line).collect()
 }
 
 fn head(status: &Value, out: &Out) -> String {
@@ -166,11 +185,14 @@ fn local(status: &Value) -> String {
         Some(false) => "not reachable",
         None => "not asked yet",
     };
+    // What it is in beyond that: loaded, loading; a state that keeps it from being used has its reason.
+    let state = Some(text_at(local, "/state")).filter(|state| matches!(state.as_str(), "loaded" | "loading"));
     let reason = Some(text_at(local, "/reason")).filter(|reason| !reason.is_empty());
     format!(
-        "{} ({}): {reachable}{}; {} in flight, {} waiting",
+        "{} ({}): {reachable}{}{}; {} in flight, {} waiting",
         known(local, "/model"),
         known(local, "/api"),
+        state.map(|state| format!(", {state}")).unwrap_or_default(),
         reason.map(|reason| format!(", {reason}")).unwrap_or_default(),
         count_at(local, "/in_flight"),
         count_at(local, "/waiting"),
@@ -252,7 +274,9 @@ mod tests {
                   "paused": { "reason": "key", "sentence": "paused: key: check api_keys; next trial in 1 min" } },
             ],
             "local": { "enabled": true, "api": "ollama", "model": "llama3.2", "reachable": true, "in_flight": 1,
-                       "waiting": 0, "reason": null },
+                       "waiting": 0, "state": "loaded", "reason": null },
+            "agreement": [{ "task": 12, "model": "llama3.2", "same": 3, "differs": 1, "unknown": 2, "rate": 0.75 },
+                          { "task": null, "model": "llama3.2", "same": 0, "differs": 0, "unknown": 0, "rate": null }],
             "links": [
                 { "name": "cell", "protocol": "frames", "state": "waiting", "reason": "not plugged in",
                   "devices": [{ "uid": "02005e10" }], "counters": { "stored": 3, "results": 2, "damaged": 1 } },
@@ -270,9 +294,11 @@ uplinks  NAME       HEALTH     BREAKER    LATENCY  IN FLIGHT  FAILURES  NOTE
 links    NAME  PROTOCOL  STATE    DEVICES  STORED  RESULTS  DAMAGED  NOTE
          cell  frames    waiting  1        3       2        1        not plugged in
 budget   1.2500 USD spent on 2026-11-21 (UTC), 0.5000 reserved, cap 5.00 USD
-local    llama3.2 (ollama): reachable; 1 in flight, 0 waiting
+local    llama3.2 (ollama): reachable, loaded; 1 in flight, 0 waiting
 backlog  12 requests, 2.0 KiB, oldest 90s, about 30s to drain; queued 10, sending 2, unknown 0, dead 1; window 4
 host     48.2 °C, 1.0 MiB resident
+agreed   task 12, llama3.2: 75 % of 4 answers since the start, 2 not comparable
+         no task, llama3.2: nothing to compare yet
 ";
         assert_eq!(render(&status, &Out::plain()), expected);
     }

@@ -1,4 +1,4 @@
-//! `holdfast tap`: events as they happen, one line each; never a body of a request.
+//! `holdfast tap`: events as they happen, one line each; bodies only where somebody asks for them.
 
 use bytes::Bytes;
 use hyper::Method;
@@ -8,10 +8,24 @@ use super::client::{Client, refusal};
 use super::exit::{Done, Failure, NO_DAEMON};
 use super::out::{Out, clean};
 
+/// `tap`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Show the beginnings of requests and answers, too (4 KiB each, no pictures); local socket only
+    #[arg(long)]
+    pub bodies: bool,
+}
+
 /// Follows until the daemon ends or somebody interrupts.
-pub async fn run(client: &Client, out: &Out) -> Done {
+pub async fn run(args: &Args, client: &Client, out: &Out) -> Done {
     let wish = [("accept", "text/event-stream".to_owned())];
-    let mut stream = client.stream(Method::GET, "/holdfast/v1/events", &wish, Bytes::new()).await?;
+    if args.bodies {
+        out.note(
+            "warning: this shows what is asked and answered; take care where it is kept, and end it when you are done",
+        );
+    }
+    let path = if args.bodies { "/holdfast/v1/events?bodies=1" } else { "/holdfast/v1/events" };
+    let mut stream = client.stream(Method::GET, path, &wish, Bytes::new()).await?;
     if stream.status != 200 {
         let answer = stream.whole().await?;
         return Err(refusal(answer.status, &answer.body));

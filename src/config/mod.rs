@@ -118,17 +118,6 @@ impl Loaded {
         unknown.dedup();
         unknown
     }
-
-    /// Sections that a file sets and this version reads without acting on them.
-    pub fn not_in_force(&self) -> Vec<&'static str> {
-        const SECTIONS: [(&str, &[&str]); 1] =
-            [("[local] (keep_warm, max_temperature_c)", &["local.keep_warm", "local.max_temperature_c"])];
-        let set = |prefixes: &[&str]| {
-            let hit = |shown: &&Shown| prefixes.iter().any(|prefix| shown.key.starts_with(prefix));
-            self.origins.iter().filter(hit).any(|shown| shown.origin != Origin::Default)
-        };
-        SECTIONS.iter().filter(|(_, prefixes)| set(prefixes)).map(|(name, _)| *name).collect()
-    }
 }
 
 fn read(path: Option<&Path>, variables: &[(String, String)], etc: &Path) -> (Loaded, Faults) {

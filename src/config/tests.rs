@@ -189,7 +189,6 @@ per_source_backlog = 5
     assert_eq!(second.auth, Auth::ApiKey);
     assert_eq!(loaded.settings.tasks[0].id, 3);
     assert_eq!(loaded.settings.tasks[0].args[0].min, Some(-40.0));
-    assert!(loaded.not_in_force().is_empty());
     assert_eq!(origin(&loaded, "uplink[0].models"), "hf.toml:6");
 }
 

@@ -340,6 +340,11 @@ impl Control {
         self.uplinks.iter().any(Uplink::is_available)
     }
 
+    /// Whether any uplink takes requests and answers its checks in time.
+    pub fn is_healthy(&self) -> bool {
+        self.uplinks.iter().any(|u| u.is_available() && u.health.health() == Health::Healthy)
+    }
+
     /// Everything there is to show.
     pub fn view(&self) -> View {
         let uplinks = self.uplinks.iter().enumerate().map(|(index, u)| UplinkView {

@@ -171,6 +171,10 @@ impl Driver {
         self.control.handle(event, now_ms, &mut effects);
         self.shared.turns.fetch_add(1, Ordering::Release);
         self.shared.online.store(self.control.is_available(), Ordering::Release);
+        let strained = !self.control.is_healthy();
+        if self.shared.strained.swap(strained, Ordering::AcqRel) != strained {
+            self.shared.local.look_soon();
+        }
         for effect in effects.drain(..) {
             self.perform(effect);
         }

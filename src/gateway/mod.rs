@@ -12,6 +12,7 @@ mod opinion;
 mod otherwise;
 mod pay;
 mod routes;
+mod steward;
 mod waiters;
 
 use std::sync::Arc;
@@ -33,12 +34,13 @@ use crate::spool::record::{Accepted, Leased, NewRequest, Record, Settlement};
 use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::task::Book;
 use crate::telemetry::feed::{self, Feed};
+use crate::telemetry::host::Board;
 use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
 use crate::uplink::ladder::Rung;
 use crate::uplink::local::{Local, LocalAnswer, LocalError};
 pub use live::{Live, LiveAttempt, Target};
-pub use opinion::agreement;
+pub use opinion::{Agreed, agreement};
 use waiters::Waiters;
 
 /// Takes an uplink's name and its list of models.
@@ -70,6 +72,8 @@ pub struct Parts {
     pub money: Money,
     /// Told each uplink's list of models as a probe read it: its name and the JSON.
     pub on_models: OnModels,
+    /// The board's own readings.
+    pub board: Board,
 }
 
 /// A handle to the running gateway; cheap to clone.
@@ -91,6 +95,10 @@ struct Shared {
     next_ask: AtomicU64,
     accepting: AtomicBool,
     online: AtomicBool,
+    /// No uplink is healthy: none takes requests, or only slow ones.
+    strained: AtomicBool,
+    board: Board,
+    agreements: opinion::Agreements,
     turns: AtomicU64,
     started: Instant,
     floor: Arc<Floor>,
@@ -125,6 +133,7 @@ impl Gateway {
     /// Starts the driver.
     pub fn start(parts: Parts) -> (Gateway, JoinHandle<()>) {
         let (gateway, driver) = Gateway::build(parts);
+        tokio::spawn(steward::keep(gateway.shared.clone()));
         (gateway, tokio::spawn(driver.run()))
     }
 
@@ -143,6 +152,9 @@ impl Gateway {
             next_ask: AtomicU64::new(1),
             accepting: AtomicBool::new(true),
             online: AtomicBool::new(false),
+            strained: AtomicBool::new(false),
+            board: parts.board,
+            agreements: opinion::Agreements::default(),
             turns: AtomicU64::new(0),
             started,
             floor: parts.floor,
@@ -207,6 +219,11 @@ impl Gateway {
         let answer = self.shared.local.answer(endpoint, body, id, created).await;
         self.shared.metrics.local_answered(answer.is_ok(), clock::now().duration_since(begun));
         answer
+    }
+
+    /// How far the local model's answers agreed with the uplinks' since the start.
+    pub fn agreements(&self) -> Vec<Agreed> {
+        self.shared.agreements.list()
     }
 
     /// The durable queue.

@@ -2,7 +2,8 @@
 //!
 //! Tells it as an event and counts it; keeps nothing, because both answers are on record and can be compared again.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::spawn_blocking;
 
@@ -25,6 +26,59 @@ pub fn agreement(record: &Record, tasks: &Book) -> Option<(Agreement, Option<Rul
     Some(tasks.compare(record.task, &*local.body, uplink.body.reader()))
 }
 
+/// Pairs of task and local model that are counted. Both come from the configuration; old records may name a model of an
+/// earlier one.
+const PAIRS_MAX: usize = 256;
+
+/// How often both answers agreed, for one task and one local model, since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// The task; `None` for requests without one.
+    pub task: Option<u16>,
+    /// The local model.
+    pub model: String,
+    /// Both said the same.
+    pub same: u64,
+    /// They did not.
+    pub differs: u64,
+    /// They could not be compared.
+    pub unknown: u64,
+}
+
+impl Agreed {
+    /// The share of equal answers among those that could be compared; `None` where there are none.
+    pub fn rate(&self) -> Option<f64> {
+        let compared = self.same + self.differs;
+        (compared > 0).then(|| self.same as f64 / compared as f64)
+    }
+}
+
+/// The counts of all tasks and local models.
+#[derive(Debug, Default)]
+pub(super) struct Agreements(Mutex<BTreeMap<(Option<u16>, String), Agreed>>);
+
+impl Agreements {
+    fn count(&self, task: Option<u16>, model: &str, agreement: Agreement) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (task, model.to_owned());
+        if counts.len() >= PAIRS_MAX && !counts.contains_key(&key) {
+            return;
+        }
+        let new = || Agreed { task, model: model.to_owned(), ..Agreed::default() };
+        let counted = counts.entry(key).or_insert_with(new);
+        match agreement {
+            Agreement::Same => counted.same += 1,
+            Agreement::Differs => counted.differs += 1,
+            Agreement::Unknown => counted.unknown += 1,
+        }
+    }
+
+    /// In the order of tasks, then models.
+    pub(super) fn list(&self) -> Vec<Agreed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
 /// Looks at a request that an uplink has just answered.
 pub(super) async fn tell(shared: &Arc<Shared>, id: &str) {
     if !shared.spool.has_local_answer(id.to_owned()).await.unwrap_or_default() {
@@ -35,6 +89,7 @@ pub(super) async fn tell(shared: &Arc<Shared>, id: &str) {
     let (task, source) = (record.task, record.source.clone());
     let tasks = shared.tasks.clone();
     let Ok(Some((agreement, rule))) = spawn_blocking(move || agreement(&record, &tasks)).await else { return };
+    shared.agreements.count(task, &model, agreement);
     shared.metrics.agreed(task, &model, agreement.as_str());
     let mut event = feed::Event::new("agreement");
     event.id = Some(id.to_owned());
@@ -43,4 +98,26 @@ pub(super) async fn tell(shared: &Arc<Shared>, id: &str) {
     event.reason = rule.map(|rule| rule.as_str().to_owned());
     event.route = Some(format!("local:{model}"));
     shared.feed.publish(event);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_leaves_out_what_cannot_be_compared_and_the_list_is_bounded() {
+        let counts = Agreements::default();
+        for agreement in [Agreement::Same, Agreement::Same, Agreement::Same, Agreement::Differs, Agreement::Unknown] {
+            counts.count(Some(12), "small", agreement);
+        }
+        counts.count(None, "small", Agreement::Unknown);
+        let list = counts.list();
+        assert_eq!(list.iter().map(|a| (a.task, a.rate())).collect::<Vec<_>>(), [(None, None), (Some(12), Some(0.75))]);
+        for n in 0..1000 {
+            counts.count(Some(n), "small", Agreement::Same);
+        }
+        assert_eq!(counts.list().len(), PAIRS_MAX);
+        counts.count(Some(12), "small", Agreement::Same);
+        assert_eq!(counts.list().iter().find(|a| a.task == Some(12)).unwrap().same, 5);
+    }
 }

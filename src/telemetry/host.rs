@@ -61,6 +61,11 @@ impl Board {
     }
 }
 
+/// Whether there may be a graphics card with memory of its own, in which models live: then main memory says nothing.
+pub fn has_graphics_memory() -> bool {
+    ["/dev/nvidia0", "/dev/kfd"].iter().any(|device| Path::new(device).exists())
+}
+
 /// Reads everything; takes some milliseconds.
 fn read(data_dir: &Path) -> Host {
     let (memory_rss_bytes, memory_available_bytes, disk_written_bytes) = process().unwrap_or_default();

@@ -116,6 +116,7 @@ pub struct Metrics {
     cache: Family<OfResult, Counter>,
     cache_entries: Gauge,
     cache_bytes: Gauge,
+    local_state: Family<OfState, Gauge>,
     recent: Mutex<Recent>,
 }
 
@@ -146,6 +147,8 @@ pub struct Readings {
     pub budget: (f64, f64, f64),
     /// The uplinks.
     pub uplinks: Vec<UplinkReading>,
+    /// Each state that the local model may be in, and whether it is; empty where there is none.
+    pub local: Vec<(&'static str, bool)>,
     /// The board.
     pub host: Host,
 }
@@ -201,6 +204,7 @@ impl Default for Metrics {
             cache: Family::default(),
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
+            local_state: Family::default(),
             recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0, count: 0, sum_ms: 0 }),
         };
         metrics.register();
@@ -251,6 +255,7 @@ impl Metrics {
             "Time until the local model's answer, or the first words of a stream",
             self.local.clone(),
         );
+        r.register("holdfast_local_state", "1 for how the local model stands", self.local_state.clone());
         r.register(
             "holdfast_failovers",
             "Live requests that went on to another uplink, by the one that failed",
@@ -359,6 +364,9 @@ impl Metrics {
                 let label = OfHealth { uplink: uplink.name.clone(), health };
                 self.health.get_or_create(&label).set(i64::from(is));
             }
+        }
+        for (state, is) in &readings.local {
+            self.local_state.get_or_create(&OfState { state }).set(i64::from(*is));
         }
         self.set_host(&readings.host);
         let mut text = self.quantiles();

@@ -1,6 +1,7 @@
 //! What the outside sees of the inside: log lines, live events, metrics.
 //!
-//! Owns every event and metric name. No prompt, picture, answer or key passes through here.
+//! Owns every event and metric name. No picture or key passes through here, and prompts and answers
+//! only to a listener who asked for them (`tap --bodies`).
 
 pub mod feed;
 pub mod host;

@@ -21,6 +21,7 @@ mod ladder;
 mod later;
 mod limits;
 mod links;
+mod local_steward;
 mod measured;
 mod memory;
 mod online;
@@ -36,6 +37,7 @@ mod simulators;
 mod stopping;
 #[allow(dead_code, reason = "each test program uses its part of what all share")]
 mod support;
+mod tap;
 mod tasks;
 mod tls;
 mod turning;

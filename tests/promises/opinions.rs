@@ -50,3 +50,19 @@ async fn equal_answers_are_found_equal() {
     let listed = bench.daemon.get("/holdfast/v1/requests").await.text();
     assert!(!listed.contains("agreement"), "a listing has no answers to compare: {listed}");
 }
+
+#[tokio::test]
+async fn the_status_says_how_far_the_local_model_can_be_trusted() {
+    let bench = Bench::offline(Settings::default()).await;
+    assert_eq!(bench.daemon.status().await["agreement"], json!([]));
+    both_answers(&bench, "is it a pore", Faults::default()).await;
+    let counted = until("the comparison to be counted", 10, || async {
+        let status = bench.daemon.status().await;
+        (status["agreement"] != json!([])).then(|| status["agreement"][0].clone())
+    })
+    .await;
+    let wanted = json!({"task": null, "model": "llama3.2:latest", "same": 0, "differs": 1, "unknown": 0, "rate": 0.0});
+    assert_eq!(counted, wanted);
+    let (code, shown) = bench.daemon.tool(&["status"]).await;
+    assert!(code == 0 && shown.contains("agreed   no task, llama3.2:latest: 0 % of 1 answers"), "{shown}");
+}

@@ -69,6 +69,8 @@ pub struct Faults {
     pub chunk_ms: u64,
     /// Time a model takes to load (Ollama only).
     pub load_ms: u64,
+    /// What each model's file takes (Ollama only). By default small enough to fit wherever the simulator runs.
+    pub model_bytes: Option<u64>,
     /// Break the connection after this many pieces of a stream.
     pub cut_after: Option<usize>,
     /// `Retry-After` of error answers, as it is.

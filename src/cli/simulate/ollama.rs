@@ -19,6 +19,8 @@ use crate::clock;
 
 /// How long a model stays loaded when nobody says anything else.
 const KEEP_ALIVE_MS: u64 = 300_000;
+/// What a model's file takes: it is to fit wherever the simulator runs.
+const MODEL_BYTES: u64 = 64 * 1024 * 1024;
 /// "For ever": a hundred years.
 const FOREVER_MS: u64 = 100 * 365 * 86_400_000;
 
@@ -64,8 +66,8 @@ impl Ollama {
         match (call.method.as_str(), call.path.as_str()) {
             ("GET" | "HEAD", "/") => faults::whole(StatusCode::OK, "text/plain; charset=utf-8", "Ollama is running"),
             ("GET" | "HEAD", "/api/version") => ok(json!({"version": "0.12.6"})),
-            ("GET" | "HEAD", "/api/tags") => ok(json!({"models": self.tags()})),
-            ("GET", "/api/ps") => ok(json!({"models": self.running()})),
+            ("GET" | "HEAD", "/api/tags") => ok(json!({"models": self.tags(call)})),
+            ("GET", "/api/ps") => ok(json!({"models": self.running(call)})),
             ("GET", "/v1/models") => ok(json!({"object": "list", "data": self.openai_models()})),
             ("POST", "/api/show") => self.show(call),
             ("POST", path) if is_model_path(path) => self.run(shared, call).await,
@@ -130,16 +132,16 @@ impl Ollama {
         faults::json(&call.faults, &answer)
     }
 
-    fn tags(&self) -> Vec<Value> {
-        self.models.iter().map(|model| description(model, "modified_at", 1_700_000_000_000)).collect()
+    fn tags(&self, call: &Call) -> Vec<Value> {
+        self.models.iter().map(|model| description(call, model, "modified_at", 1_700_000_000_000)).collect()
     }
 
-    fn running(&self) -> Vec<Value> {
+    fn running(&self, call: &Call) -> Vec<Value> {
         let now = clock::unix_ms();
         let loaded = self.loaded();
         let mut list: Vec<Value> = Vec::new();
         for (model, until) in loaded.iter().filter(|(_, until)| **until > now) {
-            let mut entry = description(model, "expires_at", *until);
+            let mut entry = description(call, model, "expires_at", *until);
             entry["size_vram"] = json!(0);
             entry["context_length"] = json!(4096);
             list.push(entry);
@@ -201,8 +203,8 @@ fn details() -> Value {
         "parameter_size": "3.2B", "quantization_level": "Q4_K_M"})
 }
 
-fn description(model: &str, time_key: &str, unix_ms: u64) -> Value {
-    json!({"name": model, "model": model, time_key: text::rfc3339(unix_ms), "size": 2_019_393_189_u64,
+fn description(call: &Call, model: &str, time_key: &str, unix_ms: u64) -> Value {
+    json!({"name": model, "model": model, time_key: text::rfc3339(unix_ms), "size": call.faults.model_bytes.unwrap_or(MODEL_BYTES),
         "digest": text::sha256_hex(model.as_bytes()), "details": details()})
 }
 

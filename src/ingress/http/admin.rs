@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures_util::{Stream, stream};
@@ -16,6 +16,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::App;
 use super::answer::{self, Finished, Origin};
+use super::call;
 use super::record_json::record_json;
 use super::refusal::Refusal;
 use crate::clock;
@@ -23,6 +24,7 @@ use crate::control::event::{Block, Fault};
 use crate::control::health::Health;
 use crate::control::types::State as RequestState;
 use crate::control::{KeyView, UplinkView, View};
+use crate::gateway::Agreed;
 use crate::spool::record::{Filter, Record};
 use crate::telemetry::feed;
 use crate::uplink::cloud::{ApiKey, Cloud};
@@ -44,8 +46,6 @@ fn ok(value: &Value) -> Response {
 pub async fn status(State(app): State<Arc<App>>) -> Response {
     let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
     let host = app.board.latest().await;
-    let local_models = if app.gateway.local().is_enabled() { Some(app.gateway.local().probe().await) } else { None };
-    let load = app.gateway.local().load();
     let now_s = clock::unix_ms() / 1000;
     ok(&json!({
         "device_id": app.options.device_id,
@@ -57,15 +57,8 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
         "paused": view.paused,
         "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
         "uplinks": uplinks(&app, &view),
-        "local": {
-            "enabled": local_models.is_some(),
-            "api": app.options.local_api,
-            "model": app.options.local_model,
-            "reachable": local_models.as_ref().map(Result::is_ok),
-            "in_flight": load.in_flight,
-            "waiting": load.waiting,
-            "reason": local_models.and_then(Result::err).map(|e| e.to_string()),
-        },
+        "local": local(&app),
+        "agreement": agreement(&app),
         "backlog": backlog(&app, &view),
         "budget": super::spend::budget(&app.gateway.money().view()),
         "cache": cache(&app),
@@ -78,6 +71,35 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "disk_written_bytes": host.disk_written_bytes,
         },
     }))
+}
+
+/// The on-site model as the steward last saw it: nothing is asked in the request.
+fn local(app: &App) -> Value {
+    let (look, load) = (app.gateway.local().last_look(), app.gateway.local().load());
+    let seen = look.as_ref();
+    json!({
+        "enabled": look.is_some(),
+        "api": app.options.local_api,
+        "model": app.options.local_model,
+        "state": seen.map(|l| l.state.as_str()),
+        "used": seen.is_some_and(|l| l.state.is_used()),
+        "reachable": seen.and_then(|l| l.reachable),
+        "loaded": seen.and_then(|l| l.loaded),
+        "fits": seen.and_then(|l| l.fits),
+        "temperature_c": seen.and_then(|l| l.temperature_c),
+        "in_flight": load.in_flight,
+        "waiting": load.waiting,
+        "reason": seen.and_then(|l| l.reason.clone()),
+    })
+}
+
+/// How far the local model can be trusted: what it said offline against what uplinks said later.
+fn agreement(app: &App) -> Vec<Value> {
+    let one = |a: Agreed| {
+        let rate = a.rate();
+        json!({"task": a.task, "model": a.model, "same": a.same, "differs": a.differs, "unknown": a.unknown, "rate": rate})
+    };
+    app.gateway.agreements().into_iter().map(one).collect()
 }
 
 /// `online` while an uplink answers in time, `degraded` while only slow ones do, else `offline`.
@@ -363,9 +385,21 @@ type EventStream = Pin<Box<dyn Stream<Item = Result<SseEvent, Infallible>> + Sen
 type Events = Sse<axum::response::sse::KeepAliveStream<EventStream>>;
 
 /// `GET /holdfast/v1/events`.
-pub async fn events(State(app): State<Arc<App>>) -> Events {
-    let follow = Follow { feed: app.gateway.feed().subscribe(), stop: app.stop.clone(), only: None, first: None };
-    follow.stream()
+///
+/// With `bodies=1` the beginnings of requests and answers, too: over the UNIX socket only, whose mode says who may read them.
+pub async fn events(State(app): State<Arc<App>>, Query(query): Query1, request: Request) -> Result<Events, Response> {
+    let feed = app.gateway.feed();
+    let with_bodies = query.get("bodies").is_some_and(|wish| wish == "1");
+    let source = call::source(&request);
+    if with_bodies && !source.starts_with("uid:") {
+        let message = "bodies are shown over the UNIX socket only";
+        return Err(Refusal::new(StatusCode::FORBIDDEN, "bodies_forbidden", message).into_response());
+    }
+    if with_bodies {
+        tracing::warn!(HOLDFAST_SOURCE = source, "bodies of requests and answers are shown to {source} (tap --bodies)");
+    }
+    let feed = if with_bodies { feed.subscribe_with_bodies() } else { feed.subscribe() };
+    Ok(Follow { feed, stop: app.stop.clone(), only: None, first: None }.stream())
 }
 
 /// `GET /holdfast/v1/requests/{id}/events`: where it stands, then its changes; ends with its final state.

@@ -107,6 +107,11 @@ impl Call {
         self.body.hash()
     }
 
+    /// The trace that it belongs to, as `traceparent` says (W3C Trace Context); passed on to uplinks as it came.
+    pub fn trace_id(&self) -> Option<&str> {
+        trace_id(self.forward.get("traceparent")?.to_str().ok()?)
+    }
+
     /// Somebody's question whether we live; never stored.
     pub fn is_health_probe(&self) -> bool {
         self.head.max_tokens == Some(1) && self.endpoint != "/v1/embeddings"
@@ -203,6 +208,20 @@ const KEPT_BACK: [&str; 23] = [
     "origin",
 ];
 
+/// The trace's id in a `traceparent`: 32 hex digits, not all of them 0. Anything else is no trace, and goes into no log.
+fn trace_id(parent: &str) -> Option<&str> {
+    let mut parts = parent.split('-');
+    let (version, id, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let is_hex = |part: &str, length: usize| {
+        part.len() == length && part.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let is_named = |part: &str| part.bytes().any(|b| b != b'0');
+    let is_known = is_hex(version, 2) && version != "ff" && is_hex(flags, 2);
+    let is_whole = version != "00" || parts.next().is_none();
+    let is_trace = is_hex(id, 32) && is_named(id) && is_hex(span, 16) && is_named(span);
+    (is_known && is_whole && is_trace).then_some(id)
+}
+
 /// The headers that an uplink may see.
 pub fn forwardable(headers: &HeaderMap) -> HeaderMap {
     let stays = |name: &HeaderName| {
@@ -286,4 +305,28 @@ fn broken(error: &axum::Error) -> Refusal {
     };
     // Nobody knows where the next request would begin.
     Refusal::bad_field("invalid_body", None::<&str>, message).header("connection", "close")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_traceparent_names_a_trace() {
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(trace_id(&format!("00-{id}-00f067aa0ba902b7-01")), Some(id));
+        assert_eq!(trace_id(&format!("01-{id}-00f067aa0ba902b7-01-more")), Some(id), "a later version may say more");
+        for wrong in [
+            "",
+            "00",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "00-my password-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(trace_id(wrong), None, "{wrong}");
+        }
+    }
 }

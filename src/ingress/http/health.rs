@@ -23,6 +23,7 @@ use crate::control::types::State as RequestState;
 use crate::spool::Condition;
 use crate::telemetry::metrics::{self, Readings, UplinkReading};
 use crate::uplink::cloud::Cloud;
+use crate::uplink::local::State as LocalState;
 
 fn text(status: StatusCode, kind: &'static str, body: impl Into<Body>) -> Response {
     let mut response = Response::new(body.into());
@@ -122,6 +123,9 @@ pub async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Respons
         cache: app.cached.cache().size(),
         ..Readings::default()
     };
+    if let Some(look) = app.gateway.local().last_look() {
+        readings.local = LocalState::ALL.map(|state| (state.as_str(), state == look.state)).to_vec();
+    }
     readings.host = app.board.latest().await;
     if let Some(view) = app.gateway.view().await {
         readings.seconds_to_drain = view.seconds_to_drain;

@@ -6,6 +6,7 @@ mod admin;
 mod answer;
 mod attach;
 mod batches;
+mod bodies;
 mod cached;
 mod call;
 mod files;
@@ -207,6 +208,7 @@ impl App {
             HOLDFAST_SOURCE = call.source,
             HOLDFAST_ROUTE = origin.route.as_deref(),
             HOLDFAST_STATE = origin.state.map(super::super::control::types::State::as_str),
+            HOLDFAST_TRACE_ID = call.trace_id(),
             HOLDFAST_LATENCY_MS = latency_ms,
             "{} {outcome}",
             call.endpoint
@@ -221,6 +223,7 @@ impl App {
             HOLDFAST_REQUEST_ID = call.id,
             HOLDFAST_SOURCE = call.source,
             HOLDFAST_REASON = refusal.code(),
+            HOLDFAST_TRACE_ID = call.trace_id(),
             HOLDFAST_LATENCY_MS = latency_ms,
             "{} refused: {}",
             call.endpoint,
@@ -251,6 +254,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/{*rest}", any(passthrough::any_v1))
         .route("/api/{*rest}", any(ollama::any_api))
+        .layer(middleware::from_fn_with_state(app.clone(), bodies::show))
         .layer(middleware::from_fn(refuse_packed))
         .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
         .layer(middleware::from_fn_with_state(app.clone(), admit));

@@ -163,8 +163,10 @@ pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusa
 pub fn ticket(call: &Call, stored: &Stored) -> Refusal {
     let money = call.app.gateway.money();
     let why = if money.is_spent() { money.why() } else { "no uplink is available".to_owned() };
+    let barred = call.app.gateway.local().last_look().and_then(|look| look.reason);
+    let barred = barred.map(|reason| format!(" ({reason})")).unwrap_or_default();
     let message = format!(
-        "{why}, and no local model can answer; the request is stored and will be sent: fetch \
+        "{why}, and no local model can answer{barred}; the request is stored and will be sent: fetch \
          /holdfast/v1/requests/{} later, or send the same body again within 10 minutes",
         stored.id
     );

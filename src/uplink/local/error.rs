@@ -26,6 +26,32 @@ pub enum LocalError {
         /// The model asked of the server.
         model: String,
     },
+    /// The board is too hot for new work.
+    #[error(
+        "the board is too hot for the local model: {temperature_c} °C, and {limit_c} is the limit; it is asked again below \
+         {again_c} °C: see to the cooling, or raise max_temperature_c under [local]"
+    )]
+    TooHot {
+        /// The hottest sensor, in °C.
+        temperature_c: i32,
+        /// `max_temperature_c`.
+        limit_c: u32,
+        /// Below this, in °C, the model is asked again.
+        again_c: i32,
+    },
+    /// The model is not in memory and does not fit into what is free of it.
+    #[error(
+        "the local model `{model}` does not fit into memory: it needs {needs_mib} MiB and {available_mib} MiB are free: end \
+         other programs or name a smaller model under [local]"
+    )]
+    DoesNotFit {
+        /// The model asked of the server.
+        model: String,
+        /// What it needs, in MiB.
+        needs_mib: u64,
+        /// What there is for it, in MiB.
+        available_mib: u64,
+    },
     /// The request asks for something that the local model or its server cannot do.
     #[error("not possible with the local model: {what}")]
     Unsupported {
@@ -61,6 +87,8 @@ impl LocalError {
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::ModelMissing { .. } => "model_missing",
+            Self::TooHot { .. } => "too_hot",
+            Self::DoesNotFit { .. } => "does_not_fit",
             Self::Unsupported { .. } => "unsupported_by_local_model",
             Self::ContextLength => "context_length",
             Self::Invalid { .. } => "invalid",

@@ -9,14 +9,16 @@ mod flow;
 mod ndjson;
 mod ollama;
 mod openai;
+mod sight;
 mod slots;
 mod sse;
+mod steward;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,8 +29,11 @@ use crate::body::Body;
 use crate::uplink::outgoing::Outgoing;
 
 pub use error::LocalError;
+pub use sight::is_here;
 pub use slots::Load;
 use slots::Slots;
+use steward::Steward;
+pub use steward::{Look, Reading, Settings as StewardSettings, State, Warm};
 use transport::{Limits, Transport, after};
 
 /// How long [`Local::probe`] waits: a server that lists its models more slowly is of no use for answers.
@@ -77,6 +82,8 @@ pub struct Options {
     pub max_in_flight: usize,
     /// How long the server may take.
     pub timeouts: Timeouts,
+    /// When the model is loaded and when it is left alone.
+    pub steward: StewardSettings,
 }
 
 /// An answer of the local model, in OpenAI's shape.
@@ -108,6 +115,8 @@ struct Inner {
     options: Options,
     transport: Transport,
     slots: Slots,
+    steward: Mutex<Steward>,
+    watch: sight::Watch,
 }
 
 /// A request in the model server's own words, ready to be sent.
@@ -172,7 +181,9 @@ impl Local {
         let Some(base_url) = options.base_url.as_deref() else { return Ok(Self { inner: None }) };
         let transport = Transport::new(base_url, &options.timeouts)?;
         let slots = Slots::new(options.max_in_flight);
-        Ok(Self { inner: Some(Arc::new(Inner { options, transport, slots })) })
+        let steward = Mutex::new(Steward::new(options.steward.clone(), &options.model));
+        let watch = sight::Watch::new();
+        Ok(Self { inner: Some(Arc::new(Inner { options, transport, slots, steward, watch })) })
     }
 
     /// Whether a model server is configured.
@@ -192,17 +203,23 @@ impl Local {
         let inner = self.on()?;
         let endpoint = Endpoint::from_path(endpoint)?;
         let total = after(inner.options.timeouts.total);
+        inner.cool().await?;
         // Before the line: what cannot be served is to be known at once. A big body is made into one piece, and that
         // into another, only by who has a slot: in the line it stays the file that it may be.
         let early = match body.in_one_piece() {
             Some(bytes) if bytes.len() < BIG_BODY_BYTES => Some(inner.prepare(endpoint, &bytes)?),
             _ => None,
         };
+        if let Some(prepared) = &early {
+            inner.fits(&prepared.model)?;
+        }
         let permit = inner.slots.take(total).await?;
         let prepared = match early {
             Some(prepared) => prepared,
             None => prepare(inner, endpoint, body).await?,
         };
+        // Again: while it stood in the line, the board may have become hot.
+        inner.fits(&prepared.model)?;
         let limits = Limits::begin(&inner.options.timeouts, total);
         let id = id.strip_prefix("req_").unwrap_or(id).to_owned();
         let turn = Turn { id, created: created_unix_s, limits, permit };
@@ -224,6 +241,9 @@ impl Local {
         req: hyper::Request<Outgoing>,
     ) -> Result<hyper::Response<hyper::body::Incoming>, LocalError> {
         let inner = self.on()?;
+        if *req.method() == hyper::Method::POST && sight::is_work(req.uri().path()) {
+            inner.cool().await?;
+        }
         inner.transport.forward(req, after(inner.options.timeouts.total)).await
     }
 
@@ -272,6 +292,10 @@ async fn prepare(inner: &Arc<Inner>, endpoint: Endpoint, body: &Body) -> Result<
 }
 
 impl Inner {
+    fn steward(&self) -> MutexGuard<'_, Steward> {
+        self.steward.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn prepare(&self, endpoint: Endpoint, body: &Bytes) -> Result<Prepared, LocalError> {
         let glance = dialect::Glance::at(endpoint, body)?;
         let model = self.model_for(endpoint, &glance)?;

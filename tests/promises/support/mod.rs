@@ -29,6 +29,8 @@ pub const KEY: &str = "sk-bench-key";
 pub struct Settings {
     /// The `[local]` section's own lines; `None` for the simulated Ollama.
     pub local: Option<String>,
+    /// `[local] keep_warm`, where the simulated Ollama is used.
+    pub keep_warm: &'static str,
     /// Requests that the drain may have under way; 1 keeps the order visible.
     pub drain_in_flight: u32,
     /// Time-outs of a busy machine, where much is sent at once and how soon it is answered is not the question.
@@ -55,6 +57,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             local: None,
+            keep_warm: "never",
             drain_in_flight: 1,
             patient: false,
             on_unknown: "resend",
@@ -158,7 +161,8 @@ fn config(settings: &Settings, uplink: &str, ollama: &str) -> String {
     let local = settings.local.clone().unwrap_or_else(|| {
         format!(
             "base_url = \"{ollama}\"\nmodel = \"llama3.2:latest\"\nvision_model = \"llava:latest\"\n\
-             keep_warm = \"never\""
+             keep_warm = \"{}\"\nmax_temperature_c = 200",
+            settings.keep_warm
         )
     });
     let (probe, wait, total) = if settings.patient { ("10s", "120s", "300s") } else { ("200ms", "5s", "20s") };

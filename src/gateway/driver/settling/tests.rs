@@ -20,7 +20,8 @@ use crate::gateway::{Gateway, Parts};
 use crate::money::{self, Money};
 use crate::spool::record::NewRequest;
 use crate::spool::{self, Spool};
-use crate::uplink::local::{Api, Local, Options, Timeouts};
+use crate::telemetry::host::Board;
+use crate::uplink::local::{Api, Local, Options, StewardSettings, Timeouts, Warm};
 
 thread_local! {
     /// Panics to come; tasks of a test run on its own thread.
@@ -74,6 +75,7 @@ fn driver() -> (tempfile::TempDir, Driver) {
             free: BTreeSet::new(),
         }),
         on_models: Box::new(|_, _| {}),
+        board: Board::new(dir.path().to_owned()),
     });
     (dir, driver)
 }
@@ -82,7 +84,9 @@ fn nobody() -> Local {
     let ever = Duration::from_secs(1);
     let timeouts = Timeouts { connect: ever, first_token: ever, idle: ever, total: ever };
     let (model, vision_model, models) = (String::new(), String::new(), BTreeMap::new());
-    let options = Options { base_url: None, api: Api::Ollama, model, vision_model, models, max_in_flight: 1, timeouts };
+    let steward = StewardSettings { warm: Warm::Never, max_temperature_c: 80, shares_memory: false };
+    let options =
+        Options { base_url: None, api: Api::Ollama, model, vision_model, models, max_in_flight: 1, timeouts, steward };
     Local::new(options).unwrap()
 }
 

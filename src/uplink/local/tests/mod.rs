@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::{Api, Content, Local, LocalAnswer, LocalError, Options, Timeouts};
+use super::{Api, Content, Local, LocalAnswer, LocalError, Options, StewardSettings, Timeouts, Warm};
 
 /// What the scripted server saw.
 #[derive(Debug)]
@@ -147,6 +147,7 @@ fn options(url: &str, api: Api) -> Options {
             idle: Duration::from_secs(20),
             total: Duration::from_mins(5),
         },
+        steward: StewardSettings { warm: Warm::Never, max_temperature_c: 80, shares_memory: true },
     }
 }
 
