@@ -334,7 +334,13 @@ impl Run {
         taking.push(text.as_bytes()).await.map_err(io::Error::other)?;
         let body = taking.finish().await.map_err(io::Error::other)?;
         Ok(match head::read(&self.batch.endpoint, &body) {
-            Ok(head) => Next::Line(Prepared { number, custom_id, body, model: head.model }),
+            Ok(mut head) => {
+                if self.batch.endpoint != "/v1/embeddings" {
+                    let id = request_id(&self.batch.id, number);
+                    self.inner.gateway.choose_model(&id, &mut head, &body, self.priority);
+                }
+                Next::Line(Prepared { number, custom_id, body, model: head.model })
+            }
             Err(error @ head::HeadError::Json(_)) => refused(custom_id, error.to_string(), "invalid_json"),
             Err(error) => refused(custom_id, error.to_string(), "missing_field"),
         })
