@@ -399,6 +399,18 @@ async fn a_large_batch_stays_small_in_memory() {
     assert!(peak < 64 * 1024, "{peak} KiB");
 }
 
+/// A batch ends in files of its own: whoever has as many as may be begins none.
+#[tokio::test]
+async fn as_many_files_as_may_be_leave_no_room_for_a_batch() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let input = upload(&bench.daemon, &numbered(1)).await;
+    for _ in 1..250 {
+        upload(&bench.daemon, "x").await;
+    }
+    bench.daemon.send(upload_of("x", "batch")).await.assert_error(507, "files_full");
+    bench.daemon.send(create_of(&input, CHAT)).await.assert_error(507, "files_full");
+}
+
 /// A damaged manifest or file stops nothing and is never taken for whole.
 #[tokio::test]
 async fn damaged_files_are_set_aside_and_stop_no_start() {
