@@ -191,6 +191,8 @@ impl Later {
     /// Makes a batch; on return it is on disk.
     pub async fn create(&self, new: NewBatch) -> Result<Standing, LaterError> {
         let input = self.inner.files.get(&new.source, &new.input_file_id)?;
+        // It ends in files, too.
+        self.inner.files.check_room(&new.source, 0)?;
         if input.purpose != "batch" {
             let message = format!("the input file must have the purpose batch, not {}", input.purpose);
             return Err(LaterError::Field { param: "input_file_id", message });

@@ -334,7 +334,13 @@ impl Run {
         taking.push(text.as_bytes()).await.map_err(io::Error::other)?;
         let body = taking.finish().await.map_err(io::Error::other)?;
         Ok(match head::read(&self.batch.endpoint, &body) {
-            Ok(head) => Next::Line(Prepared { number, custom_id, body, model: head.model }),
+            Ok(mut head) => {
+                if self.batch.endpoint != "/v1/embeddings" {
+                    let id = request_id(&self.batch.id, number);
+                    self.inner.gateway.choose_model(&id, &mut head, &body, self.priority);
+                }
+                Next::Line(Prepared { number, custom_id, body, model: head.model })
+            }
             Err(error @ head::HeadError::Json(_)) => refused(custom_id, error.to_string(), "invalid_json"),
             Err(error) => refused(custom_id, error.to_string(), "missing_field"),
         })
@@ -481,7 +487,7 @@ fn adopt(inner: &Inner, batch: &Manifest, id: &str, what: &str, lines: u32) -> i
     inner.files.adopt(FileMeta { id: id.to_owned(), bytes, sha256, ..meta }).map(|_| ())
 }
 
-/// Waits for a request's end; `None` where it is not on record any more.
+/// Waits for a request's end; `None` where it is not on record any more, or its answer cannot be read.
 async fn ended(gateway: &Gateway, id: &str) -> Option<Record> {
     loop {
         match gateway.wait_final(id, REMOVED_LOOK).await {
@@ -491,15 +497,23 @@ async fn ended(gateway: &Gateway, id: &str) -> Option<Record> {
                     return None;
                 }
             }
+            // No later look would find what is damaged or gone; without an end here the batch would have none.
+            Err(SpoolError::Unreadable) if is_over(gateway, id).await => return None,
             Err(_) => sleep(LOOK).await,
         }
     }
 }
 
+/// Whether a request has ended, also where its answer cannot be read.
+async fn is_over(gateway: &Gateway, id: &str) -> bool {
+    gateway.spool().state(id.to_owned()).await.is_ok_and(|state| state.is_none_or(State::is_final))
+}
+
 /// What a request's end is for its line.
 fn came(request_id: String, record: Option<Record>) -> Came {
     let Some(record) = record else {
-        let message = "its record was removed before its outcome was fetched; it may have been billed".to_owned();
+        let message =
+            "its record was removed or damaged before its outcome was fetched; it may have been billed".to_owned();
         return Came::Nothing { code: "result_lost", message };
     };
     if let Some((answer, _)) = &record.uplink {

@@ -99,16 +99,18 @@ impl Time {
 struct Table {
     shelf: Shelf,
     pending: HashMap<Key, (Entry, Bytes)>,
+    /// Of all answers that the thread still has before it, also of those that a newer one took the place of.
     pending_bytes: u64,
+    pending_jobs: usize,
 }
 
 impl Table {
     /// An answer is on the disk, or will never be.
     fn written(&mut self, key: &Key, entry: &Entry) {
-        if self.pending.get(key).is_some_and(|(there, _)| there == entry)
-            && let Some((_, answer)) = self.pending.remove(key)
-        {
-            self.pending_bytes -= answer.len() as u64;
+        self.pending_bytes -= entry.bytes;
+        self.pending_jobs -= 1;
+        if self.pending.get(key).is_some_and(|(there, _)| there == entry) {
+            self.pending.remove(key);
         }
     }
 }
@@ -192,7 +194,7 @@ impl Cache {
         let entry = disk::entry_of(&key, inner.time.now(), &answer);
         let mut table = inner.table();
         let bytes = table.pending_bytes + entry.bytes;
-        if bytes > PENDING_BYTES_MAX || table.pending.len() >= PENDING_MAX {
+        if bytes > PENDING_BYTES_MAX || table.pending_jobs >= PENDING_MAX {
             return;
         }
         let gone = table.shelf.insert(key, entry);
@@ -200,10 +202,9 @@ impl Cache {
             let _ = inner.jobs.send(Job::Remove(gone));
             return;
         }
-        if let Some((_, before)) = table.pending.insert(key, (entry, answer.clone())) {
-            table.pending_bytes -= before.len() as u64;
-        }
+        table.pending.insert(key, (entry, answer.clone()));
         table.pending_bytes += entry.bytes;
+        table.pending_jobs += 1;
         // While the table is held: what leaves is removed after it was written.
         let _ = inner.jobs.send(Job::Write(key, entry, answer, gone));
     }
@@ -246,7 +247,7 @@ impl Inner {
         let time = Time { first_ms: powered_ms.max(newest_ms), since: clock::since_boot() };
         let mut gone: Vec<(Key, Entry)> = found.iter().flat_map(|(key, entry)| shelf.insert(*key, *entry)).collect();
         gone.extend(shelf.expire(time.now()));
-        let table = Arc::new(Mutex::new(Table { shelf, pending: HashMap::new(), pending_bytes: 0 }));
+        let table = Arc::new(Mutex::new(Table { shelf, pending: HashMap::new(), pending_bytes: 0, pending_jobs: 0 }));
         let (folder, (jobs, inbox)) = (Arc::new(folder), channel());
         let writer = Writer { folder: folder.clone(), table: table.clone(), jobs: inbox, time, in_trouble: false };
         let _ = jobs.send(Job::Remove(gone));

@@ -359,6 +359,24 @@ async fn it_stays_within_its_size_and_can_be_emptied() {
     assert!(!off.is_on() && !folder.path().join("cache").exists());
 }
 
+/// The thread before the disk stands still: what it still holds counts, also where a newer answer took its place.
+#[tokio::test]
+async fn a_disk_that_hangs_holds_no_more_than_its_share_of_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = Cache::open(&options(dir.path()), 0);
+    let inner = opened.0.as_ref().unwrap();
+    let (jobs, hangs) = std::sync::mpsc::channel();
+    let (table, folder) = (inner.table.clone(), inner.folder.clone());
+    let reads = tokio::sync::Semaphore::new(1);
+    let cache =
+        Cache(Some(std::sync::Arc::new(super::Inner { table, folder, jobs, reads, shared: false, time: inner.time })));
+    for n in 0..8u8 {
+        cache.put(Key([1; 32]), Bytes::from(vec![n; ANSWER_BYTES_MAX]));
+    }
+    let held = hangs.try_iter().filter(|job| matches!(job, super::disk::Job::Write(..))).count();
+    assert_eq!(held * ANSWER_BYTES_MAX, super::PENDING_BYTES_MAX as usize);
+}
+
 #[tokio::test]
 async fn a_disk_without_room_keeps_nothing_and_a_folder_that_cannot_be_is_off() {
     let folder = tempfile::tempdir().unwrap();

@@ -128,12 +128,19 @@ impl Control {
     /// Nothing was sent: it goes to an uplink that is not too dear, or waits until there is money.
     fn too_dear(&mut self, item: &Item, uplink: UplinkIndex, now_ms: u64) -> Verdict {
         self.uplinks[uplink].too_dear = true;
-        if self.uplinks.iter().any(|u| u.is_available() && !u.too_dear) {
+        if self.is_cheap_anywhere(&item.model, now_ms) {
             return GIVEN_BACK;
         }
         self.too_dear = self.too_dear.saturating_add(1);
         self.deferred.insert((now_ms + TOO_DEAR_MS, item.seq));
         Verdict::Requeue { counted: false, deferred: true, maybe_billed: item.maybe_billed }
+    }
+
+    /// Whether an uplink may take it that is not too dear. One that is shut for its model is none: whoever waited for that
+    /// one would hold up all that stands behind it.
+    fn is_cheap_anywhere(&self, model: &str, now_ms: u64) -> bool {
+        let is_shut = |uplink| matches!(self.pauses.gate(uplink, model, now_ms), Gate::Shut { .. });
+        self.uplinks.iter().enumerate().any(|(i, u)| u.is_available() && !u.too_dear && !is_shut(i))
     }
 
     /// What kept requests aside is mended: they need not wait for their own instants.
@@ -203,15 +210,17 @@ impl Control {
     fn pick(&mut self, item: &Item, now_ms: u64) -> Result<Way, Blocked> {
         let gates: Vec<Gate> = (0..self.uplinks.len()).map(|i| self.pauses.gate(i, &item.model, now_ms)).collect();
         // With none left that is not too dear, any may still be cheap enough for this one.
-        let cheap = self.uplinks.iter().any(|u| u.is_available() && !u.too_dear);
-        let room = |u: &Uplink| (item.urgent || has_room_beside_live(u)) && !(cheap && u.too_dear);
+        let cheap = self.is_cheap_anywhere(&item.model, now_ms);
+        let affordable = |u: &Uplink| !cheap || !u.too_dear;
+        let room = |u: &Uplink| (item.urgent || has_room_beside_live(u)) && affordable(u);
         let may = May { not: &[], try_shut: true, ask_shut: false };
         let key = |(i, u): (usize, &Uplink)| {
             u.keys.pick(|key| self.pauses.gate_with((i, key), &item.model, now_ms), may, now_ms).ok()
         };
         let keys: Vec<_> = self.uplinks.iter().enumerate().map(key).collect();
         let chosen = self.choose(|i, u| gates[i] == Gate::Open && keys[i].is_some() && room(u));
-        let chosen = chosen.or_else(|| self.choose(|i, _| gates[i] == Gate::Trial && keys[i].is_some()));
+        let chosen =
+            chosen.or_else(|| self.choose(|i, u| gates[i] == Gate::Trial && keys[i].is_some() && affordable(u)));
         if let Some(uplink) = chosen {
             return Ok((uplink, keys[uplink].unwrap_or(0)));
         }

@@ -31,8 +31,7 @@ pub(super) async fn reserve(
     source: &str,
 ) -> Result<Option<Reservation>, Outcome> {
     let path = call.path.split('?').next().unwrap_or_default();
-    let is_under = |free: &str| path.strip_prefix(free).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if call.method.is_safe() || call.method == Method::DELETE || FREE_PATHS.iter().any(|free| is_under(free)) {
+    if call.method.is_safe() || call.method == Method::DELETE || is_free(path) {
         return Ok(None);
     }
     let model = renamed(&call.body).unwrap_or_else(|| {
@@ -53,6 +52,19 @@ pub(super) async fn reserve(
             Err(Outcome::Unaffordable)
         }
     }
+}
+
+/// Whether nothing is paid at this path. One with steps up or escaped bytes may be another one to who reads it there:
+/// `/v1/files/../chat/completions`.
+fn is_free(path: &str) -> bool {
+    let is_plain = |part: &str| {
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':');
+        part.bytes().all(is_word) && !part.bytes().all(|byte| byte == b'.')
+    };
+    FREE_PATHS
+        .iter()
+        .filter_map(|free| path.strip_prefix(free))
+        .any(|rest| rest.is_empty() || rest.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_plain)))
 }
 
 /// What an attempt that was sent cost, by its end and by what its answer said.
@@ -99,4 +111,29 @@ fn renamed(body: &Spliced) -> Option<String> {
 fn model(body: &Body) -> Option<String> {
     let member = body.layout().as_ref().ok()?.get("model").filter(|member| member.is_whole())?;
     String::deserialize(&mut serde_json::Deserializer::from_slice(&member.start)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_free;
+
+    #[test]
+    fn only_what_can_be_no_other_path_is_free() {
+        for free in ["/v1/files", "/v1/files/file-1/content", "/v1/moderations", "/v1/models/ft:gpt-4o:a"] {
+            assert!(is_free(free), "{free}");
+        }
+        for paid in [
+            "/v1/chat/completions",
+            "/v1/filesystem",
+            "/v1/files/../chat/completions",
+            "/v1/files/x/../../chat/completions",
+            "/v1/models/%2e%2e/chat/completions",
+            "/v1/models/..%2fchat/completions",
+            "/v1/files/.//../chat/completions",
+            "/v1/files/..\\chat/completions",
+            "/v1/files/..;/chat/completions",
+        ] {
+            assert!(!is_free(paid), "{paid}");
+        }
+    }
 }

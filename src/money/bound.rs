@@ -69,12 +69,14 @@ pub fn tokens_max(endpoint: &str, body: &Body) -> io::Result<Option<TokensMax>> 
     let referred = counted.references.saturating_mul(REFERRED_TOKENS_MAX);
     let input = counted.text_bytes.saturating_add(pictures).saturating_add(referred).saturating_add(ADDED_TOKENS_MAX);
     let lists = if endpoint == "/v1/completions" && is_list(layout, "prompt") { counted.commas + 1 } else { 1 };
-    let limits = ["max_tokens", "max_completion_tokens", "max_output_tokens"];
+    // Another path's word is none here: a service that passes it over answers at full length.
+    let limits: &[&str] =
+        if endpoint == "/v1/responses" { &["max_output_tokens"] } else { &["max_tokens", "max_completion_tokens"] };
     // A limit that cannot be read limits nothing.
-    let limits = limits.map(|name| given(layout, name).and_then(number));
+    let limits = limits.iter().map(|name| given(layout, name).and_then(number));
     let answers = ["n", "best_of"].map(|name| given(layout, name).map_or(1, |n| number(n).unwrap_or(ANSWERS_MAX)));
     let answers = answers.into_iter().max().unwrap_or(1).max(1).saturating_mul(lists);
-    Ok(Some(TokensMax { input, output: limits.into_iter().flatten().max(), answers }))
+    Ok(Some(TokensMax { input, output: limits.flatten().max(), answers }))
 }
 
 /// A member that is there and not null.
@@ -187,6 +189,12 @@ mod tests {
         assert_eq!((both.output, both.answers), (Some(8), 1));
         assert_eq!(of(CHAT, r#"{"n":"many","max_tokens":"5"}"#).answers, ANSWERS_MAX);
         assert_eq!(of("/v1/completions", r#"{"prompt":["a","b","c"],"n":2}"#).answers, 2 * 4);
+        let limit = |endpoint: &str, name: &str| of(endpoint, &format!(r#"{{"input":"x","{name}":1}}"#)).output;
+        assert_eq!(
+            (limit("/v1/responses", "max_output_tokens"), limit("/v1/responses", "max_tokens")),
+            (Some(1), None)
+        );
+        assert_eq!((limit(CHAT, "max_tokens"), limit(CHAT, "max_output_tokens")), (Some(1), None));
         assert!(super::tokens_max(CHAT, &Body::from(Bytes::from_static(b"--form"))).unwrap().is_none());
     }
 

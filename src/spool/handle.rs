@@ -197,6 +197,11 @@ impl Spool {
         Ok(found.is_some_and(|found| found.local.is_some()))
     }
 
+    /// Where a request stands, `None` for an unknown id; opens no file.
+    pub async fn state(&self, id: String) -> Result<Option<State>, SpoolError> {
+        Ok(self.read(move |store| read::get(store, &id)).await?.map(|found| found.record.state))
+    }
+
     /// The request's own body, while it is kept.
     pub async fn body(&self, id: String) -> Result<Option<Bytes>, SpoolError> {
         let Some(stored) = self.read(move |store| read::body(store, &id)).await? else { return Ok(None) };

@@ -96,3 +96,25 @@ async fn what_it_is_was_decided_when_it_was_stored() {
     let seen = bench.uplink.log().iter().rfind(|seen| seen.path.ends_with("/completions")).unwrap().model.clone();
     assert_eq!(seen.as_deref(), Some("later"));
 }
+
+/// Background responses and the lines of a batch are stored requests as all others are.
+#[tokio::test]
+async fn it_is_decided_for_what_is_fetched_later_too() {
+    let bench = Bench::offline(Settings { extra: RULES.to_owned(), ..Settings::without_local() }).await;
+    let response = json!({"model": "auto", "input": "later", "background": true});
+    let response = bench.daemon.send(Ask::post("/v1/responses", response.to_string())).await.json();
+    assert_eq!(response["model"], "later", "{response}");
+    let path = "/v1/chat/completions";
+    let line = json!({"custom_id": "c", "method": "POST", "url": path, "body": auto("in a batch")});
+    let form = format!(
+        "--cut\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n--cut\r\n\
+         Content-Disposition: form-data; name=\"file\"; filename=\"in.jsonl\"\r\n\r\n{line}\r\n--cut--\r\n"
+    );
+    let file = bench.daemon.send(Ask::form("/v1/files", form, "multipart/form-data; boundary=cut")).await.json();
+    let batch = json!({"input_file_id": file["id"], "endpoint": path, "completion_window": "24h"});
+    assert_eq!(bench.daemon.send(Ask::post("/v1/batches", batch.to_string())).await.status, 200);
+    until("both to be in the queue", 10, || async { (bench.daemon.backlog().await == 2).then_some(()) }).await;
+    let list = bench.daemon.get("/holdfast/v1/requests").await.json();
+    let models: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|record| &record["model"]).collect();
+    assert_eq!(models, ["later", "later"], "{list}");
+}

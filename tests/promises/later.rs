@@ -8,6 +8,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use crate::disk::Disk;
+use crate::links::damage;
 use crate::support::{Ask, Bench, Daemon, Reply, Settings, listening, until};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -397,6 +398,18 @@ async fn a_large_batch_stays_small_in_memory() {
     assert!(peak < 64 * 1024, "{peak} KiB");
 }
 
+/// A batch ends in files of its own: whoever has as many as may be begins none.
+#[tokio::test]
+async fn as_many_files_as_may_be_leave_no_room_for_a_batch() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let input = upload(&bench.daemon, &numbered(1)).await;
+    for _ in 1..250 {
+        upload(&bench.daemon, "x").await;
+    }
+    bench.daemon.send(upload_of("x", "batch")).await.assert_error(507, "files_full");
+    bench.daemon.send(create_of(&input, CHAT)).await.assert_error(507, "files_full");
+}
+
 /// A damaged manifest or file stops nothing and is never taken for whole.
 #[tokio::test]
 async fn damaged_files_are_set_aside_and_stop_no_start() {
@@ -414,6 +427,33 @@ async fn damaged_files_are_set_aside_and_stop_no_start() {
     let failed = reaches(&bench.daemon, made["id"].as_str().unwrap(), "failed").await;
     assert_eq!(failed["errors"]["data"][0]["code"], "invalid_file");
     assert_eq!(bench.daemon.backlog().await, 0);
+}
+
+/// The only copy of an answer is damaged before its batch has it: its line ends with that word, and the batch with it.
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_ends_its_line_and_holds_up_no_batch() {
+    let mut bench = Bench::offline(Settings::without_local()).await;
+    let id = begin(&bench.daemon, &numbered(1)).await;
+    until("the line to be in the queue", 10, || async { (bench.daemon.backlog().await == 1).then_some(()) }).await;
+    bench.daemon.kill().await;
+    let data = bench.daemon.data();
+    let manifest = std::fs::read_dir(data.join("batches")).unwrap().last().unwrap().unwrap().path();
+    let text = std::fs::read_to_string(manifest).unwrap();
+    let manifest: Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
+    // While its file cannot be opened the batch waits, and the queue goes on.
+    let output = data.join(format!("files/{}.data", manifest["output_file_id"].as_str().unwrap()));
+    std::fs::remove_file(&output).unwrap();
+    std::fs::create_dir(&output).unwrap();
+    bench.daemon.restart().await;
+    bench.recover().await;
+    until("the queue to be empty", 20, || async { (bench.daemon.backlog().await == 0).then_some(()) }).await;
+    bench.daemon.kill().await;
+    damage(&bench, "UPDATE answer SET bytes = x'00'");
+    std::fs::remove_dir(&output).unwrap();
+    bench.daemon.restart().await;
+    let done = reaches(&bench.daemon, &id, "completed").await;
+    assert_eq!(done["request_counts"], json!({"total": 1, "completed": 0, "failed": 1}));
+    assert_eq!(lines(&bench.daemon, &done["error_file_id"]).await[0]["error"]["code"], "result_lost");
 }
 
 /// What was done before the input went stays there to be fetched, and nothing more is sent.

@@ -85,7 +85,7 @@ async fn a_result_is_offered_until_it_is_taken_also_after_a_restart() {
 }
 
 /// What a worn flash does to one row, while nobody has the database open.
-fn damage(bench: &Bench, text: &str) {
+pub fn damage(bench: &Bench, text: &str) {
     let database = rusqlite::Connection::open(bench.daemon.data().join("spool.db")).unwrap();
     assert_eq!(database.execute(text, []).unwrap(), 1, "{text}");
 }

@@ -1,7 +1,7 @@
 //! Requests that are too dear for what is left of today: elsewhere, offline, or waiting; never dead.
 
 use super::super::TOO_DEAR_MAX;
-use super::super::event::Reason;
+use super::super::event::{Block, Reason};
 use super::*;
 
 const WAITS: Verdict = Verdict::Requeue { counted: false, deferred: true, maybe_billed: false };
@@ -43,6 +43,40 @@ fn it_goes_to_an_uplink_that_is_not_too_dear() {
     assert_eq!(one(&mut bench, item(1), Outcome::Unaffordable), GIVEN_BACK);
     let sent = bench.lease(vec![item(1)]);
     assert!(sent.iter().any(|e| matches!(e, Effect::Send { seq: 1, uplink: 1, .. })), "{sent:?}");
+}
+
+/// The other uplink has no such model: nobody waits for it, and nobody waits behind.
+#[test]
+fn what_is_too_dear_here_and_refused_there_waits_and_holds_up_nobody() {
+    let mut bench = Bench::up(settings(2));
+    let rare = || Item { model: "rare".to_owned(), ..item(1) };
+    assert_eq!(one(&mut bench, rare(), Outcome::Unaffordable), GIVEN_BACK);
+    assert_eq!(one(&mut bench, rare(), Outcome::Blocked(Block::Configuration)), GIVEN_BACK);
+    let mut effects = bench.lease(vec![rare(), item(2)]);
+    let first = sends(&effects);
+    assert_eq!((first.len(), first[0].1, first[0].2), (1, 1, 0), "{effects:?}");
+    effects = bench.end(first[0].0, Outcome::Unaffordable, false);
+    assert_eq!(verdicts(&effects), [(1, WAITS)]);
+    effects.extend(bench.advance(1_000));
+    assert!(sends(&effects).iter().any(|(_, seq, uplink)| (*seq, *uplink) == (2, 1)), "{effects:?}");
+}
+
+/// A trial that is due is none for what cannot be paid: the other uplink's slot is waited for.
+#[test]
+fn a_trial_that_is_too_dear_is_not_made_again_and_again() {
+    let mut settings = settings(2);
+    settings.uplinks[1].max_in_flight = 1;
+    let mut bench = Bench::up(settings);
+    assert_eq!(one(&mut bench, item(1), Outcome::Blocked(Block::Quota)), GIVEN_BACK);
+    bench.advance(120_000);
+    let Some(Route::Uplink { attempt: busy, uplink: 1, .. }) = bench.ask(1) else { panic!("the other one is open") };
+    let adopted = || Event::Adopted(Item { urgent: true, ..item(2) });
+    let trial = sends(&bench.tell(adopted()));
+    assert_eq!((trial[0].1, trial[0].2), (2, 0));
+    assert_eq!(verdicts(&bench.end(trial[0].0, Outcome::Unaffordable, false)), [(2, GIVEN_BACK)]);
+    assert_eq!(sends(&bench.tell(adopted())), []);
+    let sent = sends(&bench.end(busy, Outcome::Delivered, false));
+    assert_eq!((sent[0].1, sent[0].2), (2, 1));
 }
 
 #[test]

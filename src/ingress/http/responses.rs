@@ -54,13 +54,16 @@ async fn try_create(app: Arc<App>, request: Request) -> Result<Response, Refusal
         return Ok(passthrough::pass_on(&app, &source, Method::POST, path, forwardable(head.headers()), body).await);
     }
     call::require_json(head.headers())?;
+    let (id, wants) = (call::request_id(&head), Wants::read(head.headers(), app.options.offline)?);
+    let mut asked = body::read(ENDPOINT, &body)?;
+    app.gateway.choose_model(&id, &mut asked, &body, wants.priority);
     let call = Call {
         endpoint: ENDPOINT,
         source: call::source(&head),
-        id: call::request_id(&head),
-        head: body::read(ENDPOINT, &body)?,
+        id,
+        head: asked,
         body,
-        wants: Wants::read(head.headers(), app.options.offline)?,
+        wants,
         forward: forwardable(head.headers()),
         received,
         task: None,
