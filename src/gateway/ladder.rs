@@ -3,7 +3,7 @@
 //! Owns when it is climbed and the last thing it found; what the rungs are is `uplink::ladder`'s.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -54,8 +54,9 @@ impl Ladders {
 }
 
 impl Shared {
-    /// A probe ended: an uplink that does not answer is looked at rung by rung.
-    pub(super) async fn look_at(&self, uplink: usize, check: &Check) {
+    /// A probe ended: an uplink that does not answer is looked at rung by rung. That is nobody's to wait for: where something
+    /// hangs it takes longer than a stop may.
+    pub(super) fn look_at(self: &Arc<Self>, uplink: usize, check: &Check) {
         if !matches!(check, Check::Failed(_)) {
             self.ladders.broken().remove(&uplink);
             return;
@@ -63,11 +64,14 @@ impl Shared {
         if !self.ladders.is_due(uplink) {
             return;
         }
-        let rungs = self.climb(uplink).await;
-        // It may be back by now.
-        if let Some(broken) = self.ladders.broken().get_mut(&uplink) {
-            broken.rung = rungs.into_iter().find(|rung| rung.standing == Standing::Failed);
-        }
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let rungs = shared.climb(uplink).await;
+            // It may be back by now.
+            if let Some(broken) = shared.ladders.broken().get_mut(&uplink) {
+                broken.rung = rungs.into_iter().find(|rung| rung.standing == Standing::Failed);
+            }
+        });
     }
 
     /// All rungs to an uplink.

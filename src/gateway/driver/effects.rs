@@ -87,7 +87,7 @@ impl Driver {
             let Some(cloud) = shared.uplinks.get(uplink) else { return };
             let (check, models) = cloud.probe(key).await;
             shared.tell(Input::Event(Event::Probed(uplink, key, check)));
-            shared.look_at(uplink, &check).await;
+            shared.look_at(uplink, &check);
             if let Some(models) = models {
                 let (told, name) = (shared.clone(), cloud.name().to_owned());
                 // It reads a long list and may write a file: not on a thread that serves requests.
