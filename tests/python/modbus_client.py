@@ -35,15 +35,14 @@ class Master:
             # A pseudo-terminal has no parity bit and refuses to be given one.
             self.client = ModbusSerialClient(where, baudrate=19_200, parity="N", timeout=0.5, retries=0)
         self.until = time.monotonic() + GIVE_UP_S
-        self.unanswered = 0
 
     def ask(self, question):
         while time.monotonic() < self.until:
             try:
                 answer = question()
-            except ModbusException:
-                # The gateway is away.
-                self.unanswered += 1
+            except (ModbusException, OSError):
+                # The gateway is away. A reset connection reaches us as the socket's own error, with the socket kept.
+                self.client.close()
                 time.sleep(0.02)
                 continue
             if isinstance(answer, ExceptionResponse) and answer.exception_code == BUSY:
