@@ -37,6 +37,14 @@ arch() {
   esac
 }
 
+# Zig's name of a target: with the C library's version.
+zig_name() {
+  case $1 in
+    *-gnu*) echo "$1.$GLIBC" ;;
+    *) echo "$1" ;;
+  esac
+}
+
 # Zig as C compiler and linker: it brings the start files and symbol lists of every glibc, so no sysroot is needed.
 need_zig() {
   local python=$tools/venv/bin/python
@@ -62,4 +70,9 @@ need_cargo() {
     : >"$tools/$name-$version"
   fi
   export PATH=$tools/bin:$PATH
+}
+
+# This machine's own mirror of Debian. Of an old release only its main part is used: the one with updates goes sooner.
+mirror() {
+  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/$' | sort -u | head -1
 }

@@ -206,7 +206,9 @@ fn spawn(dir: &Path, environment: &[(&'static str, String)]) -> Child {
 }
 
 fn binary(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    // Another build of the program, such as a board's under an emulator.
+    let other = std::env::var_os("HOLDFAST_TEST_BINARY");
+    let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_holdfast").into()));
     // Every HOLDFAST_ variable is configuration to the daemon, also those that are meant for these tests.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOLDFAST_")) {
         command.env_remove(name);
