@@ -69,8 +69,17 @@ impl Daemon {
 
     /// Sends SIGTERM and does not wait.
     pub fn signal_stop(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends SIGHUP and does not wait.
+    pub fn signal_reload(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// SIGTERM, and how it ended; the grace is 10 s.
@@ -88,7 +97,8 @@ impl Daemon {
         status
     }
 
-    fn pid(&self) -> u32 {
+    /// The process's number, as long as it has not ended.
+    pub fn pid(&self) -> u32 {
         self.child.id().expect("the daemon runs")
     }
 
