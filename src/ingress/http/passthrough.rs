@@ -19,6 +19,7 @@ use super::refusal::Refusal;
 use crate::body::Body as Stored;
 use crate::control::event::{Outcome, Reason};
 use crate::gateway::{LiveAttempt, Target};
+use crate::money::bound;
 use crate::uplink::classify;
 use crate::uplink::cloud::{self, Reply};
 use crate::uplink::usage::{self, Summary};
@@ -44,6 +45,10 @@ pub async fn pass_on(
     headers: HeaderMap,
     body: Stored,
 ) -> Response {
+    let plain_path = path.split('?').next().unwrap_or_default();
+    if app.gateway.money().is_capped() && method == Method::POST && bound::is_boundless(plain_path) {
+        return Refusal::boundless().into_response();
+    }
     let mut live = app.gateway.live_aside().of(source);
     let mut target = live.target().await;
     loop {
