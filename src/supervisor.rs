@@ -2,17 +2,17 @@
 //!
 //! The only place that sees both the configuration and the parts. Contains no behaviour of its own.
 
+mod doors;
+mod handover;
 mod links;
 pub mod offline;
+mod reload;
 
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -28,9 +28,8 @@ use crate::control::keys::KeySettings;
 use crate::control::price::{Price, Prices};
 use crate::control::retry::RetrySettings;
 use crate::gateway::{Gateway, Parts};
-use crate::ingress::http::{self, App, Listeners, Models, Tokens};
+use crate::ingress::http::{self, App, Models};
 use crate::money::{self, Money};
-use crate::plant::{self, Fault};
 use crate::spool::{self, SpoolError};
 use crate::systemd;
 use crate::task::Book;
@@ -38,6 +37,17 @@ use crate::telemetry::host::{self, Board};
 use crate::telemetry::log::{self, Form};
 use crate::uplink::cloud::{self, Cloud, Keys};
 use crate::uplink::local::{self, Local};
+
+use self::doors::Doors;
+pub use self::handover::Handover;
+pub use self::reload::Again;
+
+/// Whoever connected just before the doors are left says what it wants within this time, and is answered.
+const JUST_CAME: Duration = Duration::from_millis(100);
+/// What the last outcomes, the cache and the spool may take to be on the disk after the grace.
+const CLOSING_MAX: Duration = Duration::from_secs(10);
+/// How long the next image may take to open the spool before the watchdog may doubt it: a damaged one is read as a whole.
+const OPENING_MAX: Duration = Duration::from_secs(600);
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -66,17 +76,22 @@ impl SupervisorError {
     }
 }
 
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
+/// Runs until SIGTERM or SIGINT, or until SIGHUP finds a configuration that holds: then what is given back runs it.
+pub async fn run(loaded: Loaded, again: Again<'_>) -> Result<Option<Handover>, SupervisorError> {
     let settings = loaded.settings;
     // From here on a signal is remembered, however early it comes.
     let mut signals = Signals::listen()?;
     log::start(level(settings.log.level), form(settings.log.format));
     more_descriptors();
+    // Where it was started from: after an update that is the new program.
+    let executable = std::env::current_exe().map_err(|e| SupervisorError::Io(format!("the own program: {e}")))?;
+    let handed = handover::take();
+    let opening = handed.is_some().then(|| tokio::spawn(systemd::patience(OPENING_MAX)));
     let spool = open_spool(&settings).await?;
     let tasks = tasks(&settings)?;
     let link_options = links::options(&settings)?;
-    let (listeners, own_socket) = bind(&settings).await?;
+    let doors = Doors::open(&settings.http, handed.unwrap_or_default())?;
+    let listeners = doors.listeners(&settings.http)?;
     let names: Vec<String> = settings.uplinks.iter().map(|u| u.name.clone()).collect();
     let models = Arc::new(Models::open(&settings.gateway.data_dir, &names));
     let on_models = models.clone();
@@ -87,7 +102,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         settings: control_settings(&settings, &uplinks),
         uplinks,
         pauses: spool.load_pauses().await.map_err(SupervisorError::of_spool)?,
-        floor,
+        floor: floor.clone(),
         local: local_client(&settings)?,
         spool: spool.clone(),
         tasks: tasks.clone(),
@@ -99,6 +114,7 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         board: Board::new(settings.gateway.data_dir.clone()),
     });
     let (stop, stopped) = watch::channel(false);
+    let (shut, shutting) = watch::channel(false);
     let (links, lines) = links::start(&gateway, link_options, &settings, Arc::new(tasks), &stopped);
     let cache = open_cache(&settings, spool.powered_ms()).await?;
     let later = Later::start(gateway.clone(), later_options(&settings), stopped.clone());
@@ -106,12 +122,20 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
     let app = App::new(gateway.clone(), options, models, links, later, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
-    let server = tokio::spawn(http::serve(app, listeners, stopped, grace));
-    let pulse = tokio::spawn(systemd::keep(gateway.clone()));
+    let server = tokio::spawn(http::serve(app, listeners, shutting, stopped, grace));
+    let (notice, notices) = watch::channel(None);
+    let pulse = tokio::spawn(systemd::keep(gateway.clone(), notices));
+    if let Some(opening) = opening {
+        opening.abort();
+    }
     tracing::info!("holdfast {} serves {}", env!("CARGO_PKG_VERSION"), settings.http.socket.display());
     systemd::ready();
-    signals.stop().await;
-    systemd::stopping();
+    let mut next = wait(&mut signals, &settings, &doors, &floor, again, &notice).await;
+    let own_path = doors.own_path();
+    let old = next.is_some().then_some(doors);
+    let _ = shut.send(true);
+    tokio::time::sleep(JUST_CAME).await;
+    let waiting = next.is_some().then(|| tokio::spawn(systemd::patience(grace + CLOSING_MAX)));
     gateway.stop(grace);
     let _ = stop.send(true);
     let ended = async {
@@ -125,14 +149,68 @@ pub async fn run(loaded: Loaded) -> Result<(), SupervisorError> {
         cache.flush().await;
         spool.close().await;
     };
-    tokio::select! {
-        () = ended => {}
-        () = signals.stop() => tracing::warn!("told twice to stop: stopping at once"),
+    finish(ended, &mut signals, &mut next).await;
+    if let Some(waiting) = waiting {
+        waiting.abort();
     }
-    if own_socket {
-        remove_socket(&settings.http.socket);
+    drop(old);
+    let kept = next.as_ref().and_then(Doors::own_path);
+    if let Some(path) = own_path.filter(|path| Some(path) != kept.as_ref()) {
+        doors::remove_socket(&path);
     }
-    Ok(())
+    Ok(next.map(|doors| Handover::new(executable, doors)))
+}
+
+/// Serves until told to stop (`None`) or to become a configuration that holds.
+async fn wait(
+    signals: &mut Signals,
+    settings: &Settings,
+    doors: &Doors,
+    floor: &Arc<Floor>,
+    again: Again<'_>,
+    notice: &watch::Sender<Option<String>>,
+) -> Option<Doors> {
+    loop {
+        match signals.next().await {
+            Told::Stop => {
+                systemd::stopping();
+                return None;
+            }
+            Told::Reload => systemd::reloading(),
+        }
+        match reload::prepare(settings, doors, floor, again) {
+            Ok(next) => {
+                tracing::info!("the new configuration holds and is taken over");
+                systemd::status("taking over the new configuration");
+                return Some(next);
+            }
+            Err(refused) => {
+                refused.log();
+                systemd::status(&refused.status());
+                let _ = notice.send(Some(refused.status()));
+                systemd::ready();
+            }
+        }
+    }
+}
+
+/// Waits until all is closed. SIGTERM turns a reload into a stop, and a stop into an end at once.
+async fn finish(ended: impl Future<Output = ()>, signals: &mut Signals, next: &mut Option<Doors>) {
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            () = &mut ended => return,
+            () = signals.stop() => match next.take() {
+                Some(doors) => {
+                    if let Some(path) = doors.own_path() {
+                        doors::remove_socket(&path);
+                    }
+                    systemd::stopping();
+                }
+                None => return tracing::warn!("told twice to stop: stopping at once"),
+            }
+        }
+    }
 }
 
 /// As many descriptors as the system allows: each connection and each large body on its way is one.
@@ -144,7 +222,13 @@ fn more_descriptors() {
     }
 }
 
-/// The signals that the daemon takes. SIGHUP is taken so that it ends nothing.
+/// What a signal says.
+enum Told {
+    Stop,
+    Reload,
+}
+
+/// The signals that the daemon takes.
 struct Signals {
     term: Signal,
     int: Signal,
@@ -161,15 +245,17 @@ impl Signals {
         })
     }
 
-    /// Resolves at the next SIGTERM or SIGINT.
-    async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.term.recv() => return,
-                _ = self.int.recv() => return,
-                _ = self.hup.recv() => tracing::warn!("the configuration is read at start only: restart to apply a change"),
-            }
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.term.recv() => Told::Stop,
+            _ = self.int.recv() => Told::Stop,
+            _ = self.hup.recv() => Told::Reload,
         }
+    }
+
+    /// Resolves at the next SIGTERM or SIGINT. What SIGHUP asks for meanwhile is under way, or comes too late.
+    async fn stop(&mut self) {
+        while let Told::Reload = self.next().await {}
     }
 }
 
@@ -218,68 +304,6 @@ fn spool_options(settings: &Settings) -> spool::Options {
         keep_results_ms: settings.queue.keep_results.as_millis() as u64,
         keep_results_bytes: settings.queue.keep_results_bytes,
         hold_unknown: settings.retry.on_unknown == OnUnknown::Hold,
-    }
-}
-
-/// The listeners, and whether the UNIX socket is ours to remove: one that systemd made outlives this process.
-async fn bind(settings: &Settings) -> Result<(Listeners, bool), SupervisorError> {
-    let http = &settings.http;
-    let inherited = systemd::inherited_socket().map_err(|e| SupervisorError::Io(format!("LISTEN_FDS: {e}")))?;
-    let own_socket = inherited.is_none();
-    let unix = match inherited {
-        Some(listener) => listener,
-        None => bind_unix(&http.socket, http.socket_mode)?,
-    };
-    let failed = |e: io::Error| SupervisorError::Io(format!("{}: {e}", http.socket.display()));
-    unix.set_nonblocking(true).map_err(failed)?;
-    let unix = UnixListener::from_std(unix).map_err(failed)?;
-    let mut tcp = Vec::new();
-    for address in &http.listen {
-        let listener = TcpListener::bind(address).await;
-        tcp.push(listener.map_err(|e| SupervisorError::Io(format!("http.listen {address}: {e}")))?);
-    }
-    let tokens = http.token_file.as_deref().map(Tokens::read).transpose().map_err(SupervisorError::Configuration)?;
-    Ok((Listeners { unix, tcp, tokens, tls: server_tls(http)? }, own_socket))
-}
-
-/// The mode holds from the first instant: the umask is set before the socket exists, never changed after.
-fn bind_unix(path: &Path, mode: u32) -> Result<StdUnixListener, SupervisorError> {
-    let failed = |e: &io::Error| match e.kind() {
-        io::ErrorKind::PermissionDenied => SupervisorError::Permission(format!(
-            "{}: permission denied; run as the service's user or set http.socket",
-            path.display()
-        )),
-        _ => SupervisorError::Io(format!("{}: {e}", path.display())),
-    };
-    if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
-    }
-    if UnixStream::connect(path).is_ok() {
-        let what =
-            format!("{}: another daemon answers on this socket; stop it or set another http.socket", path.display());
-        return Err(SupervisorError::Io(what));
-    }
-    remove_socket(path);
-    let narrow = if plant::is(Fault::ChmodAfterListen) { 0 } else { 0o777 & !mode };
-    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(narrow));
-    let bound = StdUnixListener::bind(path);
-    rustix::process::umask(umask);
-    if plant::is(Fault::ChmodAfterListen) {
-        // Long enough to be seen: between listening and this anybody may connect.
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "a mistake that tests plant; nothing waits for this in a release"
-        )]
-        std::thread::sleep(std::time::Duration::from_millis(200));
-        let _ = std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode));
-    }
-    bound.map_err(|e| failed(&e))
-}
-
-/// Removes what a dead daemon left, and nothing that is not a socket.
-fn remove_socket(path: &Path) {
-    if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
-        let _ = std::fs::remove_file(path);
     }
 }
 

@@ -1,6 +1,7 @@
-//! The service manager: READY, STATUS, WATCHDOG, STOPPING, and sockets it hands over.
+//! The service manager: READY, STATUS, RELOADING, WATCHDOG, STOPPING, and sockets it hands over.
 //!
-//! Pets the watchdog only on proof of progress: control has turned and the spool has committed since.
+//! Pets the watchdog only on proof of progress: control has turned and the spool has committed since. While a configuration
+//! is taken over there is neither; there a bounded time is granted instead.
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+use tokio::sync::watch;
 
 use crate::gateway::Gateway;
 
@@ -24,6 +26,20 @@ pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
+/// Says that a configuration is read and, where it holds, taken over; `ready` ends it. The time is what systemd from
+/// version 253 on tells an old message from a new one by.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
+    }
+}
+
+/// Sets the line that `systemctl status` shows.
+pub fn status(line: &str) {
+    notify(&[NotifyState::Status(line)]);
+}
+
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!("the service manager was not told: {error}");
@@ -35,15 +51,16 @@ pub fn inherited_socket() -> io::Result<Option<UnixListener>> {
     ListenFd::from_env().take_unix_listener(0)
 }
 
-/// Keeps the status line and the watchdog, for as long as there is progress.
-pub async fn keep(gateway: Gateway) {
+/// Keeps the status line and the watchdog, for as long as there is progress. A `notice` comes before the line.
+pub async fn keep(gateway: Gateway, notice: watch::Receiver<Option<String>>) {
     let watchdog = sd_notify::watchdog_enabled();
     let every = watchdog.map_or(STATUS_EVERY, |limit| limit / 3);
     let mut turns = gateway.turns();
     loop {
         tokio::time::sleep(every).await;
-        let status = status_line(&gateway).await;
-        notify(&[NotifyState::Status(&status)]);
+        let line = status_line(&gateway).await;
+        let notice = notice.borrow().clone();
+        status(&notice.map_or(line.clone(), |notice| format!("{notice}; {line}")));
         if watchdog.is_none() {
             continue;
         }
@@ -56,6 +73,18 @@ pub async fn keep(gateway: Gateway) {
         }
         turns = now;
     }
+}
+
+/// Grants itself this long without progress: running answers end, or a damaged spool is read as a whole.
+pub async fn patience(limit: Duration) {
+    let Some(watchdog) = sd_notify::watchdog_enabled() else { return };
+    let pets = async {
+        loop {
+            notify(&[NotifyState::Watchdog]);
+            tokio::time::sleep(watchdog / 3).await;
+        }
+    };
+    let _ = tokio::time::timeout(limit, pets).await;
 }
 
 async fn status_line(gateway: &Gateway) -> String {

@@ -9,10 +9,12 @@ use crate::supervisor::{self, SupervisorError};
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(global: &Global) -> Done {
-    let loaded = config::load(global.config(), config::environment())
-        .map_err(|faults| Failure::new(exit::CONFIG, faults.to_string()))?;
-    match supervisor::run(loaded).await {
-        Ok(()) => Ok(0),
+    let load = || config::load(global.config(), config::environment());
+    let loaded = load().map_err(|faults| Failure::new(exit::CONFIG, faults.to_string()))?;
+    match supervisor::run(loaded, &load).await {
+        Ok(None) => Ok(0),
+        // Nothing is open any more; the same process goes on as the program that is installed now.
+        Ok(Some(handover)) => Err(Failure::new(exit::IO, format!("the program cannot be run anew: {}", handover.go()))),
         Err(error) => Err(Failure::new(code(&error), error.to_string())),
     }
 }

@@ -97,6 +97,11 @@ impl Control {
         }
     }
 
+    /// How many wait for an instant, the spool keeping them out of the queue.
+    pub(super) fn set_aside(&self) -> usize {
+        self.deferred.len() + self.again.len()
+    }
+
     pub(super) fn release_deferred(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let mut due = Vec::new();
         while let Some((_, seq)) = self.deferred.first().filter(|(at, _)| *at <= now_ms).copied() {
@@ -147,6 +152,7 @@ impl Control {
     pub(super) fn hurry_deferred(&mut self, now_ms: u64) {
         let soon_ms = now_ms + DEFER_MIN_MS;
         (self.nothing_around, self.lease_after_ms) = (None, 0);
+        self.again.hurry(soon_ms);
         self.deferred = self.deferred.iter().map(|(at, seq)| ((*at).min(soon_ms), *seq)).collect();
     }
 
@@ -182,6 +188,9 @@ impl Control {
             }
             Ok(way) => {
                 self.pauses.begin_trial(way, &item.model);
+                if item.maybe_billed {
+                    self.charge_second_send(item.seq);
+                }
                 let (seq, urgent) = (item.seq, item.urgent);
                 let attempt = self.start_attempt(Owner::Stored(item), way);
                 if !urgent {
@@ -242,7 +251,7 @@ impl Control {
 
     fn lease_more(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let rests = self.paused || self.too_dear >= TOO_DEAR_MAX;
-        let busy = rests || self.leasing || !self.leased.is_empty() || self.deferred.len() >= DEFERRED_MAX;
+        let busy = rests || self.leasing || !self.leased.is_empty() || self.set_aside() >= DEFERRED_MAX;
         let not_before_ms = self.pace.not_before_ms().max(self.lease_after_ms);
         if busy || self.ready == 0 || now_ms < not_before_ms {
             return;
@@ -311,6 +320,7 @@ impl Control {
         let uplink = way.0;
         let unsent = plant::is(Planted::RetryOnTimeout) && outcome == Outcome::Unknown(Fault::Timeout);
         let outcome = if unsent { Outcome::Unreachable(Fault::Timeout) } else { outcome };
+        self.account_stored(item, outcome);
         // Before the route learns: whether it was shut for refusing everybody decides on this request.
         let struck = self.pauses.is_struck(uplink, &item.model);
         self.learn_route(way, item, outcome, now_ms, effects);
@@ -396,7 +406,7 @@ impl Control {
         let due_ms = open_until_ms.map_or(now_ms + wait, |until| {
             until + self.settings.drain.start_delay_ms + BEHIND_THE_NEXT_MS + self.chance.up_to(BEHIND_THE_NEXT_MS)
         });
-        self.deferred.insert((due_ms, item.seq));
+        self.retry_stored(item.seq, due_ms);
         Verdict::Requeue { counted: open_until_ms.is_none(), deferred: true, maybe_billed: false }
     }
 
@@ -413,9 +423,8 @@ impl Control {
                 Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }
             }
             Outcome::Blocked(Block::Key) if plant::is(Planted::DeadLetterOn401) => Verdict::Dead("key"),
-            Outcome::Unreachable(_) | Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => {
-                GIVEN_BACK
-            }
+            Outcome::Unreachable(_) => self.unreachable_verdict(item, now_ms + DEFER_MIN_MS, now_ms),
+            Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => GIVEN_BACK,
             Outcome::Unaffordable => self.too_dear(item, uplink, now_ms),
             Outcome::Transient(_) => self.transient_verdict(item, uplink, now_ms),
             Outcome::Unknown(_) if plant::is(Planted::ResendWithoutLimit) => {

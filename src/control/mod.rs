@@ -4,6 +4,7 @@
 //! answer. Imports `std` and its own types only. [`Control::handle`] takes one event and an explicit `now`,
 //! then restores what must always hold (`settle_down`): live callers first, then probes, then the backlog.
 
+mod again;
 pub mod auto;
 mod backlog;
 pub mod breaker;
@@ -28,6 +29,7 @@ pub mod types;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use again::Again;
 use breaker::{Breaker, BreakerSettings, BreakerState};
 use drain::{DrainSettings, Pace};
 use event::{AskId, AttemptId, Block, Check, Effect, Event, Fault, Item, KeyIndex, Notice, Outcome, Shut, UplinkIndex};
@@ -132,6 +134,7 @@ pub struct Control {
     turns: Turns,
     chance: Chance,
     budget: Budget,
+    again: Again,
     pauses: Pauses,
     strikes: Strikes,
     resends: Resends,
@@ -248,6 +251,7 @@ impl Control {
             turns: Turns::default(),
             chance: Chance::new(settings.seed),
             budget: Budget::new(settings.retry.budget),
+            again: Again::default(),
             pauses: Pauses::new(settings.uplinks.iter().map(|u| u.keys.len())),
             strikes: Strikes::default(),
             resends: Resends::default(),
@@ -319,6 +323,7 @@ impl Control {
         self.notice_recovery(now_ms, effects);
         self.route_waiting(now_ms, effects);
         self.release_deferred(now_ms, effects);
+        self.release_retries(now_ms, effects);
         self.drain(now_ms, effects);
         effects.extend(self.pauses.to_keep().map(Effect::Keep));
     }
@@ -329,7 +334,7 @@ impl Control {
         let checks = self.uplinks.iter().map(|u| u.health.deadline_ms());
         let trials = self.uplinks.iter().filter_map(|u| u.breaker.deadline_ms());
         let retries = self.waiting.iter().filter_map(|ask| self.asks.get(ask)).filter_map(|ask| ask.retry_at_ms);
-        let deferred = self.deferred.first().map(|(due, _)| *due);
+        let deferred = self.deferred.first().map(|(due, _)| *due).into_iter().chain(self.retries_deadline_ms());
         let walls = self.pauses.trials_ms().filter(|_| !self.waiting.is_empty());
         let all = checks.chain(walls).chain(trials).chain(retries).chain(deferred).chain(self.drain_deadlines_ms());
         all.filter(|due| *due > self.handled_ms).min()
@@ -365,7 +370,7 @@ impl Control {
             storage_works: self.storage_works,
             shut: self.pauses.list(),
             window: self.pace.window(),
-            seconds_to_drain: self.pace.seconds_to_drain(self.ready + self.deferred.len() as u64),
+            seconds_to_drain: self.pace.seconds_to_drain(self.ready + self.set_aside() as u64),
         }
     }
 

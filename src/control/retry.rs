@@ -49,26 +49,67 @@ pub fn backoff_ms(settings: &RetrySettings, attempt: u32, floor_ms: u64, chance:
 /// Tokens a quiet gateway may spend on retries at once, so that the first failure of the day is retried.
 const BUDGET_BURST: f64 = 10.0;
 
-/// Retries as a share of requests: each request earns a fraction of a retry, each retry spends one.
+/// With nothing left, a stored request's retry leaves so long after the one before: somebody must find out that the outage
+/// is over, and a breaker lets one request try as often by default.
+pub const TRICKLE_MS: u64 = 30_000;
+
+/// Retries as a share of requests, live and stored: each live request and each answered stored one earns a fraction of a
+/// retry, each retry spends one.
 #[derive(Debug)]
 pub struct Budget {
     share: f64,
     tokens: f64,
+    /// When a stored request's retry left last.
+    stored_ms: Option<u64>,
 }
 
 impl Budget {
     /// A full budget.
     pub fn new(share: f64) -> Self {
-        Self { share, tokens: if share > 0.0 { BUDGET_BURST } else { 0.0 } }
+        Self { share, tokens: if share > 0.0 { BUDGET_BURST } else { 0.0 }, stored_ms: None }
     }
 
-    /// A first attempt was made.
+    /// A live request came, or a stored one was answered.
     pub fn earn(&mut self) {
         self.tokens = (self.tokens + self.share).min(BUDGET_BURST);
     }
 
-    /// Takes one retry, if there is one.
+    /// Takes a live request's retry, if there is one.
     pub fn spend(&mut self) -> bool {
+        self.share > 0.0 && self.take()
+    }
+
+    /// Takes a stored request's retry: it may be late, but there is always one in the end.
+    pub fn spend_stored(&mut self, now_ms: u64) -> bool {
+        let granted = self.take() || now_ms >= self.stored_due_ms();
+        if granted {
+            self.stored_ms = Some(now_ms);
+        }
+        granted
+    }
+
+    /// From when on a stored request's retry may leave; 0 for at once.
+    pub fn stored_due_ms(&self) -> u64 {
+        let trickle = self.stored_ms.map_or(0, |last| last + TRICKLE_MS);
+        if self.tokens >= 1.0 { 0 } else { trickle }
+    }
+
+    /// A retry that something else allowed, and more strictly: it counts here too, on credit if need be. False where even
+    /// that is used up.
+    pub fn charge(&mut self) -> bool {
+        let granted = self.tokens >= 1.0 - BUDGET_BURST;
+        if granted {
+            self.tokens -= 1.0;
+        }
+        granted
+    }
+
+    /// A stored request's retry was answered: it took the place of the send that failed, and multiplied nothing.
+    pub fn refund(&mut self) {
+        self.tokens = (self.tokens + 1.0).min(BUDGET_BURST);
+    }
+
+    fn take(&mut self) -> bool {
         let granted = self.tokens >= 1.0;
         if granted {
             self.tokens -= 1.0;

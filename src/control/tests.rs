@@ -10,6 +10,7 @@ mod models;
 mod pauses;
 mod quiet;
 mod resends;
+mod retries;
 mod simulation;
 mod table;
 mod world;

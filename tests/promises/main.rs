@@ -29,6 +29,7 @@ mod opinions;
 mod outages;
 mod plc;
 mod policies;
+mod reload;
 mod repairs;
 mod repeats;
 mod routes;

@@ -370,7 +370,7 @@ impl World {
         }
         let (second, tenths) = (self.second_sends, self.earned_tenths);
         assert!(second * SUCCESSES_EACH <= tenths, "{second} second sends for {tenths} tenths");
-        let aside = self.control.deferred.len();
+        let aside = self.control.set_aside();
         assert!(aside <= super::super::DEFERRED_MAX && self.control.leased.len() <= 1_000, "a list without a bound");
     }
 

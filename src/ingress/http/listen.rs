@@ -55,8 +55,14 @@ pub struct Listeners {
     pub tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
-/// Serves until `stop` turns true, then lets running answers end, at most `grace`.
-pub async fn serve(app: Arc<App>, listeners: Listeners, mut stop: watch::Receiver<bool>, grace: Duration) {
+/// Accepts until `shut` turns true, serves whom it accepted, and from `stop` on lets running answers end, at most `grace`.
+pub async fn serve(
+    app: Arc<App>,
+    listeners: Listeners,
+    mut shut: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
+    grace: Duration,
+) {
     let server = Arc::new(Server {
         router: router(app.clone()),
         app,
@@ -69,7 +75,7 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, mut stop: watch::Receive
     loop {
         tokio::select! {
             biased;
-            () = stopped(&mut stop) => break,
+            () = stopped(&mut shut) => break,
             accepted = unix.accept() => match accepted {
                 Ok((stream, _)) => server.clone().unix(stream, graceful.watcher()),
                 Err(error) => rest(&error).await,
@@ -81,6 +87,7 @@ pub async fn serve(app: Arc<App>, listeners: Listeners, mut stop: watch::Receive
         }
     }
     drop((unix, tcp));
+    stopped(&mut stop).await;
     // After the grace the process ends and takes what is left with it.
     let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
 }

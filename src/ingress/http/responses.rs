@@ -112,6 +112,15 @@ async fn find(app: &App, source: &str, id: &str) -> Result<Record, Refusal> {
     found.filter(|r| r.source == source && r.endpoint == ENDPOINT).ok_or_else(|| no_such(id))
 }
 
+/// A batch's lines have ids of the same kind, and are the batch's to end.
+async fn keep_lines(app: &App, record: &Record) -> Result<(), Refusal> {
+    if !app.later.is_line(&record.source, &record.id).await {
+        return Ok(());
+    }
+    let message = "it is a line of a batch that has not ended; cancel the batch, or wait for its end";
+    Err(Refusal::new(StatusCode::CONFLICT, "batch_line", message).header("x-should-retry", "false"))
+}
+
 /// `/v1/responses/{id}`: one of ours, or an uplink's.
 pub async fn one(
     State(app): State<Arc<App>>,
@@ -148,6 +157,7 @@ pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>, request
 
 async fn try_cancel(app: &App, source: &str, id: &str) -> Result<Response, Refusal> {
     let record = find(app, source, id).await?;
+    keep_lines(app, &record).await?;
     match app.gateway.cancel(&record.id).await?.ok_or_else(|| no_such(id))? {
         RequestState::Cancelled => shown(app, find(app, source, id).await?).await,
         RequestState::Sending => Err(Refusal::request_sending()),
@@ -160,6 +170,7 @@ async fn try_cancel(app: &App, source: &str, id: &str) -> Result<Response, Refus
 
 async fn delete(app: &App, source: &str, id: &str) -> Result<Response, Refusal> {
     let record = find(app, source, id).await?;
+    keep_lines(app, &record).await?;
     if app.gateway.cancel(&record.id).await? == Some(RequestState::Sending) {
         return Err(Refusal::request_sending());
     }

@@ -69,8 +69,17 @@ impl Daemon {
 
     /// Sends SIGTERM and does not wait.
     pub fn signal_stop(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends SIGHUP and does not wait.
+    pub fn signal_reload(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     /// SIGTERM, and how it ended; the grace is 10 s.
@@ -88,7 +97,8 @@ impl Daemon {
         status
     }
 
-    fn pid(&self) -> u32 {
+    /// The process's number, as long as it has not ended.
+    pub fn pid(&self) -> u32 {
         self.child.id().expect("the daemon runs")
     }
 
@@ -206,7 +216,9 @@ fn spawn(dir: &Path, environment: &[(&'static str, String)]) -> Child {
 }
 
 fn binary(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+    // Another build of the program, such as a board's under an emulator.
+    let other = std::env::var_os("HOLDFAST_TEST_BINARY");
+    let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_holdfast").into()));
     // Every HOLDFAST_ variable is configuration to the daemon, also those that are meant for these tests.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOLDFAST_")) {
         command.env_remove(name);

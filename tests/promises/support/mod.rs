@@ -5,6 +5,7 @@
 mod daemon;
 mod device;
 mod http;
+mod manager;
 mod terminal;
 
 use std::future::Future;
@@ -19,6 +20,7 @@ use serde_json::Value;
 pub use daemon::Daemon;
 pub use device::{Peer, Request, Told};
 pub use http::{Ask, Reply, chat_body, events, stream_text};
+pub use manager::Manager;
 pub use terminal::wired;
 
 /// The uplink's key that the daemon gets through its environment.
