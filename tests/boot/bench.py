@@ -149,7 +149,6 @@ start_jitter = "0s"
 
 [limits]
 rate = 0
-burst = 0
 
 [[task]]
 id = 1
