@@ -88,6 +88,14 @@ impl Refusal {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_spent", message).header("x-should-retry", "false")
     }
 
+    /// 403 under a cap, where nothing bounds what a request may cost.
+    pub fn boundless() -> Self {
+        let message = "not sent: what the uplink works off later for this request has no bound, and [budget] usd_per_day \
+                       is a cap on all of it; upload the batch's file with the purpose batch here, so that the gateway \
+                       works it off, or set usd_per_day = 0";
+        Self::new(StatusCode::FORBIDDEN, "unbounded_cost", message).header("x-should-retry", "false")
+    }
+
     /// 504 where a request was sent and not answered.
     pub fn upstream_timeout() -> Self {
         let message = "the uplink took the request and did not answer; it may have been processed and billed, so it \

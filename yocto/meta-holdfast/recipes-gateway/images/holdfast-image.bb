@@ -11,6 +11,9 @@ WKS_FILE:qemuall = "holdfast-qemu.wks.in"
 # nooelint: oelint.vars.specific - all boards of meta-raspberrypi have this override
 WKS_FILE:rpi = "holdfast-raspberrypi.wks.in"
 
+# What lies on the boot partition; with RAUC's U-Boot, its script instead (kas/rauc-qemuarm64.yml).
+IMAGE_BOOT_FILES:qemuall ?= "${KERNEL_IMAGETYPE}"
+
 inherit core-image features_check
 
 REQUIRED_DISTRO_FEATURES = "systemd usrmerge"
@@ -27,7 +30,6 @@ OVERLAYFS_ETC_MOUNT_OPTIONS = "noatime,nosuid,nodev,noexec,errors=remount-ro"
 # Each of the two systems, and the data to begin with.
 HOLDFAST_SYSTEM_SIZE ?= "512M"
 HOLDFAST_DATA_SIZE ?= "1G"
-WICVARS:append = " HOLDFAST_DATA_LABEL HOLDFAST_DATA_SIZE HOLDFAST_SYSTEM_SIZE"
 
 IMAGE_INSTALL = "\
     packagegroup-core-boot \
@@ -35,7 +37,7 @@ IMAGE_INSTALL = "\
     holdfast-appliance \
     kernel-modules \
     util-linux-mount \
-    ${@bb.utils.contains('DISTRO_FEATURES', 'rauc', 'rauc holdfast-trial', '', d)} \
+    ${@bb.utils.contains('DISTRO_FEATURES', 'rauc', 'rauc holdfast-trial kernel-image', '', d)} \
     ${HOLDFAST_LOCAL_MODEL} \
     ${CORE_IMAGE_EXTRA_INSTALL} \
 "

@@ -9,6 +9,7 @@ LIC_FILES_CHKSUM = "file://${COMMON_LICENSE_DIR}/MIT;md5=0835ade698e0bcf8506ecda
 CVE_PRODUCT = ""
 
 SRC_URI = "\
+    file://boot.mount;subdir=${BP} \
     file://holdfast-trial-failed.service;subdir=${BP} \
     file://on-failure.conf;subdir=${BP} \
     file://trial-begin;subdir=${BP} \
@@ -17,7 +18,7 @@ SRC_URI = "\
     file://trial-passed.conf;subdir=${BP} \
 "
 
-inherit allarch features_check
+inherit allarch features_check systemd
 
 REQUIRED_DISTRO_FEATURES = "systemd rauc"
 
@@ -27,10 +28,13 @@ do_compile[noexec] = "1"
 do_install() {
     install -d ${D}${libexecdir}/holdfast
     install -m 0755 ${S}/trial-begin ${S}/trial-failed ${S}/trial-passed ${D}${libexecdir}/holdfast
-    install -D -m 0644 ${S}/holdfast-trial-failed.service ${D}${systemd_system_unitdir}/holdfast-trial-failed.service
+    install -D -m 0644 ${S}/boot.mount ${D}${systemd_system_unitdir}/boot.mount
+    install -m 0644 ${S}/holdfast-trial-failed.service ${D}${systemd_system_unitdir}
     install -D -m 0644 ${S}/on-failure.conf ${D}${systemd_system_unitdir}/holdfast-health.service.d/60-trial.conf
     install -D -m 0644 ${S}/trial-passed.conf ${D}${systemd_system_unitdir}/rauc-mark-good.service.d/60-trial.conf
 }
+
+SYSTEMD_SERVICE:${PN} = "boot.mount"
 
 FILES:${PN} += "${systemd_system_unitdir}"
 RDEPENDS:${PN} = "holdfast-appliance rauc-mark-good"
