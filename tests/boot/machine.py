@@ -97,7 +97,7 @@ class Machine:
         if not shutil.which(program):
             raise Missing(f"{program}: apt-get install qemu-system-x86 qemu-system-arm")
         console = {"amd64": "ttyS0", "arm64": "ttyAMA0"}[b.arch]
-        line = f"root=LABEL=root {'rw' if b.root_rw else 'ro'} console={console} panic=0 systemd.unit=multi-user.target systemd.show_status=1"
+        line = f"root=LABEL=root {'rw' if b.root_rw else 'ro'} console={console} quiet panic=0 systemd.unit=multi-user.target systemd.show_status=1"
         if b.arch == "amd64":
             # A starved emulator fails the kernel's test of its timers, which a board's hardware passes.
             line += " no_timer_check"

@@ -11,6 +11,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class Door(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A line that breaks in the middle is what a power cut does."""
+
+
 class Uplink:
     """An OpenAI-compatible service on loopback that takes one key; `down` and `delay_s` are its faults."""
 
@@ -52,7 +57,7 @@ class Uplink:
     def rise(self) -> None:
         """Listens, if it does not."""
         if self.server is None:
-            self.server = ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
+            self.server = Door(("127.0.0.1", self.port), self.handler)
             self.server.daemon_threads = True
             threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
