@@ -49,12 +49,16 @@ class Cuts:
     seconds: list[float] = field(default_factory=list)
 
 
-def run(b: Bench, cuts: int, seed: int, say) -> Cuts:
+def run(b: Bench, cuts: int, limit_s: float, seed: int, say, tally: Cuts) -> None:
+    """So many cuts, or as many as this time allows; then the judgement of them all."""
     chance = random.Random(seed)
-    ledger, tally = Ledger(), Cuts()
+    ledger = Ledger()
     fresh: dict[str, str] = {}
+    end = time.monotonic() + limit_s
     for n in range(cuts):
         began = time.monotonic()
+        if began > end:
+            break
         b.on()
         # The stand-in is away at times, and slow: cuts then meet a backlog, and requests on their way.
         b.uplink.delay_s = chance.choice([0.0, 0.1, 0.5])
@@ -78,7 +82,6 @@ def run(b: Bench, cuts: int, seed: int, say) -> Cuts:
     b.on()
     b.ready()
     _judge(b, ledger, tally)
-    return tally
 
 
 def _still_there(b: Bench, fresh: dict[str, str]) -> None:

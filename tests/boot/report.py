@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,6 @@ def write(options, run) -> None:
 
 
 def _section(options, run) -> str:
-    import time
-
     whole = time.monotonic() - run.began
     held = sum(row.held for row in run.rows)
     today = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import http.client
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +25,9 @@ import cuts
 import image
 import install
 import report
-from bench import Bench, Failed
+from bench import KEY, Bench, Failed
 from machine import Board, Hung, free_port, kvm_works
 from uplink import Uplink
-from bench import KEY
 
 HERE = Path(__file__).resolve().parent
 DATA_MIB = 400
@@ -39,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--package", type=Path, required=True, help="the .deb")
     parser.add_argument("--previous", type=Path, help="an older .deb, to be upgraded")
     parser.add_argument("--cuts", type=int, default=30, help="power cuts under load; 0 for none")
+    parser.add_argument("--cut-minutes", type=float, default=600, help="fewer cuts where they take longer than this")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="checks by name or part of it, comma-separated")
     parser.add_argument("--cache", type=Path, default=HERE.parents[1] / "target/boot")
@@ -167,8 +169,8 @@ class Run:
     def _cuts(self) -> str:
         # A disk of its own: what earlier checks left is not in this ledger.
         _empty_data(self.work, self.bench.board.data)
-        self.cuts = cuts.run(self.bench, self.options.cuts, self.options.seed, self.say)
-        c = self.cuts
+        c = self.cuts = cuts.Cuts()
+        cuts.run(self.bench, self.options.cuts, self.options.cut_minutes * 60, self.options.seed, self.say, c)
         return (
             f"{c.cuts} cuts ({c.starting} while starting), {c.acknowledged} acknowledged over HTTP and {c.on_line} over the "
             f"serial line, {len(c.lost)} lost, {c.labelled} labelled as maybe billed; {sum(c.seconds) / len(c.seconds):.0f} s a cut"
@@ -195,8 +197,6 @@ class Run:
 
 
 def _copy(source: Path, target: Path) -> None:
-    import subprocess
-
     subprocess.run(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True)
 
 
@@ -218,8 +218,12 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="run-", dir=options.cache))
     try:
         run = Run(options, work)
+        # A run that is stopped says what it saw.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             run.all()
+        except KeyboardInterrupt:
+            run.rows.append(report.Row("the rest", False, 0.0, "stopped from outside"))
         finally:
             run.uplink.down()
         report.write(options, run)
