@@ -25,7 +25,7 @@ use crate::load::{Caller, Target};
 use crate::stats::Cell;
 use crate::stored;
 
-/// What the uplink takes in a second, and at once, unless `HOLDFAST_DRAIN_RATE` says so: a machine that is too slow for
+/// What the uplink takes in a second, and at once, unless `BENCH_DRAIN_RATE` says so: a machine that is too slow for
 /// it never meets the limit.
 const RATE: f64 = 250.0;
 /// How long its model takes: with less, a live caller's time would be the daemon's alone, and a ratio of microseconds.
@@ -75,9 +75,9 @@ fn books(of: &Books) -> (u64, u64) {
 
 /// Stores so many requests, lets them go, and prints what the uplink and the live callers saw.
 pub(crate) async fn measure(backlog: u64) {
-    let given = std::env::var("HOLDFAST_DRAIN_REQUESTS").ok();
+    let given = std::env::var("BENCH_DRAIN_REQUESTS").ok();
     let backlog = given.map_or(backlog, |backlog| backlog.parse().expect("a number"));
-    let rate = std::env::var("HOLDFAST_DRAIN_RATE").ok().map_or(RATE, |rate| rate.parse().expect("a number"));
+    let rate = std::env::var("BENCH_DRAIN_RATE").ok().map_or(RATE, |rate| rate.parse().expect("a number"));
     let bucket = Bucket { rate, tokens: rate, filled: clock::now(), answered: 0, limited: 0 };
     let bucket: Books = Arc::new(Mutex::new(bucket));
     let place = Place::new("uplink = []\n");
