@@ -4,10 +4,11 @@
 //! without it are nobody's and go at the next start. Never looks into a file.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -65,6 +66,26 @@ pub struct Files {
     max_bytes: u64,
     min_free: u64,
     known: Mutex<BTreeMap<u64, FileMeta>>,
+    coming: Coming,
+    /// Numbers begin here: higher than any of those that could not be read.
+    first: u64,
+}
+
+/// Whose uploads are on their way, and how many bytes each may have. As many as there are requests at once.
+type Coming = Arc<Mutex<BTreeMap<u64, (String, u64)>>>;
+
+/// The room that is kept for one upload until it is whole or gone.
+#[derive(Debug)]
+pub(super) struct Room {
+    coming: Coming,
+    number: u64,
+    bytes: u64,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
 }
 
 /// A fresh id.
@@ -77,20 +98,21 @@ impl Files {
     /// that cannot be read stops no start: its files are missing until the next one.
     pub(super) fn open(folder: PathBuf, max_bytes: u64, min_free: u64, written: Option<&[String]>) -> Files {
         let read = durable::make_folder(&folder).and_then(|()| disk::all::<FileMeta>(&folder));
+        let first = first_number(read.is_ok());
         let known: BTreeMap<u64, FileMeta> = match read {
             Ok(all) => {
                 // What was set aside may be all that names a file: then nothing is removed.
                 if let Some(written) = written.filter(|_| !disk::has_damaged(&folder)) {
                     remove_unknown(&folder, |id| written.contains(id) || all.iter().any(|meta| meta.id == *id));
                 }
-                all.into_iter().map(|meta| (meta.seq, meta)).collect()
+                numbered(all, |meta| &mut meta.seq)
             }
             Err(error) => {
                 tracing::error!("kept files cannot be read: {error}");
                 BTreeMap::new()
             }
         };
-        Files { folder, max_bytes, min_free, known: Mutex::new(known) }
+        Files { folder, max_bytes, min_free, known: Mutex::new(known), coming: Coming::default(), first }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, FileMeta>> {
@@ -115,29 +137,38 @@ impl Files {
 
     /// Whether one more of so many bytes may come.
     pub fn check_room(&self, source: &str, bytes: u64) -> Result<(), LaterError> {
+        self.take_room(source, bytes).map(drop)
+    }
+
+    /// The same, and keeps it: others that come meanwhile find less.
+    pub(super) fn take_room(&self, source: &str, bytes: u64) -> Result<Room, LaterError> {
         let known = self.known();
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
         let own = known.values().filter(|meta| meta.source == source).count();
-        if known.len() >= FILES_MAX || own >= FILES_OF_SOURCE_MAX {
+        let own = own + coming.values().filter(|(whose, _)| whose == source).count();
+        if known.len() + coming.len() >= FILES_MAX || own >= FILES_OF_SOURCE_MAX {
             return Err(LaterError::TooManyFiles);
         }
         let kept: u64 = known.values().map(|meta| meta.bytes).sum();
-        if kept.saturating_add(bytes) > self.max_bytes {
+        let taken = coming.values().fold(bytes, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        if kept.saturating_add(taken) > self.max_bytes {
             return Err(LaterError::TooManyBytes(self.max_bytes));
         }
-        drop(known);
-        if disk::free_bytes(&self.folder)?.saturating_sub(bytes) < self.min_free {
+        if disk::free_bytes(&self.folder)?.saturating_sub(taken) < self.min_free {
             return Err(LaterError::Disk(io::ErrorKind::StorageFull));
         }
-        Ok(())
+        let number = coming.last_key_value().map_or(0, |(number, _)| number + 1);
+        coming.insert(number, (source.to_owned(), bytes));
+        Ok(Room { coming: self.coming.clone(), number, bytes })
     }
 
     /// Begins a file; what is not kept in the end is removed.
-    pub(super) fn begin(&self) -> io::Result<Upload> {
+    pub(super) fn begin(&self, room: Room) -> io::Result<Upload> {
         // It may not have been possible at the start.
         durable::make_folder(&self.folder)?;
         let id = fresh_id();
         let path = self.path(&id);
-        Ok(Upload { file: disk::open(&path)?, path, id, hasher: Sha256::new(), bytes: 0, kept: false })
+        Ok(Upload { file: disk::open(&path)?, path, id, hasher: Sha256::new(), bytes: 0, kept: false, room })
     }
 
     /// Makes a whole file known: on return it and its name are on disk. Known already is fine. Blocks.
@@ -146,7 +177,7 @@ impl Files {
             return Ok(known.clone());
         }
         let mut known = self.known();
-        let seq = known.last_key_value().map_or(1, |(seq, _)| seq + 1);
+        let seq = known.last_key_value().map_or(0, |(seq, _)| seq + 1).max(self.first);
         let meta = FileMeta { seq, filename: shortened(&meta.filename), ..meta };
         disk::keep(&self.folder, &meta.id, &meta)?;
         known.insert(seq, meta.clone());
@@ -166,6 +197,30 @@ impl Files {
         let is_old = |meta: &&FileMeta| meta.created_powered_ms.saturating_add(FILE_AGE_MS) <= powered_ms;
         self.known().values().filter(is_old).cloned().collect()
     }
+}
+
+/// Where numbers begin. What could not be read has numbers too, counted from 1: those of a clock are above them.
+pub(super) fn first_number(could_read: bool) -> u64 {
+    if could_read { 1 } else { clock::unix_ms().max(1) }
+}
+
+/// By number; of two with the same one, which an unreadable folder may have led to, the later gets another.
+pub(super) fn numbered<T>(all: Vec<T>, number: impl Fn(&mut T) -> &mut u64) -> BTreeMap<u64, T> {
+    let (mut by_number, mut again) = (BTreeMap::new(), Vec::new());
+    for mut one in all {
+        match by_number.entry(*number(&mut one)) {
+            Entry::Vacant(place) => {
+                place.insert(one);
+            }
+            Entry::Occupied(_) => again.push(one),
+        }
+    }
+    for mut one in again {
+        let next = by_number.last_key_value().map_or(1, |(last, _)| last + 1);
+        *number(&mut one) = next;
+        by_number.insert(next, one);
+    }
+    by_number
 }
 
 /// Removes bytes that nothing names: uploads that a crash cut off.
@@ -210,11 +265,15 @@ pub(super) struct Upload {
     hasher: Sha256,
     bytes: u64,
     kept: bool,
+    room: Room,
 }
 
 impl Upload {
     /// The next bytes; blocks.
     pub(super) fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        if self.bytes + piece.len() as u64 > self.room.bytes {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
         self.hasher.update(piece);
         self.bytes += piece.len() as u64;
         self.file.write_all(piece)
@@ -235,5 +294,62 @@ impl Drop for Upload {
         if !self.kept {
             let _ = std::fs::remove_file(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(folder: &Path, max_bytes: u64) -> Files {
+        Files::open(folder.to_owned(), max_bytes, 0, Some(&[]))
+    }
+
+    fn meta(id: &str, seq: u64) -> FileMeta {
+        FileMeta {
+            id: id.to_owned(),
+            seq,
+            source: "s".to_owned(),
+            filename: String::new(),
+            purpose: "batch".to_owned(),
+            bytes: 1,
+            sha256: String::new(),
+            created_at: 0,
+            created_powered_ms: 0,
+        }
+    }
+
+    #[test]
+    fn uploads_under_way_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = files(dir.path(), 100);
+        let room = files.take_room("s", 60).unwrap();
+        assert!(matches!(files.take_room("s", 60), Err(LaterError::TooManyBytes(100))));
+        let mut upload = files.begin(room).unwrap();
+        assert!(upload.write(&[0; 61]).is_err(), "more than it said");
+        drop(upload);
+        let rooms: Vec<Room> = (0..FILES_OF_SOURCE_MAX).map(|_| files.take_room("s", 0).unwrap()).collect();
+        assert!(matches!(files.take_room("s", 0), Err(LaterError::TooManyFiles)));
+        drop(rooms);
+        files.take_room("s", 100).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_read_restarts_no_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("files");
+        assert_eq!(files(&folder, 100).adopt(meta("a", 0)).unwrap().seq, 1);
+        let away = dir.path().join("away");
+        std::fs::rename(&folder, &away).unwrap();
+        std::fs::write(&folder, "no folder").unwrap();
+        let blind = files(&folder, 100);
+        std::fs::remove_file(&folder).unwrap();
+        std::fs::rename(&away, &folder).unwrap();
+        assert!(blind.adopt(meta("b", 0)).unwrap().seq > 1);
+        assert_eq!(files(&folder, 100).of("s").len(), 2);
+        // What an earlier version numbered twice.
+        disk::keep(&folder, "c", &meta("c", 1)).unwrap();
+        let all = files(&folder, 100).of("s");
+        assert_eq!(all.iter().map(|meta| meta.seq).collect::<std::collections::HashSet<_>>().len(), 3, "{all:?}");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -15,6 +15,8 @@ use crate::durable;
 
 /// As much of a line as its number stands in.
 const HEAD_BYTES: usize = 160;
+/// What a line has around its body and its `custom_id`, at most.
+const LINE_BYTES: u64 = 512;
 
 /// What came of one line.
 #[derive(Debug)]
@@ -35,10 +37,23 @@ pub(super) struct Done {
     pub(super) came: Came,
 }
 
+impl Done {
+    /// About what its line takes.
+    fn bytes(&self) -> u64 {
+        let came = match &self.came {
+            Came::Answer { body, .. } | Came::Refusal { body, .. } => body.len(),
+            Came::Nothing { message, .. } => message.len() as u64,
+        };
+        came + self.custom_id.len() as u64 + LINE_BYTES
+    }
+}
+
 /// Both files of a batch.
 #[derive(Debug)]
 pub(super) struct Journal {
     head: String,
+    folder: PathBuf,
+    min_free: u64,
     output: Side,
     error: Side,
     done: Vec<bool>,
@@ -53,13 +68,15 @@ struct Side {
 }
 
 impl Journal {
-    /// Opens or begins both files of a batch of so many lines; blocks.
-    pub(super) fn open(batch: &str, total: u32, output: &Path, error: &Path) -> io::Result<Journal> {
+    /// Opens or begins both files of a batch of so many lines, on a disk that keeps so many bytes free; blocks.
+    pub(super) fn open(batch: &str, total: u32, output: &Path, error: &Path, min_free: u64) -> io::Result<Journal> {
         let head = format!("{{\"id\":\"batch_req_{}_", batch.trim_start_matches("batch_"));
         let mut done = vec![false; total as usize];
+        let output_folder = output.parent().unwrap_or(Path::new(".")).to_owned();
         let output = Side::open(output, &head, &mut done)?;
         let error = Side::open(error, &head, &mut done)?;
-        Ok(Journal { head, output, error, done })
+        let folder = output_folder;
+        Ok(Journal { head, folder, min_free, output, error, done })
     }
 
     /// Whether a line is done.
@@ -72,8 +89,11 @@ impl Journal {
         (self.output.lines, self.error.lines)
     }
 
-    /// Writes one line, or nothing at all; blocks.
+    /// Writes one line, or nothing at all: what the disk is to keep free is not a batch's either. Blocks.
     pub(super) fn append(&mut self, done: &Done) -> io::Result<()> {
+        if disk::free_bytes(&self.folder)? < self.min_free.saturating_add(done.bytes()) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let side = if matches!(done.came, Came::Answer { .. }) { &mut self.output } else { &mut self.error };
         let result = side.append(&self.head, done);
         match &result {
@@ -211,7 +231,7 @@ mod tests {
     fn lines_are_json_on_one_line_and_are_known_again() {
         let dir = tempfile::tempdir().unwrap();
         let (output, error) = (dir.path().join("o"), dir.path().join("e"));
-        let mut journal = Journal::open("batch_hf_1", 4, &output, &error).unwrap();
+        let mut journal = Journal::open("batch_hf_1", 4, &output, &error, 0).unwrap();
         journal.append(&done(2, answer("{\n \"a\": \"b\\n\"\r\n}"))).unwrap();
         journal.append(&done(0, Came::Nothing { code: "batch_expired", message: "late".to_owned() })).unwrap();
         journal.sync().unwrap();
@@ -219,22 +239,32 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!((text.lines().count(), &value["response"]["body"]["a"]), (1, &json!("b\n")));
         assert_eq!((&value["id"], &value["custom_id"]), (&json!("batch_req_hf_1_2"), &json!("c\"2")));
-        let again = Journal::open("batch_hf_1", 4, &output, &error).unwrap();
+        let again = Journal::open("batch_hf_1", 4, &output, &error, 0).unwrap();
         assert_eq!((again.counts(), again.done), ((1, 1), vec![true, false, true, false]));
+    }
+
+    #[test]
+    fn what_the_disk_keeps_free_is_not_written_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let (output, error) = (dir.path().join("o"), dir.path().join("e"));
+        let mut journal = Journal::open("batch_hf_1", 1, &output, &error, u64::MAX / 2).unwrap();
+        let refused = journal.append(&done(0, answer("{}"))).unwrap_err();
+        assert_eq!((refused.kind(), journal.has(0)), (io::ErrorKind::StorageFull, false));
+        assert_eq!(std::fs::metadata(&output).unwrap().len(), 0);
     }
 
     #[test]
     fn a_torn_end_is_cut_off_wherever_it_was_torn() {
         let dir = tempfile::tempdir().unwrap();
         let (output, error) = (dir.path().join("o"), dir.path().join("e"));
-        let mut journal = Journal::open("batch_hf_1", 2, &output, &error).unwrap();
+        let mut journal = Journal::open("batch_hf_1", 2, &output, &error, 0).unwrap();
         journal.append(&done(0, answer("{}"))).unwrap();
         let first = std::fs::metadata(&output).unwrap().len() as usize;
         journal.append(&done(1, answer("{\"x\":\"yyyyyyyyyyyyyyyyyyyyy\"}"))).unwrap();
         let whole = std::fs::read(&output).unwrap();
         for cut in first..whole.len() {
             std::fs::write(&output, &whole[..cut]).unwrap();
-            let mut journal = Journal::open("batch_hf_1", 2, &output, &error).unwrap();
+            let mut journal = Journal::open("batch_hf_1", 2, &output, &error, 0).unwrap();
             assert_eq!((journal.counts().0, journal.has(0), journal.has(1)), (1, true, false), "{cut}");
             journal.append(&done(1, answer("{\"x\":\"yyyyyyyyyyyyyyyyyyyyy\"}"))).unwrap();
             assert_eq!(std::fs::read(&output).unwrap(), whole);
@@ -243,6 +273,6 @@ mod tests {
         let at = first + 20;
         holed[at..at + 8].fill(0);
         std::fs::write(&output, holed).unwrap();
-        assert!(!Journal::open("batch_hf_1", 2, &output, &error).unwrap().has(1));
+        assert!(!Journal::open("batch_hf_1", 2, &output, &error, 0).unwrap().has(1));
     }
 }

@@ -101,6 +101,8 @@ struct Inner {
     gateway: Gateway,
     options: Options,
     files: files::Files,
+    /// Numbers of batches begin here.
+    first: u64,
     batches: Mutex<BTreeMap<u64, Entry>>,
     /// One change is written at a time.
     saving: tokio::sync::Mutex<()>,
@@ -123,6 +125,7 @@ impl Later {
         let folder = options.data_dir.join("batches");
         let read = durable::make_folder(&folder).and_then(|()| disk::all::<Manifest>(&folder));
         let is_whole = read.is_ok() && !disk::has_damaged(&folder);
+        let first = files::first_number(read.is_ok());
         let kept = read.unwrap_or_else(|error| {
             tracing::error!("kept batches cannot be read: {error}");
             Vec::new()
@@ -133,11 +136,13 @@ impl Later {
         let files = options.data_dir.join("files");
         let written = is_whole.then_some(&written[..]);
         let files = files::Files::open(files, options.max_bytes, options.min_disk_free, written);
-        let batches = kept.into_iter().map(|manifest| (manifest.seq, Entry::new(manifest))).collect();
+        let kept = files::numbered(kept, |manifest| &mut manifest.seq);
+        let batches = kept.into_iter().map(|(seq, manifest)| (seq, Entry::new(manifest))).collect();
         let inner = Inner {
             gateway,
             options,
             files,
+            first,
             batches: Mutex::new(batches),
             saving: tokio::sync::Mutex::new(()),
             reading: Semaphore::new(1),
@@ -156,10 +161,10 @@ impl Later {
 
     /// Begins to keep a file of about so many bytes.
     pub async fn upload(&self, source: &str, filename: String, bytes: u64) -> Result<Incoming, LaterError> {
-        self.inner.files.check_room(source, bytes)?;
+        let room = self.inner.files.take_room(source, bytes)?;
         let meta = self.inner.new_file(source, filename, "batch");
         let inner = self.inner.clone();
-        let upload = spawn_blocking(move || inner.files.begin()).await.map_err(io::Error::other)??;
+        let upload = spawn_blocking(move || inner.files.begin(room)).await.map_err(io::Error::other)??;
         Ok(Incoming { inner: self.inner.clone(), meta, upload: Some(upload) })
     }
 
@@ -215,6 +220,22 @@ impl Later {
             batches.values().rev().map(|e| &e.manifest).filter(|m| m.source == source).map(|m| m.seq).collect();
         drop(batches);
         own.into_iter().filter_map(|seq| self.inner.standing(seq)).collect()
+    }
+
+    /// Whether a stored request is a line of a batch that has not ended: what became of it is not written down yet.
+    pub async fn is_line(&self, source: &str, request: &str) -> bool {
+        let unfinished: Vec<(String, u32)> = {
+            let batches = self.inner.batches();
+            let of = batches.values().map(|e| &e.manifest).filter(|m| m.source == source && !m.status.is_final());
+            of.map(|m| (m.id.clone(), m.total.min(m.fed.saturating_add(WINDOW_MAX as u32)))).collect()
+        };
+        let request = request.to_owned();
+        // Some ten thousand sums, and rarely asked for.
+        let found = move || {
+            let mut lines = unfinished.iter().flat_map(|(batch, most)| (0..*most).map(move |line| (batch, line)));
+            lines.any(|(batch, line)| request_id(batch, line) == request)
+        };
+        spawn_blocking(found).await.unwrap_or(true)
     }
 
     /// Begins to cancel a batch: what waits is cancelled, what is done stays.
@@ -334,7 +355,7 @@ impl Inner {
         let ttl_ms = new.ttl.as_millis() as u64;
         let mut manifest = Manifest {
             id: format!("{BATCH_PREFIX}{:016x}{:016x}", clock::random_u64(), clock::random_u64()),
-            seq: batches.last_key_value().map_or(1, |(seq, _)| seq + 1),
+            seq: batches.last_key_value().map_or(0, |(seq, _)| seq + 1).max(self.first),
             source: new.source,
             endpoint: new.endpoint,
             input_file_id: new.input_file_id,

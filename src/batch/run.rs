@@ -62,9 +62,15 @@ async fn run(inner: &Arc<Inner>, seq: u64) -> io::Result<()> {
     let cancelled = inner.told_to_cancel(seq);
     let mut ended = inner.ended.subscribe();
     while !inner.is_first_of_source(seq) && !is_cancelling(inner, seq) {
+        // Its time runs while it waits for the one before it, and its end is its end.
+        let left_ms = manifest.deadline_powered_ms.saturating_sub(inner.gateway.spool().powered_ms());
+        if left_ms == 0 {
+            break;
+        }
         tokio::select! {
             _ = ended.changed() => {}
             () = cancelled.notified() => {}
+            () = sleep(REMOVED_LOOK.min(Duration::from_millis(left_ms))) => {}
         }
     }
     let Some(manifest) = inner.manifest(seq) else { return Ok(()) };
@@ -154,7 +160,7 @@ impl Run {
         let (files, of) = (inner.clone(), batch.clone());
         let opened = spawn_blocking(move || {
             let (output, error) = (files.files.path(&of.output_file_id), files.files.path(&of.error_file_id));
-            let journal = Journal::open(&of.id, of.total, &output, &error)?;
+            let journal = Journal::open(&of.id, of.total, &output, &error, files.options.min_disk_free)?;
             let lines = match Lines::open(&files.files.path(&of.input_file_id)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 opened => Some(opened?),
@@ -254,8 +260,11 @@ impl Run {
     }
 
     async fn is_there(&self, number: u32) -> io::Result<bool> {
-        let found = self.inner.gateway.spool().get(request_id(&self.batch.id, number)).await;
-        Ok(found.map_err(io::Error::other)?.is_some())
+        match self.inner.gateway.spool().get(request_id(&self.batch.id, number)).await {
+            // What cannot be read is there all the same; whoever waits for it says that it is lost.
+            Err(SpoolError::Unreadable) => Ok(true),
+            found => Ok(found.map_err(io::Error::other)?.is_some()),
+        }
     }
 
     /// Brings as many lines into the queue.

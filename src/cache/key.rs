@@ -35,7 +35,14 @@ impl Key {
         })
     }
 
-    /// The same read back.
+    /// The same question, asked once more because its answer did not do: a flight of its own, so that those who shared the
+    /// first answer share the second, too. Nothing is kept under it.
+    #[must_use]
+    pub fn of_second_try(&self) -> Key {
+        Key(self.0.map(|byte| !byte))
+    }
+
+    /// The hexadecimal digits read back.
     pub fn from_hex(text: &str) -> Option<Key> {
         if text.len() != 64 || !text.is_ascii() {
             return None;

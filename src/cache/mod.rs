@@ -193,6 +193,10 @@ impl Cache {
         let Some(inner) = self.0.as_ref().filter(|inner| !inner.folder.is_resting()) else { return };
         let entry = disk::entry_of(&key, inner.time.now(), &answer);
         let mut table = inner.table();
+        if table.shelf.holds(&key, &entry) {
+            // The same answer in the same millisecond: its file has this very name.
+            return;
+        }
         let bytes = table.pending_bytes + entry.bytes;
         if bytes > PENDING_BYTES_MAX || table.pending_jobs >= PENDING_MAX {
             return;

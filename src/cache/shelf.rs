@@ -113,6 +113,11 @@ impl Shelf {
         (age_ms <= self.bounds.stale_ms).then_some((*entry, Standing::Stale(age_ms)))
     }
 
+    /// Whether this very entry is kept.
+    pub fn holds(&self, key: &Key, entry: &Entry) -> bool {
+        self.entries.get(key).is_some_and(|(there, _)| there == entry)
+    }
+
     /// It was used just now. In memory only: flash is not written for a hit.
     pub fn touch(&mut self, key: &Key) {
         let Some((_, used)) = self.entries.get_mut(key) else { return };
@@ -132,8 +137,7 @@ impl Shelf {
 
     /// The same, unless another one took its place meanwhile.
     pub fn remove_this(&mut self, key: &Key, entry: &Entry) -> bool {
-        let same = self.entries.get(key).is_some_and(|(there, _)| there == entry);
-        same && self.remove(key).is_some()
+        self.holds(key, entry) && self.remove(key).is_some()
     }
 
     /// Takes everything out.

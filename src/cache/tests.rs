@@ -16,6 +16,29 @@ use super::worth::{ANSWER_BYTES_MAX, Asked, Wish, is_cacheable, is_worth};
 use super::{Cache, Options, canon, entry};
 use crate::body::Body;
 
+/// Twice the same answer in one millisecond: both have one file, which the second must not take away.
+#[tokio::test]
+async fn the_same_answer_twice_at_once_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        data_dir: dir.path().to_owned(),
+        ttl_ms: 60_000,
+        stale_ms: 60_000,
+        max_bytes: 1024 * 1024,
+        min_free: 0,
+        shared: false,
+    };
+    let cache = Cache::open(&options, 0);
+    for n in 0..50 {
+        cache.put(Key([n; 32]), Bytes::from_static(b"answer"));
+        cache.put(Key([n; 32]), Bytes::from_static(b"answer"));
+    }
+    cache.flush().await;
+    for n in 0..50 {
+        assert!(cache.get(&Key([n; 32])).await.is_some(), "{n}");
+    }
+}
+
 fn fingerprint(text: &str) -> Option<[u8; 32]> {
     let mut canon = canon::Canon::default();
     canon.feed(text.as_bytes());

@@ -393,3 +393,27 @@ async fn a_followers_own_time_counts() {
     assert_eq!(how(&leader.await.unwrap().unwrap()), MISS);
     assert_eq!(bench.uplink.requests_total(), 1);
 }
+
+/// The leader holds on for its own caller; the others get what they would get by themselves, each in its own time.
+#[tokio::test]
+async fn in_an_outage_nobody_waits_for_the_leaders_hold() {
+    let bench = Bench::with(Settings { cache: "ttl = \"5m\"".to_owned(), ..Settings::without_local() }).await;
+    bench.uplink.set_faults(Faults { delay_ms: 400, ..Faults::failing(Mode::Reset) }).await;
+    let patient = ask(&exact("held")).header("x-stainless-read-timeout", "100");
+    let leader = tokio::spawn(patient.send_to_owned(bench.daemon.socket()));
+    until("the send", 10, || async { (bench.uplink.requests_total() > 0).then_some(()) }).await;
+    let hasty = || ask(&exact("held")).header("x-stainless-read-timeout", "4");
+    let mut streamed = exact("held");
+    streamed["stream"] = json!(true);
+    let asking = join_all(
+        [hasty(), hasty(), ask(&streamed).header("x-stainless-read-timeout", "4")].map(|ask| bench.daemon.send(ask)),
+    );
+    let breaking = bench.uplink.set_faults(Faults::failing(Mode::Refuse));
+    let (replies, ()) = tokio::join!(asking, breaking);
+    for reply in &replies {
+        reply.assert_error(503, "request_queued");
+    }
+    assert!(!leader.is_finished(), "the leader's caller said that it waits");
+    bench.uplink.set_faults(Faults::default()).await;
+    assert_eq!(leader.await.unwrap().unwrap().status, 200);
+}

@@ -43,9 +43,12 @@ enum Way {
     Packs,
     /// Sends ten thousand headers first.
     Heads,
+    /// Calls what it sends a web page, and ends with one.
+    Html,
 }
 
-const WAYS: [Way; 10] = [
+/// Each time an uplink is called a page, what it did before shows that it is there.
+const WAYS: [Way; 11] = [
     Way::Ends,
     Way::Resets,
     Way::Errs,
@@ -56,7 +59,11 @@ const WAYS: [Way; 10] = [
     Way::Crawls,
     Way::Packs,
     Way::Heads,
+    Way::Html,
 ];
+
+/// Ways in which an uplink refuses without having answered: another may be asked, also where that one is crooked, too.
+const REFUSALS: [(Way, usize); 3] = [(Way::Errs, 0), (Way::Html, 0), (Way::Errs, 1)];
 
 /// How the caller's answer ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,7 +81,7 @@ fn wanted(way: Way, whole_events: usize) -> End {
     let (has_content, is_finished) = (whole_events >= 2, whole_events == EVENTS - 1);
     match way {
         Way::Chats | Way::Crawls => End::Whole,
-        Way::Packs | Way::Heads => End::Another,
+        Way::Packs | Way::Heads | Way::Html => End::Another,
         _ if !has_content => End::Another,
         // The model's last word has come: only the line's own end is missing.
         Way::Errs => End::Broken,
@@ -94,7 +101,7 @@ fn event(at: usize) -> String {
     format!("data: {chunk}\n\n")
 }
 
-/// An uplink that does as its requests' texts say; counts what reached its model.
+/// An uplink that does as its requests' texts say, each at its place in them; counts what reached its model.
 struct Crooked {
     base_url: String,
     asked: Arc<AtomicUsize>,
@@ -108,7 +115,7 @@ impl Drop for Crooked {
 }
 
 impl Crooked {
-    async fn start() -> Crooked {
+    async fn start(place: usize) -> Crooked {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base_url = format!("http://{}/v1", listener.local_addr().unwrap());
         let asked = Arc::new(AtomicUsize::new(0));
@@ -116,14 +123,14 @@ impl Crooked {
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // A caller that goes away in the middle is none of its business.
-                tokio::spawn(serve(stream, Arc::clone(&counter)));
+                tokio::spawn(serve(stream, place, Arc::clone(&counter)));
             }
         });
         Crooked { base_url, asked, serving }
     }
 }
 
-async fn serve(mut stream: TcpStream, asked: Arc<AtomicUsize>) -> std::io::Result<()> {
+async fn serve(mut stream: TcpStream, place: usize, asked: Arc<AtomicUsize>) -> std::io::Result<()> {
     let request = read_request(&mut stream).await?;
     let Some((_, body)) = request.split_once("\r\n\r\n").filter(|_| request.starts_with("POST")) else {
         let models = r#"{"object":"list","data":[{"id":"gpt-4o","object":"model","created":1,"owned_by":"x"}]}"#;
@@ -133,7 +140,7 @@ async fn serve(mut stream: TcpStream, asked: Arc<AtomicUsize>) -> std::io::Resul
     asked.fetch_add(1, Ordering::SeqCst);
     let body: Value = serde_json::from_str(body).unwrap();
     let text = body["messages"][0]["content"].as_str().unwrap().to_owned();
-    let (way, at) = text.split_once(' ').unwrap();
+    let (way, at) = text.split(", ").nth(place).unwrap().split_once(' ').unwrap();
     let way = *WAYS.iter().find(|known| format!("{known:?}") == way).unwrap();
     misbehave(&mut stream, way, at.parse().unwrap()).await
 }
@@ -158,7 +165,8 @@ async fn read_request(stream: &mut TcpStream) -> std::io::Result<String> {
 }
 
 async fn misbehave(stream: &mut TcpStream, way: Way, at: usize) -> std::io::Result<()> {
-    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n";
+    let kind = if way == Way::Html { "text/html; charset=utf-8" } else { "text/event-stream" };
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n");
     if way == Way::Heads {
         let headers = "x-more: 1\r\n".repeat(10_000);
         return stream.write_all(format!("{head}{headers}\r\n").as_bytes()).await;
@@ -175,7 +183,7 @@ async fn misbehave(stream: &mut TcpStream, way: Way, at: usize) -> std::io::Resu
             stream.write_all(b"data: {\"error\":{\"message\":\"it broke\",\"code\":\"server_error\"}}\n\n").await
         }
         Way::Tears => stream.write_all(b"data: {\"id\":\"c\",\"choi").await,
-        Way::Page => stream.write_all(b"<html><body>Bad gateway</body></html>\n\n").await,
+        Way::Page | Way::Html => stream.write_all(b"<html><body>Bad gateway</body></html>\n\n").await,
         Way::Chats => {
             let own = "id: 7\nretry: 1\nevent: message\n: a comment\n\n\n:\n\n";
             stream.write_all(format!("{own}{after}").as_bytes()).await
@@ -229,34 +237,55 @@ fn end_of(body: &str, words: &str) -> Option<End> {
     }
 }
 
-/// Every case in this order of the two uplinks; what was wrong.
-async fn matrix(is_first: bool) -> Vec<String> {
-    let crooked = Crooked::start().await;
-    let extra = format!(
-        "[[uplink]]\nname = \"crooked\"\npriority = {}\nbase_url = \"{}\"\napi_keys = []\n\
+/// Where the uplink stands whose ways are gone through.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before a good one.
+    First,
+    /// Behind a good one.
+    Last,
+    /// Between one that refuses crookedly and a good one.
+    Between,
+}
+
+fn section(name: &str, priority: u32, crooked: &Crooked) -> String {
+    format!(
+        "[[uplink]]\nname = \"{name}\"\npriority = {priority}\nbase_url = \"{}\"\napi_keys = []\n\
          probe = {{ interval = \"100ms\", timeout = \"2s\", fall = 2, rise = 1 }}\n\
          breaker = {{ failures = 1000, open_for = \"100ms\" }}\n\
-         timeouts = {{ connect = \"1s\", first_byte = \"1s\", idle = \"500ms\", total = \"20s\" }}",
-        if is_first { 0 } else { 9 },
+         timeouts = {{ connect = \"1s\", first_byte = \"1s\", idle = \"500ms\", total = \"20s\" }}\n",
         crooked.base_url
-    );
+    )
+}
+
+/// Every case with the uplink at this place; what was wrong.
+async fn matrix(place: Place) -> Vec<String> {
+    let (crooked, refusing) = (Crooked::start(0).await, Crooked::start(1).await);
+    let mut extra = section("crooked", if place == Place::Last { 9 } else { 0 }, &crooked);
+    if place == Place::Between {
+        // The configuration's order decides among equals.
+        extra = section("refusing", 0, &refusing) + &extra;
+    }
     let bench = Bench::with(Settings { extra, ..Settings::default() }).await;
     let mut wrong = Vec::new();
     let mut again = TRIES;
-    let mut cases = WAYS.into_iter().flat_map(|way| (0..EVENTS).map(move |at| (way, at))).peekable();
-    while let Some((way, at)) = cases.peek().copied() {
-        until("both uplinks to be seen", 20, || async {
+    let cases = (0..EVENTS).flat_map(|at| WAYS.into_iter().map(move |way| (way, at)));
+    let mut cases = cases.zip(REFUSALS.into_iter().cycle()).peekable();
+    while let Some(((way, at), (refusal, early))) = cases.peek().copied() {
+        until("all uplinks to be seen", 20, || async {
             let uplinks = bench.daemon.status().await["uplinks"].clone();
             uplinks.as_array().unwrap().iter().all(|uplink| uplink["available"] == true).then_some(())
         })
         .await;
-        let (asked, others) = (crooked.asked.load(Ordering::SeqCst), bench.uplink.requests_total());
-        let mut body = chat_body(&format!("{way:?} {at}"));
+        let count = |uplink: &Crooked| uplink.asked.load(Ordering::SeqCst);
+        let before = (count(&crooked), count(&refusing), bench.uplink.requests_total());
+        let mut body = chat_body(&format!("{way:?} {at}, {refusal:?} {early}"));
         body["stream"] = true.into();
         let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body.to_string())).await;
-        let asked = crooked.asked.load(Ordering::SeqCst) - asked;
-        let others = bench.uplink.requests_total() - others;
-        if is_first && asked == 0 && again > 0 {
+        let (asked, refused) = (count(&crooked) - before.0, count(&refusing) - before.1);
+        let others = bench.uplink.requests_total() - before.2;
+        let due = (usize::from(place != Place::Last), usize::from(place == Place::Between));
+        if (asked < due.0 || refused < due.1) && again > 0 {
             // It was doubted at that moment because of the case before.
             again -= 1;
             continue;
@@ -264,7 +293,7 @@ async fn matrix(is_first: bool) -> Vec<String> {
         cases.next();
         let text = reply.text();
         let mut faults = faults_of(&text);
-        let end = if is_first { wanted(way, at) } else { End::Another };
+        let end = if place == Place::Last { End::Another } else { wanted(way, at) };
         let words: String = WORDS.iter().take(at.saturating_sub(1)).copied().collect();
         if reply.status != 200 || end_of(&text, &words).as_ref() != Some(&end) {
             faults.push(format!("it should end {end:?}"));
@@ -273,8 +302,8 @@ async fn matrix(is_first: bool) -> Vec<String> {
         if end == End::Broken && truncated && !text.contains("upstream_truncated") {
             faults.push("it does not say upstream_truncated".to_owned());
         }
-        if asked != usize::from(is_first) || others > 1 || (end != End::Another && others > 0) {
-            faults.push(format!("{asked} sent to it and {others} to the other"));
+        if (asked, refused) != due || others > 1 || (end != End::Another && others > 0) {
+            faults.push(format!("{asked} sent to it, {refused} to the one before and {others} to the good one"));
         }
         if !faults.is_empty() {
             let route = reply.header("x-holdfast-route").to_owned();
@@ -286,12 +315,18 @@ async fn matrix(is_first: bool) -> Vec<String> {
 
 #[tokio::test]
 async fn a_crooked_stream_is_replaced_or_ends_honestly_at_every_event() {
-    let wrong = matrix(true).await;
+    let wrong = matrix(Place::First).await;
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), WAYS.len() * EVENTS, wrong.join("\n"));
 }
 
 #[tokio::test]
 async fn a_crooked_uplink_behind_a_good_one_is_not_asked() {
-    let wrong = matrix(false).await;
+    let wrong = matrix(Place::Last).await;
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), WAYS.len() * EVENTS, wrong.join("\n"));
+}
+
+#[tokio::test]
+async fn two_crooked_uplinks_in_a_row_are_no_worse_than_one() {
+    let wrong = matrix(Place::Between).await;
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), WAYS.len() * EVENTS, wrong.join("\n"));
 }

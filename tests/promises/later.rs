@@ -291,6 +291,40 @@ async fn a_batch_whose_time_is_over_says_so_for_each_line() {
     assert!(errors.iter().all(|line| line["error"]["code"] == "batch_expired"), "{errors:?}");
 }
 
+/// One batch of a source runs after the other, but the time of each is its own.
+#[tokio::test]
+async fn a_batch_behind_another_ends_when_its_time_is_over() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let daemon = &bench.daemon;
+    let first = begin(daemon, &numbered(3)).await;
+    let file = upload(daemon, &numbered(3)).await;
+    let reply = daemon.send(create_of(&file, CHAT).header("x-holdfast-ttl", "2")).await;
+    let ended = reaches(daemon, reply.json()["id"].as_str().unwrap(), "expired").await;
+    assert_eq!(ended["request_counts"], json!({"total": 3, "completed": 0, "failed": 3}));
+    assert_eq!(batch(daemon, &first).await["status"], "in_progress");
+}
+
+#[tokio::test]
+async fn a_line_of_a_batch_is_no_response_to_be_deleted() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let daemon = &bench.daemon;
+    let body = json!({"model": "gpt-4o", "input": "line"});
+    let text = json!({"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": body}).to_string();
+    let reply = daemon.send(create_of(&upload(daemon, &text).await, "/v1/responses")).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let batch = reply.json()["id"].as_str().unwrap().to_owned();
+    until("the line to be stored", 10, || async { (daemon.backlog().await == 1).then_some(()) }).await;
+    let list = daemon.get("/holdfast/v1/requests").await.json();
+    let id = format!("resp_hf_{}", &list["data"][0]["id"].as_str().unwrap()["req_".len()..]);
+    let path = format!("/v1/responses/{id}");
+    daemon.send(Ask::new(Method::DELETE, &path)).await.assert_error(409, "batch_line");
+    daemon.send(Ask::post(&format!("{path}/cancel"), "")).await.assert_error(409, "batch_line");
+    bench.recover().await;
+    let ended = reaches(daemon, &batch, "completed").await;
+    assert_eq!(ended["request_counts"], json!({"total": 1, "completed": 1, "failed": 0}));
+    assert_eq!(daemon.send(Ask::new(Method::DELETE, &path)).await.status, 200, "its answer is in a file now");
+}
+
 fn background(input: &str) -> Ask {
     let body = json!({"model": "gpt-4o", "input": input, "background": true});
     Ask::post("/v1/responses", body.to_string())

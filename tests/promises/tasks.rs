@@ -1,5 +1,6 @@
 //! Canned prompts: a number and values in, a code out, and never more than two paid answers.
 
+use futures_util::future::join_all;
 use holdfast::cli::simulate::Faults;
 use hyper::Method;
 use serde_json::{Value, json};
@@ -17,6 +18,10 @@ struct Tasks {
 }
 
 async fn tasks(local: bool) -> Tasks {
+    tasks_with(if local { Settings::default() } else { Settings::without_local() }).await
+}
+
+async fn tasks_with(base: Settings) -> Tasks {
     let schema = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(schema.path(), SCHEMA).unwrap();
     let extra = format!(
@@ -37,7 +42,6 @@ codes = {{ "no idea" = 7 }}
 "#,
         schema.path().display()
     );
-    let base = if local { Settings::default() } else { Settings::without_local() };
     let bench = Bench::with(Settings { extra, ..base }).await;
     Tasks { bench, _schema: schema }
 }
@@ -128,6 +132,22 @@ async fn a_live_answer_that_does_not_fit_is_asked_for_once_more() {
     bench.uplink.set_faults(Faults::default()).await;
     let said = asking.await.unwrap().unwrap().json();
     assert_eq!((&said["status"], paid(bench)), (&json!("ok"), 5));
+}
+
+/// Those who share an answer that does not fit share the second one, too.
+#[tokio::test]
+async fn the_same_task_asked_by_many_at_once_is_paid_twice_at_most() {
+    let base = Settings { cache: "ttl = \"5m\"".to_owned(), patient: true, ..Settings::without_local() };
+    let tasks = tasks_with(base).await;
+    let bench = &tasks.bench;
+    bench.uplink.set_faults(Faults { delay_ms: 700, ..misfit() }).await;
+    let weld = || weld().header("x-holdfast-cache", "on");
+    let replies = join_all((0..20).map(|_| bench.daemon.send(weld()))).await;
+    for reply in &replies {
+        let said = reply.json();
+        assert_eq!((&said["status"], &said["text"]), (&json!("failed"), &json!("no idea")), "{said}");
+    }
+    assert_eq!(paid(bench), 2);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::answer::{self, Origin};
 use super::call::Call;
@@ -70,6 +70,8 @@ pub struct Keyed {
     how: OnceLock<(bool, &'static str)>,
     /// It took the way of an outage: what it got is for it alone.
     is_alone: AtomicBool,
+    /// Tells who leads that this is so.
+    went_alone: Notify,
 }
 
 impl Keyed {
@@ -81,6 +83,11 @@ impl Keyed {
 
     fn is_alone(&self) -> bool {
         self.is_alone.load(Ordering::Acquire)
+    }
+
+    fn go_alone(&self) {
+        self.is_alone.store(true, Ordering::Release);
+        self.went_alone.notify_one();
     }
 }
 
@@ -108,19 +115,21 @@ pub struct Shared {
 /// Answers a request that repeats no stored one.
 pub async fn answer(call: Arc<Call>) -> Response {
     let Some(key) = cache_key(&call).await else { return direct(call).await };
-    let keyed = Keyed { key, how: OnceLock::new(), is_alone: AtomicBool::new(false) };
+    let (how, is_alone, went_alone) = (OnceLock::new(), AtomicBool::new(false), Notify::new());
+    let keyed = Keyed { key, how, is_alone, went_alone };
     let call = Arc::new(Call { cache: Some(Arc::new(keyed)), ..Call::clone(&call) });
-    if wants_new(&call) {
+    if call.wants.anew {
         return lead::lead(call, None).await;
     }
     let cached = &call.app.cached;
+    let flight = if call.was_answered { key.of_second_try() } else { key };
     for _ in 0..TURNS_MAX {
         if cached.cache.has_fresh(&key)
             && let Some(found) = cached.cache.get(&key).await
         {
             return hit(&call, found);
         }
-        match cached.flights.join(key) {
+        match cached.flights.join(flight) {
             // It came while this one was on its way here.
             Part::Leader(lead) if cached.cache.has_fresh(&key) => drop(lead),
             Part::Leader(leader) => return lead::lead(call.clone(), Some(leader)).await,
@@ -232,7 +241,7 @@ pub fn kept(call: &Call, body: Body, origin: &Origin) -> Response {
 /// What is kept for a request that no uplink can answer now. `fail` asks for an uplink or nothing.
 pub async fn while_offline(call: &Call) -> Option<(Body, Origin)> {
     let keyed = call.cache.as_ref()?;
-    keyed.is_alone.store(true, Ordering::Release);
+    keyed.go_alone();
     if call.wants.policy == Policy::Fail || wants_new(call) {
         return None;
     }

@@ -106,6 +106,9 @@ pub async fn look(headers: &HeaderMap, body: &Body) -> Result<Form, Refusal> {
     while let Some(mut field) = parts.next().await? {
         let mut value = Vec::new();
         let (mut bytes, is_file) = (0, is_file(&field));
+        if is_file && form.file.is_some() {
+            return Err(bad("the form has two parts named file; upload one file at a time"));
+        }
         while let Some(chunk) = parts.chunk(&mut field).await? {
             bytes += chunk.len() as u64;
             if !is_file && bytes > VALUE_BYTES_MAX as u64 {
@@ -177,6 +180,10 @@ mod tests {
     async fn a_form_that_is_none_or_too_much_is_refused() {
         assert!(look(&HeaderMap::new(), &form(PURPOSE, b"x", "\r\n--XX--\r\n")).await.is_err());
         assert!(look(&headers(), &form(PURPOSE, b"x", "")).await.is_err());
+        let second =
+            format!("\r\n{PURPOSE}--XX\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\ny\r\n--XX--\r\n");
+        let refused = look(&headers(), &form("", b"x", &second)).await.unwrap_err();
+        assert!(refused.message().contains("two parts named file"), "{}", refused.message());
         let long_head = format!("--XX\r\nX: {}\r\n\r\n", "y".repeat(1_000_000));
         assert!(look(&headers(), &form(&long_head, b"x", "\r\n--XX--\r\n")).await.is_err());
         let long_value = PURPOSE.replace("batch", &"y".repeat(2_000));

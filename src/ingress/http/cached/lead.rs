@@ -45,6 +45,7 @@ pub(super) async fn lead(call: Arc<Call>, leader: Option<Lead<Landing>>) -> Resp
 type Pieces = mpsc::Sender<io::Result<Bytes>>;
 
 async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Sender<Parts>, pieces: Pieces) {
+    let mut sending = std::pin::pin!(send(&call, head, &pieces));
     let nobody_left = async {
         pieces.closed().await;
         if let Some(leader) = &leader {
@@ -52,12 +53,28 @@ async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Se
         }
     };
     let landed = tokio::select! {
-        landed = send(&call, head, &pieces) => landed,
+        landed = &mut sending => Some(landed),
         // Dropping the send gives the attempt up and frees its slot.
         () = nobody_left => return,
+        // No uplink answers it: what its own caller gets, and how long that one is held, is nobody else's matter.
+        () = went_alone(&call) => None,
     };
+    let is_over = landed.is_some();
     if let Some(leader) = leader {
-        leader.land(landed);
+        leader.land(landed.unwrap_or(Landing::Own));
+    }
+    if !is_over {
+        tokio::select! {
+            _ = sending => {}
+            () = pieces.closed() => {}
+        }
+    }
+}
+
+async fn went_alone(call: &Call) {
+    match &call.cache {
+        Some(keyed) => keyed.went_alone.notified().await,
+        None => std::future::pending().await,
     }
 }
 
