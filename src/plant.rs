@@ -64,11 +64,15 @@ pub enum Fault {
     CacheBelievesDamage,
     /// Identical requests are all sent.
     CacheSendsEach,
+    /// The task that decides stands still from the next "drain now" on.
+    ControlHangs,
+    /// The spool's thread stands still from the next acceptance on.
+    SpoolHangs,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 29] = [
+    pub const ALL: [Fault; 31] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -98,6 +102,8 @@ impl Fault {
         Fault::CacheEvictsNewest,
         Fault::CacheBelievesDamage,
         Fault::CacheSendsEach,
+        Fault::ControlHangs,
+        Fault::SpoolHangs,
     ];
 
     /// The name by which it is switched on.
@@ -132,7 +138,16 @@ impl Fault {
             Fault::CacheEvictsNewest => "cache-evicts-newest",
             Fault::CacheBelievesDamage => "cache-believes-damage",
             Fault::CacheSendsEach => "cache-sends-each",
+            Fault::ControlHangs => "control-hangs",
+            Fault::SpoolHangs => "spool-hangs",
         }
+    }
+}
+
+/// Stands still for ever, where a mistake that hangs is planted.
+pub fn hang() {
+    loop {
+        std::thread::park();
     }
 }
 

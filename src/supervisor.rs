@@ -7,6 +7,7 @@ mod handover;
 mod links;
 pub mod offline;
 mod reload;
+pub mod reset;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ use crate::uplink::cloud::{self, Cloud, Keys};
 use crate::uplink::local::{self, Local};
 
 use self::doors::Doors;
-pub use self::handover::Handover;
+pub use self::handover::{Handover, is_taking_over};
 pub use self::reload::Again;
 
 /// Whoever connected just before the doors are left says what it wants within this time, and is answered.
@@ -47,7 +48,7 @@ const JUST_CAME: Duration = Duration::from_millis(100);
 /// What the last outcomes, the cache and the spool may take to be on the disk after the grace.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
 /// How long the next image may take to open the spool before the watchdog may doubt it: a damaged one is read as a whole.
-const OPENING_MAX: Duration = Duration::from_secs(600);
+const OPENING_MAX: Duration = Duration::from_mins(10);
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]

@@ -57,10 +57,10 @@ pub async fn keep(gateway: Gateway, notice: watch::Receiver<Option<String>>) {
     let every = watchdog.map_or(STATUS_EVERY, |limit| limit / 3);
     let mut turns = gateway.turns();
     loop {
-        tokio::time::sleep(every).await;
         let line = status_line(&gateway).await;
         let notice = notice.borrow().clone();
         status(&notice.map_or(line.clone(), |notice| format!("{notice}; {line}")));
+        tokio::time::sleep(every).await;
         if watchdog.is_none() {
             continue;
         }

@@ -260,8 +260,11 @@ impl Run {
     }
 
     async fn is_there(&self, number: u32) -> io::Result<bool> {
-        let found = self.inner.gateway.spool().get(request_id(&self.batch.id, number)).await;
-        Ok(found.map_err(io::Error::other)?.is_some())
+        match self.inner.gateway.spool().get(request_id(&self.batch.id, number)).await {
+            // What cannot be read is there all the same; whoever waits for it says that it is lost.
+            Err(SpoolError::Unreadable) => Ok(true),
+            found => Ok(found.map_err(io::Error::other)?.is_some()),
+        }
     }
 
     /// Brings as many lines into the queue.

@@ -37,6 +37,7 @@ impl Key {
 
     /// The same question, asked once more because its answer did not do: a flight of its own, so that those who shared the
     /// first answer share the second, too. Nothing is kept under it.
+    #[must_use]
     pub fn of_second_try(&self) -> Key {
         Key(self.0.map(|byte| !byte))
     }

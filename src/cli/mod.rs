@@ -17,6 +17,7 @@ pub mod man;
 pub mod offline;
 pub mod out;
 pub mod queue;
+pub mod reset;
 pub mod run;
 pub mod simulate;
 pub mod spend;
@@ -120,6 +121,8 @@ pub enum Command {
     Link(link::Command),
     /// Make an archive for support, without keys, prompts and answers
     Diag(diag::Args),
+    /// Empty the data folder of a stopped gateway, for handing the device on
+    Reset(reset::Args),
     /// Answer a monitoring system
     Health(health::Args),
     /// Print or write the manual pages
@@ -167,6 +170,7 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
         Command::Tap(args) => tap::run(&args, &client(global), out).await,
         Command::Uplink(command) => uplink::run(command, &client(global), out).await,
         Command::Link(command) => link::run(command, &client(global), out).await,
+        Command::Reset(args) => reset::run(&args, global, out),
         Command::Health(args) => health::run(&args, &client(global), out).await,
     }
 }

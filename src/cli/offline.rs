@@ -102,14 +102,14 @@ impl Sink {
     }
 }
 
-fn settings(global: &Global) -> Result<Settings, Failure> {
+pub(super) fn settings(global: &Global) -> Result<Settings, Failure> {
     let loaded = config::load(global.config(), config::environment());
     Ok(loaded.map_err(|faults| Failure::new(CONFIG, faults.to_string()))?.settings)
 }
 
 /// A running daemon is no fault of the folder: the code is not 1, which says that something is not in order.
 #[allow(clippy::needless_pass_by_value, reason = "a step of `map_err`")]
-fn failure(error: SupervisorError) -> Failure {
+pub(super) fn failure(error: SupervisorError) -> Failure {
     let code = match error {
         SupervisorError::Configuration(_) => CONFIG,
         SupervisorError::Permission(_) => PERMISSION,

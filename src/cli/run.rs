@@ -2,20 +2,41 @@
 //!
 //! Owns nothing but the way from the command line to the daemon and its exit code.
 
+use std::time::Duration;
+
 use super::Global;
 use super::exit::{self, Done, Failure};
-use crate::config;
+use crate::config::{self, Faults, Loaded};
 use crate::supervisor::{self, SupervisorError};
+
+/// How often a file that broke in the wrong moment is read again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(global: &Global) -> Done {
     let load = || config::load(global.config(), config::environment());
-    let loaded = load().map_err(|faults| Failure::new(exit::CONFIG, faults.to_string()))?;
+    let loaded = match load() {
+        Ok(loaded) => loaded,
+        Err(faults) if supervisor::is_taking_over() => mended(&load, &faults).await,
+        Err(faults) => return Err(Failure::new(exit::CONFIG, faults.to_string())),
+    };
     match supervisor::run(loaded, &load).await {
         Ok(None) => Ok(0),
         // Nothing is open any more; the same process goes on as the program that is installed now.
         Ok(Some(handover)) => Err(Failure::new(exit::IO, format!("the program cannot be run anew: {}", handover.go()))),
         Err(error) => Err(Failure::new(code(&error), error.to_string())),
+    }
+}
+
+/// The file held when it was checked, and was broken before this image read it: callers wait at the sockets until it is
+/// mended, or until the watchdog ends this.
+async fn mended(load: &(dyn Fn() -> Result<Loaded, Faults> + Sync), faults: &Faults) -> Loaded {
+    eprintln!("the configuration became faulty while it was taken over; mend it:\n{faults}");
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        if let Ok(loaded) = load() {
+            return loaded;
+        }
     }
 }
 

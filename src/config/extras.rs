@@ -31,6 +31,9 @@ pub struct Limits {
     pub per_source_backlog: u64,
 }
 
+/// The smallest cap: a billionth of a US dollar is what money is counted in.
+const USD_MIN: f64 = 1e-9;
+
 /// `[budget]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Budget {
@@ -108,7 +111,12 @@ pub(super) fn limits(t: &mut Table<'_>) -> Limits {
 }
 
 pub(super) fn budget(t: &mut Table<'_>) -> Budget {
-    Budget { usd_per_day: t.number("usd_per_day", 0.0, 0.0..=1e9) }
+    let usd_per_day = t.number("usd_per_day", 0.0, 0.0..=1e9);
+    if usd_per_day > 0.0 && usd_per_day < USD_MIN {
+        let message = "less than 0.000000001, the smallest amount that is counted; 0 is no cap";
+        t.fault("usd_per_day", message);
+    }
+    Budget { usd_per_day }
 }
 
 pub(super) fn log(t: &mut Table<'_>) -> Log {

@@ -247,6 +247,13 @@ hf.toml:23: quue: unknown key; did you mean "queue"?
 }
 
 #[test]
+fn a_cap_too_small_to_be_counted_is_no_cap_by_mistake() {
+    let told = faults("[budget]\nusd_per_day = 5e-10");
+    assert!(told.contains("hf.toml:2: budget.usd_per_day: less than 0.000000001"), "{told}");
+    assert!(load_text("[budget]\nusd_per_day = 1e-9", &[]).unwrap().settings.budget.usd_per_day > 0.0);
+}
+
+#[test]
 fn an_unlike_key_gets_the_list_of_known_ones() {
     assert_eq!(
         faults("[drain]\nzebra = 1"),

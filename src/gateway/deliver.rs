@@ -104,7 +104,7 @@ async fn send(
     };
     *reserved = tokio::select! {
         biased;
-        reserved = pay::reserve(shared, cloud, &call, &leased.source) => reserved?,
+        reserved = pay::reserve(shared, cloud, &call, &leased.source, None) => reserved?,
         _ = stop.wait_for(|stop| *stop) => return Err(Outcome::GivenUp),
     };
     let mut reply = cloud.send_unless(call, key, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;

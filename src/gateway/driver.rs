@@ -23,6 +23,7 @@ use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Shut};
 use crate::control::types::State;
 use crate::control::{Control, View};
 use crate::money::{News, Ticker};
+use crate::plant::{self, Fault};
 use crate::spool::record::Leased;
 
 /// How often due expiries and prunable results are looked for.
@@ -166,6 +167,9 @@ impl Driver {
     }
 
     fn turn(&mut self, event: Event) {
+        if plant::is(Fault::ControlHangs) && matches!(event, Event::DrainNow) {
+            plant::hang();
+        }
         let now_ms = self.shared.now_ms();
         let mut effects = std::mem::take(&mut self.effects);
         self.control.handle(event, now_ms, &mut effects);

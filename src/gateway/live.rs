@@ -47,12 +47,19 @@ pub struct Live {
     question: Event,
     asked: bool,
     source: Option<Arc<str>>,
+    caller: Option<Instant>,
 }
 
 impl Live {
     pub(super) fn new(shared: Arc<Shared>, asks: impl FnOnce(AskId) -> Event) -> Self {
         let ask = shared.next_ask.fetch_add(1, Ordering::Relaxed);
-        Self { shared, ask, question: asks(ask), asked: false, source: None }
+        Self { shared, ask, question: asks(ask), asked: false, source: None, caller: None }
+    }
+
+    /// Until when its caller waits, where it said so.
+    pub(super) fn until(mut self, caller: Option<Instant>) -> Self {
+        self.caller = caller;
+        self
     }
 
     /// Names who asks: what it costs is counted under that.
@@ -87,6 +94,7 @@ impl Live {
         let mut target = granted.await.unwrap_or(Target::Stopping);
         if let Target::Uplink(attempt) = &mut target {
             attempt.source.clone_from(&self.source);
+            attempt.caller = self.caller;
         }
         target
     }
@@ -110,6 +118,8 @@ pub struct LiveAttempt {
     started: Instant,
     reported: bool,
     source: Option<Arc<str>>,
+    /// Until when its caller waits, where it said so.
+    caller: Option<Instant>,
     /// The money that is set aside for it while it is under way.
     reserved: Option<Reservation>,
     /// What its answer said that it took.
@@ -125,7 +135,19 @@ impl LiveAttempt {
         abandoned: oneshot::Receiver<()>,
     ) -> Self {
         let started = clock::now();
-        Self { shared, id, cloud, key, abandoned, started, reported: false, source: None, reserved: None, said: None }
+        Self {
+            shared,
+            id,
+            cloud,
+            key,
+            abandoned,
+            started,
+            reported: false,
+            source: None,
+            caller: None,
+            reserved: None,
+            said: None,
+        }
     }
 
     /// The uplink to send to.
@@ -147,7 +169,7 @@ impl LiveAttempt {
         let source = self.source.as_deref().unwrap_or("unknown");
         self.reserved = tokio::select! {
             biased;
-            reserved = pay::reserve(&self.shared, &self.cloud, &call, source) => reserved?,
+            reserved = pay::reserve(&self.shared, &self.cloud, &call, source, self.caller) => reserved?,
             () = &mut taken_back => return Err(Outcome::GivenUp),
         };
         self.cloud.send_unless(call, self.key, taken_back).await.map_err(|e| e.outcome)

@@ -264,7 +264,8 @@ impl Gateway {
     /// Begins a live request; its caller waits until then, where it said so.
     pub fn live(&self, until: Option<Instant>) -> Live {
         let until_ms = until.map(|at| at.saturating_duration_since(self.shared.started).as_millis() as u64);
-        Live::new(self.shared.clone(), |ask| until_ms.map_or(Event::Asked(ask), |at| Event::AskedUntil(ask, at)))
+        let asks = |ask| until_ms.map_or(Event::Asked(ask), |at| Event::AskedUntil(ask, at));
+        Live::new(self.shared.clone(), asks).until(until)
     }
 
     /// Begins a live request on a path that nobody here knows.

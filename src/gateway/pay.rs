@@ -3,6 +3,8 @@
 //! Owns the bridge between a call on its way out and the purse: the one place through which everything that is sent has
 //! to go. Keeps no amounts itself.
 
+use std::time::Instant;
+
 use hyper::Method;
 use serde::Deserialize;
 use tokio::task::spawn_blocking;
@@ -19,16 +21,13 @@ use crate::uplink::cloud::{Call, Cloud};
 /// Paths below which nothing is paid for what is sent, whatever is said of a model.
 const FREE_PATHS: [&str; 3] = ["/v1/files", "/v1/models", "/v1/moderations"];
 
-/// Set aside for what no bound is known of: it is let through while anything is left of today, and costs what its
-/// answer says.
-const UNBOUNDED_NANO: u64 = 1;
-
-/// Sets money aside for one attempt; `None` for what is never paid for.
+/// Sets money aside for one attempt, waiting no longer than its caller; `None` for what is never paid for.
 pub(super) async fn reserve(
     shared: &Shared,
     cloud: &Cloud,
     call: &Call,
     source: &str,
+    caller: Option<Instant>,
 ) -> Result<Option<Reservation>, Outcome> {
     let path = call.path.split('?').next().unwrap_or_default();
     if call.method.is_safe() || call.method == Method::DELETE || is_free(path) {
@@ -38,9 +37,9 @@ pub(super) async fn reserve(
         let asked = model(&call.body.body).unwrap_or_default();
         cloud.alias(&asked).unwrap_or(&asked).to_owned()
     });
-    let need = if shared.money.is_capped() { need(shared, cloud, path, &call.body.body, &model).await } else { 0 };
+    let need = if shared.money.is_capped() { need(shared, cloud, path, &call.body.body, &model).await? } else { 0 };
     let order = Order { uplink: cloud.name().to_owned(), model, source: source.to_owned(), need };
-    match shared.money.reserve(order).await {
+    match shared.money.reserve(order, caller).await {
         Ok(reservation) => Ok(Some(reservation)),
         Err(refused) => {
             let why = match refused {
@@ -85,19 +84,19 @@ pub(super) fn end(outcome: Outcome, said: Option<(Option<String>, Usage)>) -> En
     }
 }
 
-/// A large body is read off the threads that serve.
-async fn need(shared: &Shared, cloud: &Cloud, path: &str, body: &Body, model: &str) -> u64 {
+/// A large body is read off the threads that serve. What cannot be read is not sent.
+async fn need(shared: &Shared, cloud: &Cloud, path: &str, body: &Body, model: &str) -> Result<u64, Outcome> {
     let (price, _) = shared.money.price(cloud.name(), model);
     if price.usd_per_mtok_in == 0.0 && price.usd_per_mtok_out == 0.0 {
-        return 0;
+        return Ok(0);
     }
     let most: Option<TokensMax> = if body.len() <= PIECE_BYTES as u64 && body.file().is_none() {
-        bound::tokens_max(path, body).ok().flatten()
+        bound::tokens_max(path, body).ok()
     } else {
         let (path, body) = (path.to_owned(), body.clone());
-        spawn_blocking(move || bound::tokens_max(&path, &body).ok().flatten()).await.ok().flatten()
+        spawn_blocking(move || bound::tokens_max(&path, &body).ok()).await.ok().flatten()
     };
-    most.map_or(UNBOUNDED_NANO, |most| most.nano_max(&price).max(UNBOUNDED_NANO))
+    most.map(|most| most.nano_max(&price).max(1)).ok_or(Outcome::Unaffordable)
 }
 
 /// The model that is put in the place of what the client wrote.

@@ -21,14 +21,28 @@ pub const ADDED_TOKENS_MAX: u64 = 256;
 const ANSWERS_MAX: u64 = 128;
 
 /// Fields whose values are in the service's hands and not in the body.
-const REFERENCES: [&[u8]; 6] = [
+const REFERENCES: [&[u8]; 7] = [
     b"\"file_id\"",
     b"\"file_ids\"",
     b"\"file_url\"",
     b"\"previous_response_id\"",
     b"\"conversation\"",
     b"\"vector_store_ids\"",
+    b"\"web_search_options\"",
 ];
+/// Beginnings of the types of tools that a service works with by itself: each may bring in as much as fits.
+const TOOLS: [&[u8]; 7] = [
+    b"\"web_search",
+    b"\"file_search",
+    b"\"code_interpreter",
+    b"\"computer",
+    b"\"image_generation",
+    b"\"mcp",
+    b"\"tool_search",
+];
+const TYPE_FIELD: &[u8] = b"\"type\"";
+/// What names a file in a form.
+const FORM_FILE: &[u8] = b"filename";
 const PICTURE_FIELD: &[u8] = b"\"image_url\"";
 const PICTURE_DATA: &[u8] = b"data:image/";
 /// Looked ahead behind a byte: a field's name, blanks and the byte after its colon.
@@ -52,10 +66,17 @@ impl TokensMax {
     }
 }
 
-/// Reads a request's bounds; `None` where the body is no JSON object. Blocks where it is a file.
-pub fn tokens_max(endpoint: &str, body: &Body) -> io::Result<Option<TokensMax>> {
-    let Ok(layout) = body.layout() else { return Ok(None) };
-    let mut counted = Counted::default();
+/// Whether what is asked for at this path is worked off later, out of sight: nothing bounds what it costs.
+pub fn is_boundless(path: &str) -> bool {
+    let is_word = |part: &&str| !part.is_empty();
+    let is_ended = path.split('/').rfind(is_word).is_some_and(|last| matches!(last, "cancel" | "pause"));
+    !is_ended && path.split('/').any(|part| matches!(part, "batches" | "fine_tuning" | "fine-tunes" | "evals"))
+}
+
+/// Reads a request's bounds. Blocks where its body is a file.
+pub fn tokens_max(endpoint: &str, body: &Body) -> io::Result<TokensMax> {
+    let layout = body.layout().as_ref().ok();
+    let mut counted = Counted { responses: endpoint == "/v1/responses", ..Counted::default() };
     let mut reader = body.reader();
     let mut piece = vec![0; PIECE_BYTES.min(usize::try_from(body.len()).unwrap_or(PIECE_BYTES)).max(1)];
     loop {
@@ -65,8 +86,12 @@ pub fn tokens_max(endpoint: &str, body: &Body) -> io::Result<Option<TokensMax>> 
             break;
         }
     }
+    let Some(layout) = layout else { return Ok(of_upload(body, counted.files)) };
     let pictures = counted.pictures.max(counted.picture_fields).saturating_mul(PICTURE_TOKENS_MAX);
-    let referred = counted.references.saturating_mul(REFERRED_TOKENS_MAX);
+    // A prompt template lies at the service; elsewhere the word means the prompt itself.
+    let templates = u64::from(counted.responses && given(layout, "prompt").is_some());
+    let references = counted.references.saturating_add(templates);
+    let referred = references.saturating_mul(REFERRED_TOKENS_MAX);
     let input = counted.text_bytes.saturating_add(pictures).saturating_add(referred).saturating_add(ADDED_TOKENS_MAX);
     let lists = if endpoint == "/v1/completions" && is_list(layout, "prompt") { counted.commas + 1 } else { 1 };
     // Another path's word is none here: a service that passes it over answers at full length.
@@ -76,7 +101,14 @@ pub fn tokens_max(endpoint: &str, body: &Body) -> io::Result<Option<TokensMax>> 
     let limits = limits.iter().map(|name| given(layout, name).and_then(number));
     let answers = ["n", "best_of"].map(|name| given(layout, name).map_or(1, |n| number(n).unwrap_or(ANSWERS_MAX)));
     let answers = answers.into_iter().max().unwrap_or(1).max(1).saturating_mul(lists);
-    Ok(Some(TokensMax { input, output: limits.flatten().max(), answers }))
+    Ok(TokensMax { input, output: limits.flatten().max(), answers })
+}
+
+/// A body that is no JSON, such as a form with sound or pictures: each byte may be a token, each file a picture.
+fn of_upload(body: &Body, files: u64) -> TokensMax {
+    let pictures = files.saturating_mul(PICTURE_TOKENS_MAX);
+    let input = body.len().saturating_add(pictures).saturating_add(ADDED_TOKENS_MAX);
+    TokensMax { input, output: None, answers: 1 }
 }
 
 /// A member that is there and not null.
@@ -103,6 +135,10 @@ struct Counted {
     picture_fields: u64,
     references: u64,
     commas: u64,
+    /// Files in a form.
+    files: u64,
+    /// It is a request for a response, whose tools may be the service's own.
+    responses: bool,
     in_picture: bool,
     /// Bytes that were too near the end of a piece to be looked at.
     rest: Vec<u8>,
@@ -138,6 +174,7 @@ impl Counted {
         self.text_bytes += 1;
         match bytes[0] {
             b',' => self.commas += 1,
+            b'f' => self.files += u64::from(bytes.starts_with(FORM_FILE)),
             b'd' if bytes.starts_with(PICTURE_DATA) => {
                 self.pictures += 1;
                 self.in_picture = true;
@@ -146,11 +183,23 @@ impl Counted {
             b'"' => {
                 self.picture_fields += u64::from(is_field(bytes, PICTURE_FIELD));
                 self.references += u64::from(REFERENCES.iter().any(|name| is_field(bytes, name)));
+                self.references += u64::from(self.responses && is_tool(bytes));
             }
             _ => {}
         }
         1
     }
+}
+
+/// Whether the type of one of the service's own tools begins here.
+fn is_tool(bytes: &[u8]) -> bool {
+    if !is_field(bytes, TYPE_FIELD) {
+        return false;
+    }
+    let after = bytes[TYPE_FIELD.len()..bytes.len().min(AHEAD_BYTES)].trim_ascii_start();
+    let value = after.strip_prefix(b":").unwrap_or_default().trim_ascii_start();
+    // One that begins out of sight counts.
+    value.is_empty() || TOOLS.iter().any(|tool| value.starts_with(tool))
 }
 
 /// Whether a field of this name begins here whose value is not null. One whose colon is out of sight counts.
@@ -173,7 +222,7 @@ mod tests {
     const PRICE: Price = Price { usd_per_mtok_in: 1.0, usd_per_mtok_out: 10.0, max_output_tokens: 1_000 };
 
     fn of(endpoint: &str, text: &str) -> TokensMax {
-        tokens_max(endpoint, &Body::from(Bytes::copy_from_slice(text.as_bytes()))).unwrap().unwrap()
+        tokens_max(endpoint, &Body::from(Bytes::copy_from_slice(text.as_bytes()))).unwrap()
     }
 
     #[test]
@@ -195,7 +244,39 @@ mod tests {
             (Some(1), None)
         );
         assert_eq!((limit(CHAT, "max_tokens"), limit(CHAT, "max_output_tokens")), (Some(1), None));
-        assert!(super::tokens_max(CHAT, &Body::from(Bytes::from_static(b"--form"))).unwrap().is_none());
+    }
+
+    /// The text of a prompt template is the service's, and so is what its own tools find.
+    #[test]
+    fn what_a_response_only_names_is_bounded_by_the_longest_context() {
+        let input = |endpoint: &str, text: &str| of(endpoint, text).input;
+        let template = r#"{"model":"m","prompt":{"id":"pmpt_1","variables":{"a":"b"}},"max_output_tokens":5}"#;
+        assert!(input("/v1/responses", template) > REFERRED_TOKENS_MAX);
+        assert!(input("/v1/responses", r#"{"input":"x","prompt":null}"#) < 1_000);
+        assert!(input("/v1/completions", r#"{"prompt":"x"}"#) < 1_000, "elsewhere it is the prompt itself");
+        let tools = r#"{"input":"x","tools":[{"type": "web_search_preview"},{"type":"function","name":"web_search"}]}"#;
+        let bound = input("/v1/responses", tools);
+        assert!((REFERRED_TOKENS_MAX..2 * REFERRED_TOKENS_MAX).contains(&bound), "{bound}");
+        assert!(input(CHAT, tools) < 1_000);
+        assert!(input(CHAT, r#"{"messages":[1],"web_search_options":{}}"#) > REFERRED_TOKENS_MAX);
+    }
+
+    #[test]
+    fn what_is_no_json_is_bounded_by_its_bytes_and_files() {
+        let form = "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.ogg\"\r\n\r\nOggS\r\n--x--\r\n";
+        let most = of("/v1/audio/transcriptions", form);
+        let wanted = form.len() as u64 + PICTURE_TOKENS_MAX + ADDED_TOKENS_MAX;
+        assert_eq!(most, TokensMax { input: wanted, output: None, answers: 1 });
+        assert!(of("/v1/images/edits", &form.repeat(3)).input > 3 * PICTURE_TOKENS_MAX);
+        for (path, boundless) in [
+            ("/v1/batches", true),
+            ("/v1//batches/", true),
+            ("/v1/fine_tuning/jobs", true),
+            ("/v1/batches/b/cancel", false),
+            ("/v1/audio/speech", false),
+        ] {
+            assert_eq!(is_boundless(path), boundless, "{path}");
+        }
     }
 
     #[test]

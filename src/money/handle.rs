@@ -193,9 +193,11 @@ impl Money {
         self.0.options.prices.or_assumed(model)
     }
 
-    /// Sets money aside for one attempt. Returns once what may be spent is on disk.
-    pub async fn reserve(&self, order: Order) -> Result<Reservation, Refused> {
-        let until = Instant::from_std(clock::now()) + WAIT_MAX;
+    /// Sets money aside for one attempt, and waits for it no longer than its caller does. Returns once what may be spent is
+    /// on disk.
+    pub async fn reserve(&self, order: Order, caller: Option<std::time::Instant>) -> Result<Reservation, Refused> {
+        let most = clock::now() + WAIT_MAX;
+        let until = Instant::from_std(caller.map_or(most, |caller| caller.min(most)));
         loop {
             let settled = self.0.settled.notified();
             let mut settled = std::pin::pin!(settled);
@@ -440,13 +442,31 @@ fn set_aside(options: &Options, found: &Found) {
         tracing::error!(HOLDFAST_REASON = "damaged", "{} is missing{capped}", path.display());
         return;
     }
-    let aside = path.with_extension("damaged");
-    let moved = std::fs::rename(&path, &aside);
-    let trouble = moved.err().map(|error| format!(" ({error})")).unwrap_or_default();
+    let (aside, trouble) = durable::set_aside(&path);
+    let trouble = trouble.map(|error| format!(" ({error})")).unwrap_or_default();
     tracing::error!(
         HOLDFAST_REASON = "damaged",
         "{} is damaged and was set aside as {}{trouble}{capped}",
         path.display(),
         aside.display()
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_money_longer_than_its_caller_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data_dir, prices) = (dir.path().to_owned(), Prices::new([]));
+        let money = Money::open(Options { data_dir, usd_per_day: 1.0, prices, free: BTreeSet::new() });
+        let order = || Order { uplink: String::new(), model: String::new(), source: String::new(), need: 600_000_000 };
+        let under_way = money.reserve(order(), None).await.unwrap();
+        let caller = clock::now() + Duration::from_millis(50);
+        let hasty = tokio::time::timeout(WAIT_MAX / 2, money.reserve(order(), Some(caller))).await;
+        assert_eq!(hasty.expect("its caller is gone").unwrap_err(), Refused::Busy);
+        under_way.settle(&End::Nothing);
+        money.reserve(order(), Some(clock::now() + WAIT_MAX)).await.unwrap().settle(&End::Nothing);
+    }
 }

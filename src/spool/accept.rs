@@ -14,6 +14,7 @@ use super::store::{FOR_EVER, Place, Standing, Store};
 use super::{SpoolError, device, sources, store, sweep};
 use crate::clock;
 use crate::control::types::{Policy, State};
+use crate::plant::{self, Fault};
 
 /// How long a reading of the free space is believed; what is accepted meanwhile is subtracted.
 const FREE_VALID_MS: u128 = 1_000;
@@ -52,6 +53,9 @@ impl FreeSpace {
 
 /// Stores a request, or finds the one its idempotency key names.
 pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
+    if plant::is(Fault::SpoolHangs) {
+        plant::hang();
+    }
     let source_id = sources::number(&store.conn, &new.source)?;
     let key = match &new.device {
         None => match known(store, source_id, new)? {

@@ -41,6 +41,20 @@ pub(super) fn take(data_dir: &Path) -> Result<File, SpoolError> {
     Ok(file)
 }
 
+/// Takes the lock of a folder that a daemon has used, and makes nothing; `None` where there is no lock to take.
+pub fn hold(data_dir: &Path) -> Result<Option<File>, SpoolError> {
+    let file = match File::open(lock(data_dir)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(SpoolError::Busy),
+        Err(e) => Err(std::io::Error::from(e).into()),
+    }
+}
+
 /// An empty database, where there is none.
 pub(super) fn make_database(data_dir: &Path) -> Result<(), SpoolError> {
     private().create(true).truncate(false).open(database(data_dir))?;

@@ -44,6 +44,7 @@ use std::path::PathBuf;
 
 pub use condition::Condition;
 pub use error::SpoolError;
+pub use files::hold;
 pub use handle::Spool;
 pub use open::open;
 pub use pauses::SavedPause;

@@ -62,8 +62,7 @@ impl Handover {
 
 /// The sockets of the image before this one, with their names; `None` where this is a start of its own.
 pub(super) fn take() -> Option<Vec<(String, OwnedFd)>> {
-    let ours = std::env::var(VARIABLE).is_ok_and(|pid| pid == std::process::id().to_string());
-    if !ours {
+    if !is_taking_over() {
         return None;
     }
     let stdin = io::stdin();
@@ -74,6 +73,11 @@ pub(super) fn take() -> Option<Vec<(String, OwnedFd)>> {
             Some(Vec::new())
         }
     }
+}
+
+/// Whether this process was another image of the program before.
+pub fn is_taking_over() -> bool {
+    std::env::var(VARIABLE).is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

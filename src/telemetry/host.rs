@@ -1,4 +1,4 @@
-//! The board's own readings: temperature, memory, disk.
+//! The board's own readings: temperature, memory, disk; its strain is read in `wear`.
 //!
 //! Reads, and judges nothing. What a board does not tell is left out; what hangs (a dying disk) is waited for once and briefly.
 
@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::wear::{self, Strain};
 use sysinfo::{Components, MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System};
 
 /// What the board tells.
@@ -22,6 +23,8 @@ pub struct Host {
     pub disk_free_bytes: u64,
     /// What this process had written to disks since it started, in bytes; the system counts whole pages.
     pub disk_written_bytes: u64,
+    /// Throttling, voltage, the card's wear.
+    pub strain: Strain,
 }
 
 /// Who asks for readings waits this long for new ones, else gets the last.
@@ -77,6 +80,7 @@ fn read(data_dir: &Path) -> Host {
         memory_available_bytes,
         disk_free_bytes: rustix::fs::statvfs(data_dir).map_or(0, |s| s.f_bavail * s.f_frsize),
         disk_written_bytes,
+        strain: wear::read(Path::new("/")),
     }
 }
 

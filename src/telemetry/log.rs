@@ -7,6 +7,8 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::journal::Journal;
+use super::limit::Limit;
 use crate::plant::{self, Fault};
 
 /// `[log] format`.
@@ -25,14 +27,11 @@ pub enum Form {
 /// Starts logging; a second call changes nothing.
 pub fn start(level: Level, form: Form) {
     watch_panics();
-    let registry = tracing_subscriber::registry().with(LevelFilter::from_level(level));
+    let registry = tracing_subscriber::registry().with(LevelFilter::from_level(level)).with(Limit::default());
     let journal = matches!(form, Form::Journal) || (form == Form::Auto && std::env::var_os("JOURNAL_STREAM").is_some());
-    if journal {
-        // The fields' names are written as they are to stand in the journal.
-        if let Ok(layer) = tracing_journald::layer() {
-            let _ = registry.with(layer.with_field_prefix(None)).try_init();
-            return;
-        }
+    if journal && let Ok(layer) = Journal::open() {
+        let _ = registry.with(layer).try_init();
+        return;
     }
     let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let _ = if form == Form::Json {

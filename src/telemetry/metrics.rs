@@ -96,6 +96,9 @@ pub struct Metrics {
     memory: Gauge,
     disk_free: Gauge,
     disk_written: Counter,
+    throttled: Gauge<f64, AtomicU64>,
+    undervoltage: Gauge<f64, AtomicU64>,
+    card_wear: Gauge<f64, AtomicU64>,
     attempts: Family<Attempted, Counter>,
     uplink_up: Family<OfUplink, Gauge>,
     breaker_open: Family<OfUplink, Gauge>,
@@ -184,6 +187,9 @@ impl Default for Metrics {
             memory: Gauge::default(),
             disk_free: Gauge::default(),
             disk_written: Counter::default(),
+            throttled: Gauge::default(),
+            undervoltage: Gauge::default(),
+            card_wear: Gauge::default(),
             attempts: Family::default(),
             uplink_up: Family::default(),
             breaker_open: Family::default(),
@@ -273,6 +279,21 @@ impl Metrics {
             "holdfast_disk_written_bytes",
             "What the gateway had written to disks since its start",
             self.disk_written.clone(),
+        );
+        r.register(
+            "holdfast_throttled",
+            "1 while the processor is slowed down by heat or voltage; NaN where the board does not tell",
+            self.throttled.clone(),
+        );
+        r.register(
+            "holdfast_undervoltage",
+            "1 while the supply's voltage is too low; NaN where the board does not tell",
+            self.undervoltage.clone(),
+        );
+        r.register(
+            "holdfast_card_wear_percent",
+            "How much of its life the eMMC has used, in tens; NaN where it does not tell",
+            self.card_wear.clone(),
         );
     }
 
@@ -381,6 +402,10 @@ impl Metrics {
         self.disk_free.set(host.disk_free_bytes as i64);
         // The system's counter only grows; one that was not read is 0.
         self.disk_written.inc_by(host.disk_written_bytes.saturating_sub(self.disk_written.get()));
+        let yes = |told: Option<bool>| told.map_or(f64::NAN, |is| f64::from(u8::from(is)));
+        self.throttled.set(yes(host.strain.is_throttled));
+        self.undervoltage.set(yes(host.strain.is_undervoltage));
+        self.card_wear.set(host.strain.card_wear_percent.map_or(f64::NAN, f64::from));
     }
 
     /// The alias for latencies: a summary, which the library has not.

@@ -5,5 +5,8 @@
 
 pub mod feed;
 pub mod host;
+pub mod journal;
+pub mod limit;
 pub mod log;
 pub mod metrics;
+pub mod wear;

@@ -9,6 +9,7 @@
 
 mod append;
 mod daemon;
+mod drain;
 mod links;
 mod load;
 mod mock;
@@ -27,10 +28,12 @@ pub(crate) struct Plan {
     pub(crate) cell: Duration,
     /// Requests that wait when the start of a full gateway is measured.
     pub(crate) waiting: u64,
+    /// Requests that are drained into a token bucket.
+    pub(crate) drained: u64,
 }
 
-const FULL: Plan = Plan { rounds: 5, cell: Duration::from_secs(1), waiting: 100_000 };
-const QUICK: Plan = Plan { rounds: 3, cell: Duration::from_millis(300), waiting: 5_000 };
+const FULL: Plan = Plan { rounds: 5, cell: Duration::from_secs(1), waiting: 100_000, drained: 50_000 };
+const QUICK: Plan = Plan { rounds: 3, cell: Duration::from_millis(300), waiting: 5_000, drained: 5_000 };
 
 fn main() {
     let given: Vec<String> = std::env::args().skip(1).collect();
@@ -43,14 +46,16 @@ fn main() {
     let plan = if has("--quick") { QUICK } else { FULL };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     println!("{} rounds of {:?}; medians over the rounds, ratios as min / median / max.", plan.rounds, plan.cell);
-    let sections = ["online", "stored", "startup", "links"];
+    // The drain takes minutes: it runs where it is named.
+    let sections = ["online", "stored", "startup", "links", "drain"];
     // A section may be named to run alone; other words are cargo's.
     let named = sections.into_iter().any(has);
-    for section in sections.into_iter().filter(|section| !named || has(section)) {
+    for section in sections.into_iter().filter(|section| has(section) || (!named && *section != "drain")) {
         match section {
             "online" => runtime.block_on(online::measure(&plan)),
             "stored" => runtime.block_on(stored::measure(&plan)),
             "startup" => runtime.block_on(startup::measure(&plan)),
+            "drain" => runtime.block_on(drain::measure(plan.drained)),
             _ => runtime.block_on(links::measure(&plan)),
         }
     }

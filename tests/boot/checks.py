@@ -73,7 +73,7 @@ def request_on_serial(b: Bench) -> str:
 
 
 def journal_fields(b: Bench) -> str:
-    status, value, _ = b.gateway.ask("journal", b.slow(30), Prefer="respond-async")
+    status, value, _ = b.gateway.ask("Quittengelee", b.slow(30), Prefer="respond-async")
     if status != 202:
         raise Failed(f"{status} {value}")
     name = value["id"]
@@ -82,12 +82,12 @@ def journal_fields(b: Bench) -> str:
     b.until("the journal's last line of it", lambda: len(story(b, name)) >= 2, 20)
     entries = story(b, name)
     states = [entry.get("HOLDFAST_STATE", "") for entry in entries]
-    if states[-1] != "answered" or not any(entry.get("HOLDFAST_UPLINK") for entry in entries):
+    if states[-1] != "answered" or not any("standin" in entry.get("HOLDFAST_ROUTE", "") for entry in entries):
         raise Failed(f"the story of {name} is {[_fields(entry) for entry in entries]}")
     for entry in entries:
         if entry.get("SYSLOG_IDENTIFIER") != "holdfast" or not 3 <= int(entry["PRIORITY"]) <= 7:
             raise Failed(f"{entry}")
-        if "journal" in entry["MESSAGE"].split() or KEY in json.dumps(entry):
+        if "Quittengelee" in json.dumps(entry) or KEY in json.dumps(entry):
             raise Failed(f"a prompt or a key in the journal: {entry['MESSAGE']}")
     return "; ".join(" ".join(f"{k}={v}" for k, v in _fields(entry).items()) for entry in entries)
 
@@ -132,17 +132,16 @@ def key_from_credential(b: Bench) -> str:
     refused = b.uplink.refused_keys
     if refused:
         raise Failed(f"the uplink saw {refused} wrong keys")
-    mode = b.run(f"stat -c '%a %U' /etc/holdfast/credentials/standin").strip()
+    mode = b.run("stat -c '%a %U' /etc/holdfast/credentials/standin").strip()
     return f"the uplink took the key; the file is {mode}; it is in no environment and in no line of the journal"
 
 
 def hang(b: Bench) -> str:
     pid, restarts = b.show("MainPID"), int(b.show("NRestarts"))
-    limit = int(b.show("WatchdogUSec").rstrip("mins") or 1) if False else 60
     cursor = b.mark()
     began = time.monotonic()
     b.run(f"kill -STOP {pid}")
-    _anew(b, pid, restarts, limit * 2 + 60)
+    _anew(b, pid, restarts, 180)
     took = time.monotonic() - began
     text = b.incident("hang (SIGSTOP to the daemon)", cursor)
     if "watchdog" not in text.lower():

@@ -99,6 +99,9 @@ class Plc:
             fields = line.split(",")
             if fields[0] == verb and fields[1] == key:
                 return fields
+            if fields[0] == "RES":
+                # A result of an earlier request: taken, or it is offered for ever and keeps its place.
+                self.say(f"RAK,{fields[1]},{fields[5].partition('/')[0]}")
         return None
 
     def submit(self, key: str, text: str, limit_s: float) -> list[str]:

@@ -64,7 +64,7 @@ def upgrade(b: Bench, files: list[Path]) -> str:
             names.append(value["id"])
         before = b.run("holdfast --version").strip(), b.show("MainPID")
         cursor = b.mark()
-        b.run("DEBIAN_FRONTEND=noninteractive dpkg -i /packages/1.deb </dev/null", 600)
+        b.run("DEBIAN_FRONTEND=noninteractive dpkg -i --force-confdef --force-confold /packages/1.deb", 600)
         b.ready()
     finally:
         b.uplink.rise()

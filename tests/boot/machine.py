@@ -21,9 +21,12 @@ from pathlib import Path
 from image import Image, Missing
 
 MEMORY_MIB = 640
-CPUS = 2
+# Time inside is counted in instructions, four nanoseconds each, and idle time passes as usual: on a busy host the board is
+# a slow one and not one whose clock jumps, and no wait inside ends because something else ran outside. One processor,
+# for that is what it works with.
+TIME = "shift=2,sleep=on"
 # A cold boot in software emulation on a busy machine; what takes longer hangs.
-BOOT_MAX_S = {"amd64": 240, "arm64": 600}
+BOOT_MAX_S = 240
 # An emulated board is slower than a real one by about this, and so are all waits for what happens on it.
 SLOWER = {"amd64": 1, "arm64": 3}
 COMMAND_MAX_S = 120
@@ -55,6 +58,8 @@ class Board:
     keeps_root: bool = False
     clock: str = ""
     gateway_port: int = 0
+    # All waits are this many times longer, for a host that has other work.
+    patience: float = 1.0
     extra: list[str] = field(default_factory=list)
 
 
@@ -63,7 +68,7 @@ class Machine:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self.slower = SLOWER[board.arch]
+        self.slower = SLOWER[board.arch] * board.patience
         self.folder = Path(tempfile.mkdtemp(prefix="vm", dir=board.work))
         self.console = self.folder / "console"
         # Socket addresses are short: the work folder's may not be.
@@ -92,12 +97,17 @@ class Machine:
         if not shutil.which(program):
             raise Missing(f"{program}: apt-get install qemu-system-x86 qemu-system-arm")
         console = {"amd64": "ttyS0", "arm64": "ttyAMA0"}[b.arch]
-        line = f"root=LABEL=root {'rw' if b.root_rw else 'ro'} console={console} quiet panic=0 systemd.show_status=1"
-        kind = ["-M", "q35", "-cpu", "max"] if b.arch == "amd64" else ["-M", "virt", "-cpu", "cortex-a72"]
+        line = f"root=LABEL=root {'rw' if b.root_rw else 'ro'} console={console} panic=0 systemd.unit=multi-user.target systemd.show_status=1"
+        if b.arch == "amd64":
+            # A starved emulator fails the kernel's test of its timers, which a board's hardware passes.
+            line += " no_timer_check"
+        kind = ["-M", "q35", "-cpu", "qemu64,+rdrand,-svm"] if b.arch == "amd64" else ["-M", "virt", "-cpu", "cortex-a72"]
         if b.accel == "kvm":
             kind = ["-M", "q35" if b.arch == "amd64" else "virt", "-cpu", "host"]
-        root = f"file={b.root},format=raw,if=none,id=root" + (",cache=writethrough" if b.keeps_root else ",snapshot=on")
-        command = ["nice", program, "-accel", b.accel, *kind, "-smp", str(CPUS), "-m", str(MEMORY_MIB)]
+        root = f"file={b.root},format=raw,if=none,id=root" + ("" if b.keeps_root else ",snapshot=on")
+        command = [program, "-accel", b.accel, *kind, "-m", str(MEMORY_MIB)]
+        if b.accel == "tcg":
+            command += ["-icount", TIME]
         command += ["-nodefaults", "-no-user-config", "-display", "none", "-action", "watchdog=reset"]
         command += ["-kernel", str(b.image.kernel), "-initrd", str(b.image.initrd), "-append", line]
         command += ["-drive", root, "-device", "virtio-blk-pci,drive=root"]
@@ -135,7 +145,7 @@ class Machine:
 
     def off(self) -> None:
         """Switches off in order."""
-        self.tell("systemctl poweroff --no-block")
+        self.throw("systemctl poweroff")
         end = time.monotonic() + 90 * self.slower
         while self.qemu.poll() is None and time.monotonic() < end:
             time.sleep(0.1)
@@ -148,7 +158,7 @@ class Machine:
 
     def up(self) -> str:
         """Waits until the channel answers, which is at the end of a boot; gives the boot's identity."""
-        end = time.monotonic() + BOOT_MAX_S[self.board.arch]
+        end = time.monotonic() + BOOT_MAX_S * self.slower
         while True:
             line = self._line(end, "the machine to boot")
             if line.startswith("hello "):

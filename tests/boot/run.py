@@ -43,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="checks by name or part of it, comma-separated")
     parser.add_argument("--cache", type=Path, default=HERE.parents[1] / "target/boot")
     parser.add_argument("--accel", choices=["auto", "tcg", "kvm"], default="auto")
+    parser.add_argument("--patience", type=float, default=1.0, help="all waits so many times longer, on a busy machine")
     parser.add_argument("--report", type=Path, help="the table of the last run, for docs/")
     parser.add_argument("--journal", type=Path, help="what systemd and the journal said at each incident")
     return parser.parse_args()
@@ -66,7 +67,7 @@ class Run:
         self.say(f"emulator: {accel}")
         _copy(built.root, root)
         _empty_data(work, data)
-        board = Board(options.arch, built, root, data, work, accel, gateway_port=free_port())
+        board = Board(options.arch, built, root, data, work, accel, gateway_port=free_port(), patience=options.patience)
         self.uplink = Uplink(free_port(), KEY)
         self.bench = Bench(board, self.uplink, self.say)
 

@@ -118,3 +118,14 @@ async fn it_is_decided_for_what_is_fetched_later_too() {
     let models: Vec<&Value> = list["data"].as_array().unwrap().iter().map(|record| &record["model"]).collect();
     assert_eq!(models, ["later", "later"], "{list}");
 }
+
+#[tokio::test]
+async fn it_is_decided_for_what_is_passed_through() {
+    let bench = bench().await;
+    let body = json!({"model": "auto", "input": "now", "text": {"format": {"type": "text"}}});
+    let reply = bench.daemon.send(Ask::post("/v1/responses", body.to_string())).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let sent: Value = serde_json::from_str(bench.uplink.latest()["body"].as_str().unwrap()).unwrap();
+    assert!(["left", "right"].contains(&sent["model"].as_str().unwrap()), "{sent}");
+    assert_eq!((&sent["input"], &sent["text"]), (&body["input"], &body["text"]));
+}

@@ -291,3 +291,20 @@ async fn kill_nine_never_spends_more_than_the_cap() {
         nearest * 100.0
     );
 }
+
+/// A prompt template is the service's text, an upload is no JSON, a batch of the uplink's is out of sight.
+#[tokio::test]
+async fn under_a_cap_nothing_leaves_that_is_bounded_by_a_guess() {
+    let bench = Bench::with(capped(5.0)).await;
+    let sent = || {
+        bench.uplink.log().iter().filter(|entry| entry.path.starts_with("/v1/") && entry.path != "/v1/models").count()
+    };
+    let template = json!({"model": "gpt-4o", "prompt": {"id": "pmpt_1"}, "max_output_tokens": 1}).to_string();
+    bench.daemon.send(Ask::post("/v1/responses", template)).await.assert_error(429, "budget_spent");
+    let form = "--cut\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.ogg\"\r\n\r\nOggS\r\n--cut--\r\n";
+    let upload = Ask::form("/v1/audio/transcriptions", form.to_owned(), "multipart/form-data; boundary=cut");
+    bench.daemon.send(upload).await.assert_error(429, "budget_spent");
+    let batch = json!({"input_file_id": "file-theirs", "endpoint": "/v1/chat/completions", "completion_window": "24h"});
+    bench.daemon.send(Ask::post("/v1/batches", batch.to_string())).await.assert_error(403, "unbounded_cost");
+    assert_eq!(sent(), 0);
+}

@@ -76,3 +76,22 @@ async fn where_every_uplink_refuses_its_words_are_the_answer() {
     let reply = bench.daemon.send(Ask::chat("nobody")).await;
     assert_eq!((reply.status, reply.header("x-holdfast-route")), (402, "uplink:spare"), "{}", reply.text());
 }
+
+/// What is passed through is no worse off: a refused key, quota or rate asks the next, and with none left it is the answer.
+#[tokio::test]
+async fn what_is_passed_through_fails_over_too() {
+    let (bench, spare) = two_uplinks().await;
+    let now = || Ask::post("/v1/responses", serde_json::json!({"model": "gpt-4o", "input": "now"}).to_string());
+    for status in [401, 402, 403, 404, 429] {
+        bench.uplink.set_faults(refusing(status)).await;
+        let reply = bench.daemon.send(now()).await;
+        let told = (reply.status, reply.header("x-holdfast-route"));
+        assert_eq!(told, (200, "uplink:spare"), "{status}: {}", reply.text());
+    }
+    bench.uplink.set_faults(refusing(500)).await;
+    assert_eq!(bench.daemon.send(now()).await.status, 500, "nobody knows what it did before it failed");
+    bench.uplink.set_faults(refusing(401)).await;
+    spare.set_faults(refusing(429)).await;
+    let refused = bench.daemon.send(now()).await;
+    assert_eq!((refused.status, refused.header("x-holdfast-route")), (429, "uplink:spare"), "{}", refused.text());
+}

@@ -131,6 +131,30 @@ async fn what_holds_in_the_file_but_not_on_this_machine_is_refused_too() {
 }
 
 #[tokio::test]
+async fn a_file_that_breaks_in_the_middle_is_waited_for() {
+    let (bench, manager) = managed(Settings::without_local()).await;
+    let pid = bench.daemon.pid();
+    bench.uplink.set_faults(Faults { delay_ms: 1_500, ..Faults::default() }).await;
+    let socket = bench.daemon.socket();
+    let live = tokio::spawn(async move { Ask::chat("keeps it busy").send_to(&socket).await });
+    until("it to be under way", 10, || async { (bench.uplink.requests_total() >= 1).then_some(()) }).await;
+    reload(&bench, "device_id = \"bench\"", "device_id = \"later\"");
+    manager.wait_for("STATUS=taking over the new configuration", 1).await;
+    let file = bench.daemon.folder().join("holdfast.toml");
+    let sound = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, "no = table").unwrap();
+    assert_eq!(live.await.unwrap().unwrap().status, 200);
+    let log = bench.daemon.folder().join("daemon.log");
+    until("the fault to be named", 20, || async {
+        std::fs::read_to_string(&log).unwrap().contains("became faulty").then_some(())
+    })
+    .await;
+    std::fs::write(&file, sound).unwrap();
+    manager.wait_for("READY=1", 2).await;
+    assert_eq!((device_id(&bench).await, bench.daemon.pid()), ("later".into(), pid));
+}
+
+#[tokio::test]
 async fn sockets_come_and_go_with_the_configuration() {
     let (http, tcp) = listening();
     let (mut bench, manager) = managed(Settings { http: http.clone(), ..Settings::without_local() }).await;

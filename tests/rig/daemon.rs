@@ -59,6 +59,11 @@ min_disk_free = "1MiB"
 
 /// Starts the gateway of this folder and does not wait.
 pub fn start(dir: &Path) -> io::Result<Child> {
+    start_with(dir, &[])
+}
+
+/// The same with more in its environment.
+pub fn start_with(dir: &Path, environment: &[(&str, String)]) -> io::Result<Child> {
     let log = File::options().create(true).append(true).open(dir.join("daemon.log"))?;
     let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
     // Every HOLDFAST_ variable but the planted mistake is configuration to the daemon.
@@ -69,6 +74,7 @@ pub fn start(dir: &Path) -> io::Result<Child> {
     }
     command.args(["run", "--config"]).arg(dir.join("holdfast.toml")).current_dir(dir);
     command.env("RIG_UPLINK_KEY", KEY).env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS");
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()
 }
 
@@ -88,6 +94,13 @@ impl Line {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(ANSWER))?;
         Ok(Line { stream: BufReader::new(stream) })
+    }
+
+    /// A POST without a body; the status.
+    pub fn post(&mut self, path: &str) -> io::Result<u16> {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n");
+        self.stream.get_mut().write_all(head.as_bytes())?;
+        Ok(self.answer()?.0)
     }
 
     /// Asks for a chat to be stored; the status and the answer's text.

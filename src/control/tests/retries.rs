@@ -135,7 +135,9 @@ impl Script {
                 items.push((*seq, item.clone()));
             }
         }
-        items.iter().for_each(|(seq, _)| drop(self.queue.remove(seq)));
+        for (seq, _) in &items {
+            self.queue.remove(seq);
+        }
         self.sending.extend(items.clone());
         self.tell(Event::Leased(items.into_iter().map(|(_, item)| item).collect()));
         self.tell(Event::Ready(self.queue.len() as u64));
@@ -211,7 +213,7 @@ impl Script {
 /// everything is over.
 fn retries_keep_to_one_budget(told: f64, never_spent: bool, seed: u64) -> Result<u64, String> {
     let mut script = Script::new(told, never_spent, seed);
-    let callers = seed % 5 > 0;
+    let callers = !seed.is_multiple_of(5);
     let mut serial = 0;
     for _ in 0..1_500 {
         serial += 1;

@@ -69,6 +69,11 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "memory_available_bytes": host.memory_available_bytes,
             "disk_free_bytes": host.disk_free_bytes,
             "disk_written_bytes": host.disk_written_bytes,
+            "throttled": host.strain.is_throttled,
+            "throttled_since_boot": host.strain.was_throttled,
+            "undervoltage": host.strain.is_undervoltage,
+            "card_wear_percent": host.strain.card_wear_percent,
+            "card_spare": host.strain.card_spare,
         },
     }))
 }
@@ -309,10 +314,7 @@ async fn try_cancel(app: &App, id: &str) -> Result<RequestState, Refusal> {
     match app.gateway.cancel(id).await?.ok_or_else(Refusal::no_such_request)? {
         RequestState::Sending => Err(Refusal::request_sending()),
         RequestState::Cancelled => Ok(RequestState::Cancelled),
-        state => {
-            let message = format!("it is {state} already; only waiting requests can be cancelled");
-            Err(Refusal::new(StatusCode::CONFLICT, "not_cancellable", message))
-        }
+        state => Err(Refusal::not_cancellable(state)),
     }
 }
 

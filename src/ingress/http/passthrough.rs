@@ -17,11 +17,18 @@ use super::call::{forwardable, read_body, source};
 use super::onward;
 use super::refusal::Refusal;
 use crate::body::Body as Stored;
+use crate::clock;
 use crate::control::event::{Outcome, Reason};
+use crate::control::types::Priority;
 use crate::gateway::{LiveAttempt, Target};
+use crate::money::bound;
+use crate::uplink::body::{self, Head};
 use crate::uplink::classify;
-use crate::uplink::cloud::{self, Reply};
+use crate::uplink::cloud::{self, Reply, Whole};
 use crate::uplink::usage::{self, Summary};
+
+/// As much of an uplink's refusal as is passed on.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
 
 /// Passes a request on.
 pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -44,22 +51,44 @@ pub async fn pass_on(
     headers: HeaderMap,
     body: Stored,
 ) -> Response {
+    let plain_path = path.split('?').next().unwrap_or_default();
+    if app.gateway.money().is_capped() && method == Method::POST && bound::is_boundless(plain_path) {
+        return Refusal::boundless().into_response();
+    }
+    let head = head_of(app, plain_path, &body);
     let mut live = app.gateway.live_aside().of(source);
     let mut target = live.target().await;
+    let mut last: Option<(Whole, Origin)> = None;
     loop {
         target = match target {
             Target::Uplink(mut attempt) => {
+                let cloud = attempt.cloud();
+                let spliced = match &head {
+                    Some(head) => body::for_uplink(&body, head, cloud.alias(&head.model), true),
+                    None => body.clone().into(),
+                };
                 let call = cloud::Call {
                     method: method.clone(),
                     path: path.clone(),
                     headers: headers.clone(),
-                    body: body.clone().into(),
+                    body: spliced,
                     on_out: None,
                 };
-                match attempt.send(call).await.and_then(check) {
-                    Ok((reply, outcome)) => return pass(reply, outcome, attempt),
+                match attempt.send(call).await {
                     Err(outcome) => live.next(attempt, outcome).await,
+                    Ok(reply) => match check(reply).await {
+                        Checked::Answer(reply, outcome) => return pass(*reply, outcome, attempt),
+                        Checked::Nobodys(outcome) => live.next(attempt, outcome).await,
+                        Checked::Refused(outcome, whole) => {
+                            last = Some((whole, Origin::uplink(cloud.name())));
+                            live.next(attempt, outcome).await
+                        }
+                    },
                 }
+            }
+            Target::LastAnswer if last.is_some() => {
+                let Some((whole, origin)) = last else { return Refusal::upstream_timeout().into_response() };
+                return answer::from_uplink(whole, &origin);
             }
             Target::Offline { reason: Reason::BudgetSpent, .. } => {
                 return Refusal::budget_spent(&app.gateway.money().why()).into_response();
@@ -74,11 +103,31 @@ pub async fn pass_on(
     }
 }
 
-/// A log-in page or a redirect is nobody's answer; everything else is the uplink's word.
-fn check(reply: Reply) -> Result<(Reply, Outcome), Outcome> {
+/// What the body says about itself, with `auto` decided, where it asks for a model. Anything else goes as it came.
+fn head_of(app: &App, path: &str, body: &Stored) -> Option<Head> {
+    let mut head = body::read(path, body).ok()?;
+    app.gateway.choose_model(&clock::request_id(), &mut head, body, Priority::Normal);
+    Some(head)
+}
+
+/// An answer by its head.
+enum Checked {
+    /// It is passed on.
+    Answer(Box<Reply>, Outcome),
+    /// A log-in page or a redirect is nobody's answer.
+    Nobodys(Outcome),
+    /// Its key, its quota or its model: nothing was done, so another may be asked.
+    Refused(Outcome, Whole),
+}
+
+async fn check(mut reply: Reply) -> Checked {
     match classify::outcome(reply.status, &reply.headers, b"") {
-        outcome @ Outcome::Unreachable(_) => Err(outcome),
-        outcome => Ok((reply, outcome)),
+        outcome @ Outcome::Unreachable(_) => Checked::Nobodys(outcome),
+        outcome @ (Outcome::Blocked(_) | Outcome::RateLimited { .. }) => match reply.beginning(ERROR_BYTES_MAX).await {
+            Ok((words, _)) => Checked::Refused(outcome, reply.with_body(words)),
+            Err(error) => Checked::Nobodys(error.outcome),
+        },
+        outcome => Checked::Answer(Box::new(reply), outcome),
     }
 }
 

@@ -208,11 +208,29 @@ impl Daemon {
 
 fn spawn(dir: &Path, environment: &[(&'static str, String)]) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("daemon.log")).unwrap();
-    let mut command = binary(dir);
+    let mut command = under(environment, binary(dir));
     command.args(["run", "--config"]).arg(dir.join("holdfast.toml"));
     command.stdout(log.try_clone().unwrap()).stderr(log);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.spawn().unwrap()
+}
+
+/// `RUN_UNDER` is a line of shell that ends in running `"$@"`.
+fn under(environment: &[(&'static str, String)], program: Command) -> Command {
+    let Some((_, line)) = environment.iter().find(|(name, _)| *name == "RUN_UNDER") else { return program };
+    let mut outer = Command::new("sh");
+    outer.args(["-c", line, "sh"]).arg(program.as_std().get_program());
+    for (name, value) in program.as_std().get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    if let Some(folder) = program.as_std().get_current_dir() {
+        outer.current_dir(folder);
+    }
+    outer.stdin(Stdio::null()).kill_on_drop(true);
+    outer
 }
 
 fn binary(dir: &Path) -> Command {

@@ -20,6 +20,7 @@ mod t16_secrets;
 mod t17_access;
 mod t18_upgrade;
 mod t20_money;
+mod t21_watchdog;
 mod unit;
 
 use crate::case::Case;
@@ -44,4 +45,5 @@ pub const ALL: &[Case] = &[
     t17_access::CASE,
     t18_upgrade::CASE,
     t20_money::CASE,
+    t21_watchdog::CASE,
 ];

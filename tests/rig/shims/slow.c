@@ -1,4 +1,5 @@
-/* Makes each commit slow: the first bytes that go to a write-ahead log after a sync go there RIG_SLOW_MS late.
+/* Makes each commit slow: the first bytes that go to a write-ahead log after a sync go there RIG_SLOW_MS late,
+ * or as late as the file RIG_SLOW_FILE says at that time.
  *
  * Whoever was told before the commit, and kills the process then, finds that nothing was written. Owns no other delay and
  * never changes what a call does. Works with a dynamically linked program only. */
@@ -31,11 +32,22 @@ static int is_log(int fd) {
     return n > 4 && memcmp(path + n - 4, "-wal", 4) == 0;
 }
 
+/* RIG_SLOW_MS, or what the file that RIG_SLOW_FILE names says now. */
+static long delay_ms(void) {
+    const char *text = getenv("RIG_SLOW_MS"), *path = getenv("RIG_SLOW_FILE");
+    long ms = text ? atol(text) : 0;
+    FILE *file = path ? fopen(path, "r") : NULL;
+    if (file) {
+        if (fscanf(file, "%ld", &ms) != 1) ms = 0;
+        fclose(file);
+    }
+    return ms;
+}
+
 static void before_write(int fd) {
     int kept = errno;
     if (is_log(fd) && atomic_exchange(&between_commits, 0)) {
-        const char *text = getenv("RIG_SLOW_MS");
-        long ms = text ? atol(text) : 0;
+        long ms = delay_ms();
         struct timespec rest = {ms / 1000, ms % 1000 * 1000000};
         while (nanosleep(&rest, &rest) != 0 && errno == EINTR) {}
     }
