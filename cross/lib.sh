@@ -66,7 +66,7 @@ need_cargo() {
   if [ ! -e "$tools/$name-$version" ]; then
     echo "cross: building $name $version (crates.io)" >&2
     CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_STRIP=true \
-      cargo install --quiet --locked --root "$tools" --target-dir "$tools/build" "$name@$version"
+      cargo install --quiet --locked --root "$tools" --target-dir "$tools/build" "$name@$version" || die "$name $version could not be built"
     : >"$tools/$name-$version"
   fi
   export PATH=$tools/bin:$PATH

@@ -5,7 +5,10 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The ending of what was set aside.
+pub const DAMAGED: &str = "damaged";
 
 /// Makes a folder that only we may read, with all above it; its own name is on disk on return. One that is there is fine.
 pub fn make_folder(folder: &Path) -> io::Result<()> {
@@ -16,6 +19,14 @@ pub fn make_folder(folder: &Path) -> io::Result<()> {
 /// Makes the names in a folder durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+/// Gives a damaged file another name, so that it stops nothing and can be looked at; says which, and why it could not.
+/// The log line is its owner's. Blocks.
+pub fn set_aside(path: &Path) -> (PathBuf, Option<io::Error>) {
+    let aside = path.with_extension(DAMAGED);
+    let error = fs::rename(path, &aside).err();
+    (aside, error)
 }
 
 /// Puts `bytes` in the place of what the file held; on return they and its name are on disk. Its folder has to be there.

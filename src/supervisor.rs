@@ -82,7 +82,7 @@ pub async fn run(loaded: Loaded, again: Again<'_>) -> Result<Option<Handover>, S
     let settings = loaded.settings;
     // From here on a signal is remembered, however early it comes.
     let mut signals = Signals::listen()?;
-    log::start(level(settings.log.level), form(settings.log.format));
+    let _last_lines = log::start(level(settings.log.level), form(settings.log.format));
     more_descriptors();
     // Where it was started from: after an update that is the new program.
     let executable = std::env::current_exe().map_err(|e| SupervisorError::Io(format!("the own program: {e}")))?;

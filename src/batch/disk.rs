@@ -12,12 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use crate::durable::{replace, sync_folder};
+use crate::durable::{DAMAGED, replace, set_aside, sync_folder};
 
 /// The ending of what is whole.
 pub(super) const KEPT: &str = "json";
-/// The ending of what is not.
-const DAMAGED: &str = "damaged";
 /// The largest of these files that is read: a manifest with all its errors is far below.
 const BYTES_MAX: u64 = 1024 * 1024;
 
@@ -59,7 +57,7 @@ pub(super) fn all<T: DeserializeOwned>(folder: &Path) -> io::Result<Vec<T>> {
             Ok(value) => found.push(value),
             Err(error) => {
                 tracing::error!("{} is damaged and set aside: {error}", path.display());
-                let _ = fs::rename(&path, path.with_extension(DAMAGED));
+                let _ = set_aside(&path);
             }
         }
     }

@@ -442,9 +442,8 @@ fn set_aside(options: &Options, found: &Found) {
         tracing::error!(HOLDFAST_REASON = "damaged", "{} is missing{capped}", path.display());
         return;
     }
-    let aside = path.with_extension("damaged");
-    let moved = std::fs::rename(&path, &aside);
-    let trouble = moved.err().map(|error| format!(" ({error})")).unwrap_or_default();
+    let (aside, trouble) = durable::set_aside(&path);
+    let trouble = trouble.map(|error| format!(" ({error})")).unwrap_or_default();
     tracing::error!(
         HOLDFAST_REASON = "damaged",
         "{} is damaged and was set aside as {}{trouble}{capped}",

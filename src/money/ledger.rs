@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::money::Nano;
 use crate::control::price::Usage;
-use crate::durable::replace;
+use crate::durable::{self, replace};
 
 /// Days kept; older files are removed.
 pub const DAYS_MAX: u64 = 400;
@@ -170,14 +170,13 @@ impl Files {
         if let Some(read) = parse(&bytes).filter(|read| read.day == day) {
             return (Some(read), false);
         }
-        let aside = path.with_extension("damaged");
-        let moved = fs::rename(&path, &aside);
+        let (aside, trouble) = durable::set_aside(&path);
         tracing::error!(
             HOLDFAST_REASON = "damaged",
             "the ledger of {} is damaged and was set aside as {}: what was paid on that day is not known any more{}",
             date(day),
             aside.display(),
-            moved.err().map(|error| format!(" ({error})")).unwrap_or_default()
+            trouble.map(|error| format!(" ({error})")).unwrap_or_default()
         );
         (None, true)
     }

@@ -72,8 +72,8 @@ pub fn has_graphics_memory() -> bool {
 /// Reads everything; takes some milliseconds.
 fn read(data_dir: &Path) -> Host {
     let (memory_rss_bytes, memory_available_bytes, disk_written_bytes) = process().unwrap_or_default();
-    let sensors = Components::new_with_refreshed_list().ok();
-    let readings = sensors.iter().flatten().filter_map(sysinfo::Component::temperature);
+    let sensors = Components::new_with_refreshed_list();
+    let readings = sensors.iter().filter_map(sysinfo::Component::temperature);
     Host {
         temperature_c: readings.filter(|t| t.is_finite()).reduce(f32::max),
         memory_rss_bytes,
@@ -87,7 +87,7 @@ fn read(data_dir: &Path) -> Host {
 /// Resident memory of this process, what is left, and what the process had written, in bytes.
 fn process() -> Option<(u64, u64, u64)> {
     let ram = MemoryRefreshKind::nothing().with_ram();
-    let mut system = System::new_with_specifics(RefreshKind::nothing().with_memory(ram)).ok()?;
+    let mut system = System::new_with_specifics(RefreshKind::nothing().with_memory(ram));
     let own = sysinfo::get_current_pid().ok()?;
     let kind = ProcessRefreshKind::nothing().with_memory().with_disk_usage();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), false, kind);

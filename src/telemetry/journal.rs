@@ -1,162 +1,222 @@
-//! The journal: one datagram per event, its fields under their own names (the journal's native protocol).
+//! The journal: native fields under their own names, through `tracing-journald`, which waits for the journal and therefore
+//! has a thread of its own.
 //!
-//! Owns the form and the socket. Never waits for the journal: one that hangs or is being restarted would hang whoever
-//! logs, and that is control too. What it does not take is counted, and told with the next line that it takes.
+//! Owns the queue to that thread. Whoever logs never waits: a journal that hangs or is being restarted would hang control
+//! too. What does not fit into the queue is counted, and told as soon as the journal takes lines again.
 
-use std::fmt::{Debug, Write as _};
+use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::dispatcher::{self, Dispatch};
+use tracing::field::{Field, Value, Visit};
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::Layer;
-use tracing_subscriber::layer::Context;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Context, SubscriberExt};
 
 /// Where journald listens.
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// Longer values are cut: a datagram holds some 200 KB, and a line for people a screenful.
-const VALUE_BYTES_MAX: usize = 8 * 1024;
 /// `SYSLOG_IDENTIFIER`, by which `journalctl -t` finds the lines.
 const IDENTIFIER: &str = "holdfast";
+/// Lines that wait for the journal: more than a busy second says.
+const LINES_MAX: usize = 512;
+/// Fields of one line; our longest has ten.
+const FIELDS_MAX: usize = 16;
+/// Longer values are cut: a line for people is a screenful at most.
+const VALUE_BYTES_MAX: usize = 4 * 1024;
+/// What the last lines may take at the end.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
 
-/// Sends events to the journal.
+/// Hands events to the journal's thread.
 pub struct Journal {
-    socket: UnixDatagram,
-    path: PathBuf,
-    lost: AtomicU64,
+    queue: SyncSender<Said>,
+    lost: Arc<AtomicU64>,
+}
+
+/// Gives the last lines a moment to reach the journal when it is dropped.
+pub struct Flush(SyncSender<Said>);
+
+enum Said {
+    Line(Line),
+    Flush(SyncSender<()>),
+}
+
+/// An event as it was, with its values as text.
+struct Line {
+    about: &'static Metadata<'static>,
+    values: Vec<(Field, String)>,
 }
 
 impl Journal {
     /// Fails where no journal listens.
-    pub fn open() -> io::Result<Journal> {
-        Journal::at(Path::new(SOCKET))
+    pub fn open(level: Level) -> io::Result<(Journal, Flush)> {
+        somebody_listens()?;
+        let (journal, lines) = Journal::new();
+        let (flush, lost) = (Flush(journal.queue.clone()), journal.lost.clone());
+        let write = move || {
+            // Waits too, where the journal's queue is full at the start.
+            if let Ok(dispatch) = through_the_crate(level) {
+                write(&lines, &lost, &dispatch);
+            }
+        };
+        std::thread::Builder::new().name("journal".into()).spawn(write)?;
+        Ok((journal, flush))
     }
 
-    fn at(path: &Path) -> io::Result<Journal> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        let journal = Journal { socket, path: path.to_path_buf(), lost: AtomicU64::new(0) };
-        // The journal discards what is empty; a full queue means that somebody listens.
-        match journal.socket.send_to(&[], path) {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            _ => Ok(journal),
-        }
-    }
-
-    fn send(&self, entry: &[u8]) {
-        let lost = self.lost.load(Ordering::Relaxed);
-        if lost > 0 && self.socket.send_to(&lost_entry(lost), &self.path).is_ok() {
-            self.lost.fetch_sub(lost, Ordering::Relaxed);
-        }
-        if self.socket.send_to(entry, &self.path).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
+    fn new() -> (Journal, Receiver<Said>) {
+        let (queue, lines) = sync_channel(LINES_MAX);
+        (Journal { queue, lost: Arc::default() }, lines)
     }
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let about = event.metadata();
-        let mut entry = Entry::new(*about.level());
-        entry.field("TARGET", about.target());
-        if let (Some(file), Some(line)) = (about.file(), about.line()) {
-            entry.field("CODE_FILE", file);
-            entry.field("CODE_LINE", &line.to_string());
+        let mut line = Line { about: event.metadata(), values: Vec::new() };
+        event.record(&mut line);
+        if self.queue.try_send(Said::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        event.record(&mut entry);
-        self.send(&entry.bytes);
     }
 }
 
-/// The words of `[log] level` mean the same to `journalctl -p`.
-fn priority(level: Level) -> &'static str {
-    match level {
-        Level::ERROR => "3",
-        Level::WARN => "4",
-        Level::INFO => "6",
-        Level::DEBUG | Level::TRACE => "7",
-    }
-}
-
-fn lost_entry(lost: u64) -> Vec<u8> {
-    let mut entry = Entry::new(Level::WARN);
-    entry.field("HOLDFAST_REASON", "log_limit");
-    entry.field("MESSAGE", &format!("{lost} lines were lost before this one: the journal did not take them"));
-    entry.bytes
-}
-
-struct Entry {
-    bytes: Vec<u8>,
-}
-
-impl Entry {
-    fn new(level: Level) -> Entry {
-        let mut entry = Entry { bytes: Vec::with_capacity(512) };
-        entry.field("PRIORITY", priority(level));
-        entry.field("SYSLOG_IDENTIFIER", IDENTIFIER);
-        entry
-    }
-
-    /// The journal takes capital letters, digits and `_` in names; a value goes with its length, so that it may hold anything.
-    fn field(&mut self, name: &str, value: &str) {
-        let signs = name.bytes().map(|b| if b.is_ascii_alphanumeric() { b.to_ascii_uppercase() } else { b'_' });
-        self.bytes.extend(signs.skip_while(|b| *b == b'_' || b.is_ascii_digit()));
-        let value = &value.as_bytes()[..value.len().min(VALUE_BYTES_MAX)];
-        self.bytes.push(b'\n');
-        self.bytes.extend((value.len() as u64).to_le_bytes());
-        self.bytes.extend(value);
-        self.bytes.push(b'\n');
-    }
-}
-
-impl Visit for Entry {
+impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
-        let name = if field.name() == "message" { "MESSAGE" } else { field.name() };
-        self.field(name, value);
+        if self.values.len() < FIELDS_MAX {
+            let end = value.floor_char_boundary(VALUE_BYTES_MAX);
+            self.values.push((field.clone(), value[..end].to_owned()));
+        }
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        let mut text = String::new();
-        let _ = write!(text, "{value:?}");
-        self.record_str(field, &text);
+        self.record_str(field, &format!("{value:?}"));
+    }
+}
+
+impl Line {
+    fn send(&self, to: &Dispatch) {
+        let Some((first, _)) = self.values.first() else { return };
+        let mut values: [(&Field, Option<&dyn Value>); FIELDS_MAX] = [(first, None); FIELDS_MAX];
+        for (place, (field, value)) in values.iter_mut().zip(&self.values) {
+            *place = (field, Some(value));
+        }
+        to.event(&Event::new(self.about, &self.about.fields().value_set(&values)));
+    }
+}
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        let (done, is_done) = sync_channel(1);
+        if self.0.try_send(Said::Flush(done)).is_ok() {
+            let _ = is_done.recv_timeout(FLUSH_MAX);
+        }
+    }
+}
+
+/// The journal discards what is empty; a full queue means that somebody listens.
+fn somebody_listens() -> io::Result<()> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    match socket.send_to(&[], SOCKET) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The words of `[log] level` mean the same to `journalctl -p`; the crate's own mapping is one off.
+fn through_the_crate(level: Level) -> io::Result<Dispatch> {
+    let priorities = PriorityMappings {
+        error: Priority::Error,
+        warn: Priority::Warning,
+        info: Priority::Informational,
+        debug: Priority::Debug,
+        trace: Priority::Debug,
+    };
+    let layer = tracing_journald::layer()?
+        .with_field_prefix(None)
+        .with_syslog_identifier(IDENTIFIER.to_owned())
+        .with_priority_mappings(priorities);
+    Ok(Dispatch::new(tracing_subscriber::registry().with(LevelFilter::from_level(level)).with(layer)))
+}
+
+fn write(lines: &Receiver<Said>, lost: &AtomicU64, to: &Dispatch) {
+    for said in lines {
+        match said {
+            Said::Line(line) => line.send(to),
+            Said::Flush(done) => {
+                let _ = done.try_send(());
+            }
+        }
+        let lost = lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            dispatcher::with_default(to, || {
+                tracing::warn!(HOLDFAST_REASON = "log_limit", "{lost} lines were lost: the journal did not take them");
+            });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
 
-    #[test]
-    fn a_value_may_hold_anything_and_a_name_may_not() {
-        let mut entry = Entry { bytes: Vec::new() };
-        entry.field("_1http.status", "a\nB=c");
-        assert_eq!(entry.bytes, b"HTTP_STATUS\n\x05\0\0\0\0\0\0\0a\nB=c\n");
-        let mut long = Entry { bytes: Vec::new() };
-        long.field("A", &"x".repeat(3 * VALUE_BYTES_MAX));
-        assert_eq!(long.bytes.len(), VALUE_BYTES_MAX + 11);
+    /// Keeps what it hears, as the journal would.
+    #[derive(Clone, Default)]
+    struct Ear(Arc<Mutex<Vec<String>>>);
+
+    impl<S: Subscriber> Layer<S> for Ear {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            let mut line = Line { about: event.metadata(), values: Vec::new() };
+            event.record(&mut line);
+            let values: Vec<String> = line.values.iter().map(|(field, value)| format!("{field}={value}")).collect();
+            self.0.lock().unwrap().push(format!("{} {}", event.metadata().level(), values.join(" ")));
+        }
     }
 
     #[test]
     fn a_journal_that_takes_nothing_is_not_waited_for_and_is_told_what_it_missed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("journal");
-        assert!(Journal::at(&path).is_err(), "nobody listens");
-        let theirs = UnixDatagram::bind(&path).unwrap();
-        let journal = Journal::at(&path).unwrap();
-        for _ in 0..2_000 {
-            journal.send(b"A\n");
-        }
-        let lost = journal.lost.load(Ordering::Relaxed);
-        assert!((1..2_000).contains(&lost), "{lost}");
-        theirs.set_nonblocking(true).unwrap();
-        let mut buffer = [0u8; 4096];
-        while theirs.recv(&mut buffer).is_ok() {}
-        journal.send(b"B\n");
-        let length = theirs.recv(&mut buffer).unwrap();
-        let told = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        assert!(told.contains(&format!("{lost} lines were lost")), "{told}");
-        assert_eq!((theirs.recv(&mut buffer).unwrap(), journal.lost.load(Ordering::Relaxed)), (2, 0));
+        let (journal, lines) = Journal::new();
+        let (queue, lost) = (journal.queue.clone(), journal.lost.clone());
+        let dispatch = Dispatch::new(tracing_subscriber::registry().with(journal));
+        dispatcher::with_default(&dispatch, || {
+            for n in 0..LINES_MAX + 7 {
+                tracing::info!(HOLDFAST_REQUEST_ID = "req_1", HOLDFAST_LATENCY_MS = n, "said {n}");
+            }
+        });
+        assert_eq!(lost.load(Ordering::Relaxed), 7);
+        drop((dispatch, queue));
+        let ear = Ear::default();
+        write(&lines, &lost, &Dispatch::new(tracing_subscriber::registry().with(ear.clone())));
+        let heard = ear.0.lock().unwrap();
+        assert_eq!(heard.len(), LINES_MAX + 1);
+        assert_eq!(heard[0], "INFO message=said 0 HOLDFAST_REQUEST_ID=req_1 HOLDFAST_LATENCY_MS=0");
+        assert!(heard[1].contains("7 lines were lost"), "{}", heard[1]);
+        assert!(heard[LINES_MAX].contains(&format!("said {}", LINES_MAX - 1)), "{}", heard[LINES_MAX]);
+    }
+
+    #[test]
+    fn a_long_value_is_cut_between_letters() {
+        let (journal, lines) = Journal::new();
+        let dispatch = Dispatch::new(tracing_subscriber::registry().with(journal));
+        dispatcher::with_default(&dispatch, || tracing::warn!("a{}", "ü".repeat(VALUE_BYTES_MAX)));
+        let Ok(Said::Line(line)) = lines.try_recv() else { panic!("a line") };
+        assert_eq!(line.values[0].1.len(), VALUE_BYTES_MAX - 1);
+    }
+
+    #[test]
+    fn the_end_waits_for_what_was_said_and_no_longer() {
+        let (journal, lines) = Journal::new();
+        let flush = Flush(journal.queue.clone());
+        let thread = std::thread::spawn(move || write(&lines, &AtomicU64::default(), &Dispatch::none()));
+        drop(flush);
+        drop(journal);
+        thread.join().unwrap();
     }
 }

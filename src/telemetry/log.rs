@@ -7,7 +7,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::journal::Journal;
+use super::journal::{Flush, Journal};
 use super::limit::Limit;
 use crate::plant::{self, Fault};
 
@@ -24,14 +24,14 @@ pub enum Form {
     Journal,
 }
 
-/// Starts logging; a second call changes nothing.
-pub fn start(level: Level, form: Form) {
+/// Starts logging; a second call changes nothing. What is given back is kept until the last line is said.
+pub fn start(level: Level, form: Form) -> Option<Flush> {
     watch_panics();
     let registry = tracing_subscriber::registry().with(LevelFilter::from_level(level)).with(Limit::default());
     let journal = matches!(form, Form::Journal) || (form == Form::Auto && std::env::var_os("JOURNAL_STREAM").is_some());
-    if journal && let Ok(layer) = Journal::open() {
+    if journal && let Ok((layer, flush)) = Journal::open(level) {
         let _ = registry.with(layer).try_init();
-        return;
+        return Some(flush);
     }
     let text = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let _ = if form == Form::Json {
@@ -40,6 +40,7 @@ pub fn start(level: Level, form: Form) {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         registry.with(text.with_ansi(colour)).try_init()
     };
+    None
 }
 
 /// A panic is one line that says where. What it says itself is shown only where the program fixed its words: made ones

@@ -108,6 +108,14 @@ struct ErrorWords {
     code: serde_json::Value,
     #[serde(default, rename = "type")]
     kind: serde_json::Value,
+    #[serde(default)]
+    message: serde_json::Value,
+}
+
+/// What an error's body says in words.
+pub fn message(body: &[u8]) -> Option<String> {
+    let body = serde_json::from_slice::<ErrorBody>(body).ok()?;
+    body.error.message.as_str().map(str::to_owned)
 }
 
 /// Words that services use where the cause is money, not speed.

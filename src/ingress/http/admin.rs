@@ -314,10 +314,7 @@ async fn try_cancel(app: &App, id: &str) -> Result<RequestState, Refusal> {
     match app.gateway.cancel(id).await?.ok_or_else(Refusal::no_such_request)? {
         RequestState::Sending => Err(Refusal::request_sending()),
         RequestState::Cancelled => Ok(RequestState::Cancelled),
-        state => {
-            let message = format!("it is {state} already; only waiting requests can be cancelled");
-            Err(Refusal::new(StatusCode::CONFLICT, "not_cancellable", message))
-        }
+        state => Err(Refusal::not_cancellable(state)),
     }
 }
 

@@ -20,6 +20,7 @@ use super::wants::Wants;
 use crate::body::{Bodies, Body};
 use crate::clock;
 use crate::control::route::offline;
+use crate::control::types::Policy;
 use crate::plant::{self, Fault};
 use crate::spool::record::NewRequest;
 use crate::uplink::body::{self, Head};
@@ -72,34 +73,49 @@ pub struct Call {
     pub cache: Option<Arc<Keyed>>,
 }
 
+/// What is known of a request before its body.
+#[derive(Debug)]
+pub struct Arrived {
+    source: String,
+    id: String,
+    wants: Wants,
+    forward: HeaderMap,
+    received: Instant,
+}
+
+impl Arrived {
+    /// Reads a request's head, which came then.
+    pub fn read(request: &Request, received: Instant, policy: Policy) -> Result<Arrived, Refusal> {
+        let (source, id, headers) = (source(request), request_id(request), request.headers());
+        Ok(Arrived { source, id, wants: Wants::read(headers, policy)?, forward: forwardable(headers), received })
+    }
+}
+
 impl Call {
     /// Reads and checks a request.
     pub async fn read(app: Arc<App>, endpoint: &'static str, request: Request) -> Result<Call, Refusal> {
-        let received = clock::now();
-        let source = source(&request);
-        let id = request_id(&request);
-        let wants = Wants::read(request.headers(), app.options.offline)?;
+        let arrived = Arrived::read(&request, clock::now(), app.options.offline)?;
         require_json(request.headers())?;
-        let forward = forwardable(request.headers());
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
+        Call::checked(app, endpoint, arrived, body, None)
+    }
+
+    /// A request whose body is here; `auto` is decided.
+    pub fn checked(
+        app: Arc<App>,
+        endpoint: &'static str,
+        arrived: Arrived,
+        body: Body,
+        task: Option<u16>,
+    ) -> Result<Call, Refusal> {
+        let Arrived { source, id, wants, forward, received } = arrived;
         let mut head = body::read(endpoint, &body)?;
+        // Vectors of different models do not mix.
         if endpoint != "/v1/embeddings" {
             app.gateway.choose_model(&id, &mut head, &body, wants.priority);
         }
-        Ok(Call {
-            app,
-            endpoint,
-            source,
-            id,
-            body,
-            head,
-            wants,
-            forward,
-            received,
-            task: None,
-            was_answered: false,
-            cache: None,
-        })
+        let (was_answered, cache) = (false, None);
+        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, task, was_answered, cache })
     }
 
     /// SHA-256 of the body.

@@ -12,6 +12,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use serde::Serialize;
 
 use crate::body::ReceiveError;
+use crate::control::types::State;
 use crate::spool::SpoolError;
 use crate::uplink::body::HeadError;
 use crate::uplink::local::LocalError;
@@ -86,6 +87,12 @@ impl Refusal {
     pub fn budget_spent(why: &str) -> Self {
         let message = format!("not sent, because {why}");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "budget_spent", message).header("x-should-retry", "false")
+    }
+
+    /// 409 where what is to be cancelled waits no more.
+    pub fn not_cancellable(state: State) -> Self {
+        let message = format!("it is {state} already; only what waits can be cancelled");
+        Self::new(StatusCode::CONFLICT, "not_cancellable", message).header("x-should-retry", "false")
     }
 
     /// 403 under a cap, where nothing bounds what a request may cost.

@@ -9,21 +9,19 @@ use axum::body::Body as HttpBody;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use hyper::{Method, StatusCode};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::answer::{self, Finished, Origin};
-use super::call::{self, Call, forwardable, read_body};
+use super::call::{self, Arrived, Call, forwardable, read_body};
 use super::files::{ok, path_of};
 use super::refusal::Refusal;
-use super::wants::Wants;
 use super::{App, passthrough};
 use crate::body::Body;
 use crate::clock;
 use crate::control::types::{Policy, State as RequestState};
 use crate::spool::record::Record;
-use crate::uplink::body;
+use crate::uplink::classify;
 
 /// The path that these requests are stored under.
 const ENDPOINT: &str = "/v1/responses";
@@ -54,24 +52,8 @@ async fn try_create(app: Arc<App>, request: Request) -> Result<Response, Refusal
         return Ok(passthrough::pass_on(&app, &source, Method::POST, path, forwardable(head.headers()), body).await);
     }
     call::require_json(head.headers())?;
-    let (id, wants) = (call::request_id(&head), Wants::read(head.headers(), app.options.offline)?);
-    let mut asked = body::read(ENDPOINT, &body)?;
-    app.gateway.choose_model(&id, &mut asked, &body, wants.priority);
-    let call = Call {
-        endpoint: ENDPOINT,
-        source: call::source(&head),
-        id,
-        head: asked,
-        body,
-        wants,
-        forward: forwardable(head.headers()),
-        received,
-        task: None,
-        was_answered: false,
-        cache: None,
-        app,
-    };
-    store(&call).await
+    let arrived = Arrived::read(&head, received, app.options.offline)?;
+    store(&Call::checked(app, ENDPOINT, arrived, body, None)?).await
 }
 
 async fn store(call: &Call) -> Result<Response, Refusal> {
@@ -161,10 +143,7 @@ async fn try_cancel(app: &App, source: &str, id: &str) -> Result<Response, Refus
     match app.gateway.cancel(&record.id).await?.ok_or_else(|| no_such(id))? {
         RequestState::Cancelled => shown(app, find(app, source, id).await?).await,
         RequestState::Sending => Err(Refusal::request_sending()),
-        state => {
-            let message = format!("it is {state} already; only waiting responses can be cancelled");
-            Err(Refusal::new(StatusCode::CONFLICT, "not_cancellable", message).header("x-should-retry", "false"))
-        }
+        state => Err(Refusal::not_cancellable(state)),
     }
 }
 
@@ -222,17 +201,6 @@ fn object(id: &str, record: &Record) -> Value {
     })
 }
 
-#[derive(Deserialize)]
-struct ErrorBody {
-    error: ErrorWords,
-}
-
-#[derive(Deserialize)]
-struct ErrorWords {
-    #[serde(default)]
-    message: String,
-}
-
 async fn ended(app: &App, id: String, mut open: Value, record: Record) -> Result<Response, Refusal> {
     let bytes = record.uplink.as_ref().map_or(0, |(answer, _)| answer.body.len());
     let _room = app.reshaping(bytes).await;
@@ -242,8 +210,8 @@ async fn ended(app: &App, id: String, mut open: Value, record: Record) -> Result
             return Ok(answer::json(StatusCode::OK, text, &origin));
         }
         Finished::Refused(_, body, _) => {
-            let words = body.whole().await.ok().and_then(|text| serde_json::from_slice::<ErrorBody>(&text).ok());
-            ("invalid_prompt", words.map_or_else(|| "the uplink refused it".to_owned(), |words| words.error.message))
+            let words = body.whole().await.ok().and_then(|text| classify::message(&text));
+            ("invalid_prompt", words.unwrap_or_else(|| "the uplink refused it".to_owned()))
         }
         Finished::Ended(refusal) => (refusal.code(), refusal.message().to_owned()),
     };

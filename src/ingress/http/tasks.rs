@@ -17,14 +17,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::{self, Origin};
-use super::call::{self, Call};
+use super::call::{self, Arrived, Call};
 use super::refusal::Refusal;
-use super::wants::Wants;
 use super::{App, offline, openai};
 use crate::body::Body;
 use crate::clock;
 use crate::task::{Args, Fault, Filled, Picture, Piece, Reading, Task, WHOLE_BYTES_MAX, said};
-use crate::uplink::body;
 use crate::uplink::local::Content;
 
 /// What a caller sends.
@@ -94,11 +92,9 @@ pub async fn call(State(app): State<Arc<App>>, Path(which): Path<String>, reques
 /// Reads and checks a call, and makes the chat request of it.
 async fn begin(app: Arc<App>, number: u16, request: Request) -> Result<Call, Refusal> {
     let received = clock::now();
-    let (source, id) = (call::source(&request), call::request_id(&request));
     let task = app.gateway.tasks().get(number).ok_or_else(Refusal::stopping)?;
-    let wants = Wants::read(request.headers(), task.options().offline)?;
+    let arrived = Arrived::read(&request, received, task.options().offline)?;
     call::require_json(request.headers())?;
-    let forward = call::forwardable(request.headers());
     let sent = call::read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
     let body = {
         // Its pictures are there three times for a moment: as sent, as read, as part of the new body.
@@ -106,24 +102,7 @@ async fn begin(app: Arc<App>, number: u16, request: Request) -> Result<Call, Ref
         let bytes = sent.whole().await.map_err(|_| Refusal::unreadable_body())?;
         fill(&app, task, &bytes).await?
     };
-    let endpoint = "/v1/chat/completions";
-    let mut head = body::read(endpoint, &body)?;
-    app.gateway.choose_model(&id, &mut head, &body, wants.priority);
-    let task = Some(number);
-    Ok(Call {
-        app: app.clone(),
-        endpoint,
-        source,
-        id,
-        body,
-        head,
-        wants,
-        forward,
-        received,
-        task,
-        was_answered: false,
-        cache: None,
-    })
+    Call::checked(app.clone(), "/v1/chat/completions", arrived, body, Some(number))
 }
 
 async fn fill(app: &App, task: &Task, bytes: &Bytes) -> Result<Body, Refusal> {

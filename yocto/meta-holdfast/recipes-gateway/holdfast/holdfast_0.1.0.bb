@@ -12,7 +12,7 @@ CVE_PRODUCT = "holdfast"
 
 # oe-core's own Rust, unless meta-rust-bin is in the build: its ready-made Rust is there for releases with an older one.
 HOLDFAST_CARGO_CLASS ?= "${@bb.utils.contains('BBFILE_COLLECTIONS', 'rust-bin-layer', 'cargo_bin', 'cargo', d)}"
-# The oldest Rust that this version was seen building with.
+# As "rust-version" in Cargo.toml.
 HOLDFAST_RUST_MIN = "1.94"
 
 # The source is the tree that this layer lies in, so a checkout builds exactly itself. HOLDFAST_SRC_URI takes another.
@@ -46,8 +46,7 @@ holdfast_only_its_lock() {
 
 # Bitbake splits debug information off and strips; a binary that is stripped already would hide the sources' names from it.
 export CARGO_PROFILE_RELEASE_STRIP = "false"
-# The manifest asks for the Rust that the developers use, one release newer than HOLDFAST_RUST_MIN.
-CARGO_BUILD_FLAGS:append = " --ignore-rust-version --bin holdfast"
+CARGO_BUILD_FLAGS:append = " --bin holdfast"
 # meta-rust-bin does not know bitbake's crates: without the network, and from where the fetcher has put them.
 EXTRA_CARGO_FLAGS = "--frozen"
 do_configure:append() {

@@ -25,6 +25,8 @@ OVERLAYFS_ETC_MOUNT_POINT = "/data"
 OVERLAYFS_ETC_FSTYPE = "ext4"
 # util-linux's mount finds it by name, on each board; it runs before there is a udev.
 OVERLAYFS_ETC_DEVICE ?= "LABEL=${HOLDFAST_DATA_LABEL}"
+# /data is in the image; the default would make the root writable at each boot to create it.
+OVERLAYFS_ETC_CREATE_MOUNT_DIRS = "0"
 OVERLAYFS_ETC_MOUNT_OPTIONS = "noatime,nosuid,nodev,noexec,errors=remount-ro"
 
 # Each of the two systems, and the data to begin with.

@@ -12,8 +12,13 @@ HOLDFAST_DISK_PART:qemuall ?= "/dev/vda"
 # nooelint: oelint.vars.noncoreoverride - fills in system.conf from files/
 do_install:append() {
     find ${D} -name system.conf -exec sed -i \
-        -e 's|@COMPATIBLE@|holdfast-${MACHINE}|' -e 's|@PART@|${HOLDFAST_DISK_PART}|' {} +
+        -e 's|@COMPATIBLE@|holdfast-${MACHINE}|' -e 's|@PART@|${HOLDFAST_DISK_PART}|' \
+        -e 's|@KEYRING@|${@os.path.basename(d.getVar('RAUC_KEYRING_FILE'))}|' {} +
 }
 
 # nooelint: oelint.vars.noncoreoverride - system.conf names the machine and its disk
 PACKAGE_ARCH = "${MACHINE_ARCH}"
+
+# RAUC reads and writes the boot loader's counters with these.
+# nooelint: oelint.vars.noncoreoverride - system.conf says bootloader=uboot
+RDEPENDS:${PN} += "u-boot-env u-boot-fw-utils"
