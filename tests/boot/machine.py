@@ -21,10 +21,10 @@ from pathlib import Path
 from image import Image, Missing
 
 MEMORY_MIB = 640
-# Time inside is counted in instructions, four nanoseconds each, and idle time passes as usual: on a busy host the board is
+# Time inside is counted in instructions, eight nanoseconds each, and idle time passes as usual: on a busy host the board is
 # a slow one and not one whose clock jumps, and no wait inside ends because something else ran outside. One processor,
 # for that is what it works with.
-TIME = "shift=2,sleep=on"
+TIME = "shift=3,sleep=on"
 # A cold boot in software emulation on a busy machine; what takes longer hangs.
 BOOT_MAX_S = 240
 # An emulated board is slower than a real one by about this, and so are all waits for what happens on it.
