@@ -38,11 +38,14 @@ pub fn record_json(record: &Record, tasks: &Book, prices: &Prices) -> Value {
         "maybe_billed": record.maybe_billed,
         "next_attempt_at": Value::Null,
         "position": if record.state.is_final() { Value::Null } else { json!(record.position) },
-        "local": local(record),
-        "uplink": uplink(record, prices),
+        "local": Value::Null,
+        "uplink": Value::Null,
         // What failed before the answer came is history, and would read like a failure.
         "last_error": record.last_error.as_ref().filter(|_| record.state != State::Answered).map(|e| json!({"kind": e.kind, "message": e.message})),
     });
+    // Moved into its place, as the answers in them: the macro would copy them, and they may be megabytes.
+    value["local"] = local(record);
+    value["uplink"] = uplink(record, prices);
     if let Some(task) = record.task {
         value["task"] = json!(task);
         value["result"] = result(record, tasks);
@@ -82,12 +85,13 @@ fn result(record: &Record, tasks: &Book) -> Value {
 
 fn local(record: &Record) -> Value {
     record.local.as_ref().map_or(Value::Null, |(answer, at)| {
-        json!({
+        let mut value = json!({
             "model": answer.model,
             "at": at / 1000,
             "latency_ms": answer.latency_ms,
-            "response": response(&answer.body.clone().into()),
-        })
+        });
+        value["response"] = response(&answer.body.clone().into());
+        value
     })
 }
 
@@ -100,7 +104,7 @@ fn uplink(record: &Record, prices: &Prices) -> Value {
                 "total_tokens": u.prompt_tokens + u.completion_tokens,
             })
         });
-        json!({
+        let mut value = json!({
             "name": answer.uplink,
             "model": answer.model,
             "status": answer.status,
@@ -108,8 +112,9 @@ fn uplink(record: &Record, prices: &Prices) -> Value {
             "latency_ms": answer.latency_ms,
             "usage": usage,
             "cost_usd": answer.usage.and_then(|usage| prices.cost_usd(&answer.model, usage)),
-            "response": response(&answer.body),
-        })
+        });
+        value["response"] = response(&answer.body);
+        value
     })
 }
 
