@@ -35,6 +35,7 @@ use crate::spool::{SavedPause, Spool, SpoolError};
 use crate::task::Book;
 use crate::telemetry::feed::{self, Feed};
 use crate::telemetry::host::Board;
+use crate::telemetry::log::uplink_of;
 use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
 use crate::uplink::ladder::Rung;
@@ -385,6 +386,7 @@ impl Shared {
             HOLDFAST_STATE = state.as_str(),
             HOLDFAST_REASON = reason,
             HOLDFAST_ROUTE = route.as_deref(),
+            HOLDFAST_UPLINK = uplink_of(route.as_deref()),
             "request {id} is {state}"
         );
         let mut event = feed::Event::new("request");

@@ -248,7 +248,8 @@ impl Writer {
 
     fn set_condition(&mut self, to: Condition) {
         if std::mem::replace(&mut self.store.condition, to) != to {
-            tracing::warn!(condition = to.kind(), "the spool's storage is now in this condition");
+            let kind = to.kind();
+            tracing::warn!(HOLDFAST_REASON = kind, "the spool's storage is {kind} now");
         }
         self.condition.send_if_modified(|now| std::mem::replace(now, to) != to);
     }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing::Level;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -27,7 +27,9 @@ pub enum Form {
 /// Starts logging; a second call changes nothing. What is given back is kept until the last line is said.
 pub fn start(level: Level, form: Form) -> Option<Flush> {
     watch_panics();
-    let registry = tracing_subscriber::registry().with(LevelFilter::from_level(level)).with(Limit::default());
+    // Our own lines alone: nobody here answers for what a library's may quote.
+    let ours = Targets::new().with_target("holdfast", level);
+    let registry = tracing_subscriber::registry().with(ours).with(Limit::default());
     let journal = matches!(form, Form::Journal) || (form == Form::Auto && std::env::var_os("JOURNAL_STREAM").is_some());
     if journal && let Ok((layer, flush)) = Journal::open(level) {
         let _ = registry.with(layer).try_init();
@@ -41,6 +43,11 @@ pub fn start(level: Level, form: Form) -> Option<Flush> {
         registry.with(text.with_ansi(colour)).try_init()
     };
     None
+}
+
+/// `HOLDFAST_UPLINK` of a line whose `HOLDFAST_ROUTE` is this.
+pub fn uplink_of(route: Option<&str>) -> Option<&str> {
+    route?.strip_prefix("uplink:")
 }
 
 /// A panic is one line that says where. What it says itself is shown only where the program fixed its words: made ones

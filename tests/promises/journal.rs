@@ -99,7 +99,7 @@ async fn a_requests_whole_story_stands_in_the_journal() {
     let states: Vec<&str> = story.iter().map(|e| field(e, "HOLDFAST_STATE")).collect();
     assert_eq!(states, ["queued", "sending", "answered"], "one line per change: {story:?}");
     assert!(story.iter().all(|e| field(e, "HOLDFAST_SOURCE").starts_with("uid:")), "{story:?}");
-    assert_eq!(field(story[2], "HOLDFAST_ROUTE"), "uplink:sim");
+    assert_eq!((field(story[2], "HOLDFAST_ROUTE"), field(story[2], "HOLDFAST_UPLINK")), ("uplink:sim", "sim"));
     let answered = entries.iter().find(|e| field(e, "HOLDFAST_REQUEST_ID") == live.header("x-request-id"));
     let answered = answered.expect("at debug level a plain request is told too");
     assert_eq!((field(answered, "HOLDFAST_ROUTE"), field(answered, "PRIORITY")), ("uplink:sim", "7"));
@@ -108,6 +108,7 @@ async fn a_requests_whole_story_stands_in_the_journal() {
     let down = down.unwrap_or_else(|| panic!("the outage is a warning: {entries:?}"));
     assert!(!field(down, "HOLDFAST_REASON").is_empty() || !field(down, "HOLDFAST_STATE").is_empty(), "{down:?}");
     for entry in &entries {
+        assert!(field(entry, "TARGET").starts_with("holdfast"), "a library's own line: {entry:?}");
         assert_eq!(field(entry, "SYSLOG_IDENTIFIER"), "holdfast");
         assert!(!entry.keys().any(|name| name.starts_with("F_")), "{entry:?}");
         assert!(!entry.values().any(|value| value.contains("Geheimnis")), "{entry:?}");

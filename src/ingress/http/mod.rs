@@ -61,6 +61,7 @@ use crate::control::types::Policy;
 use crate::gateway::Gateway;
 use crate::ingress::link::Links;
 use crate::telemetry::host::Board;
+use crate::telemetry::log::uplink_of;
 use answer::Origin;
 use attach::Attach;
 use cached::Cached;
@@ -207,6 +208,7 @@ impl App {
             HOLDFAST_REQUEST_ID = call.id,
             HOLDFAST_SOURCE = call.source,
             HOLDFAST_ROUTE = origin.route.as_deref(),
+            HOLDFAST_UPLINK = uplink_of(origin.route.as_deref()),
             HOLDFAST_STATE = origin.state.map(super::super::control::types::State::as_str),
             HOLDFAST_TRACE_ID = call.trace_id(),
             HOLDFAST_LATENCY_MS = latency_ms,
