@@ -83,7 +83,9 @@ impl Place {
     pub(crate) async fn start(&self) -> (Daemon, Duration) {
         let log = std::fs::File::create(self.log()).unwrap();
         let started = clock::now();
-        let child = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        // Another build of the daemon may be named: two are compared that way.
+        let program = std::env::var_os("BENCH_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_holdfast").into());
+        let child = Command::new(program)
             .args(["run", "--config"])
             .arg(&self.config)
             .stdin(Stdio::null())
@@ -122,6 +124,16 @@ impl Daemon {
         self.status("VmRSS:").parse().unwrap()
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Memory now and at its highest.
+    pub(crate) fn memory(&self) -> Memory {
+        Memory::of_family(self.child.id())
+    }
+
     /// Ends it as the system would.
     pub(crate) async fn stop(mut self) {
         // It may answer an instant before it listens to signals, and would then die of this one.
@@ -139,9 +151,7 @@ impl Daemon {
     }
 
     fn status(&self, name: &str) -> String {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        value.split_whitespace().next().unwrap().to_owned()
+        field(self.child.id(), name).expect("a field of a running process")
     }
 
     /// Ends it as a crash would.
@@ -155,4 +165,49 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// One field of a process's status, without its unit; `None` where it has ended.
+fn field(pid: u32, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.split_whitespace().next()?.to_owned())
+}
+
+/// Resident memory of a process and its children.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Memory {
+    pub(crate) now_kib: u64,
+    /// The sum of their highest, which need not have been at one time.
+    pub(crate) peak_kib: u64,
+}
+
+impl Memory {
+    pub(crate) fn of_family(pid: u32) -> Memory {
+        let each = family(pid).into_iter().map(|pid| {
+            let kib = |name| field(pid, name).and_then(|kib| kib.parse().ok()).unwrap_or_default();
+            Memory { now_kib: kib("VmRSS:"), peak_kib: kib("VmHWM:") }
+        });
+        each.fold(Memory::default(), |sum, one| Memory {
+            now_kib: sum.now_kib + one.now_kib,
+            peak_kib: sum.peak_kib + one.peak_kib,
+        })
+    }
+}
+
+fn family(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    std::iter::once(pid).chain(children).collect()
+}
+
+/// Processor time that a process and its children took since they started, to a hundredth of a second (proc(5)).
+pub(crate) fn cpu_time(pid: u32) -> Duration {
+    let ticks = family(pid).into_iter().filter_map(|pid| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // User and system time are the 14th and 15th field; the second, a name, may hold spaces.
+        let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
+        Some(fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?)
+    });
+    Duration::from_millis(ticks.sum::<u64>() * 10)
 }

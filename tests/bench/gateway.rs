@@ -13,7 +13,9 @@ mod drain;
 mod links;
 mod load;
 mod mock;
+mod nginx;
 mod online;
+mod proxy;
 mod startup;
 mod stats;
 mod stored;
@@ -38,21 +40,28 @@ const QUICK: Plan = Plan { rounds: 3, cell: Duration::from_millis(300), waiting:
 fn main() {
     let given: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| given.iter().any(|argument| argument == word);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if let [flag, socket, to] = &given[..]
+        && flag == proxy::FLAG
+    {
+        return runtime.block_on(proxy::run(socket.as_ref(), to));
+    }
     if !has("--bench") {
         // `cargo test --all-targets` builds and starts benches too; it wants to know that they build.
         println!("not measured; run: cargo bench --bench gateway");
         return;
     }
     let plan = if has("--quick") { QUICK } else { FULL };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     println!("{} rounds of {:?}; medians over the rounds, ratios as min / median / max.", plan.rounds, plan.cell);
     // The drain takes minutes: it runs where it is named.
-    let sections = ["online", "stored", "startup", "links", "drain"];
+    let sections = ["chats", "pictures", "streams", "stored", "startup", "links", "drain"];
     // A section may be named to run alone; other words are cargo's.
     let named = sections.into_iter().any(has);
     for section in sections.into_iter().filter(|section| has(section) || (!named && *section != "drain")) {
         match section {
-            "online" => runtime.block_on(online::measure(&plan)),
+            "chats" => runtime.block_on(online::chats(&plan)),
+            "pictures" => runtime.block_on(online::pictures(&plan)),
+            "streams" => runtime.block_on(online::streams(&plan)),
             "stored" => runtime.block_on(stored::measure(&plan)),
             "startup" => runtime.block_on(startup::measure(&plan)),
             "drain" => runtime.block_on(drain::measure(plan.drained)),

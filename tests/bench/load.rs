@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use holdfast::clock;
 
+use crate::daemon::cpu_time;
 use crate::stats::Cell;
 
 /// Requests of each caller before the clock starts: connections are open and code is warm.
@@ -38,6 +39,19 @@ pub(crate) struct Job {
     pub(crate) request: fn(u64) -> Request<Full<Bytes>>,
     /// Whether this is the answer it should be.
     pub(crate) is_right: fn(&Response<Incoming>) -> bool,
+    /// What of it is timed.
+    pub(crate) timed: Timed,
+}
+
+/// What is timed of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timed {
+    /// From its first byte to the last one of its answer.
+    Whole,
+    /// From its first byte to the first one of the answer's body.
+    FirstByte,
+    /// Each of the mock's events on its way back.
+    Events,
 }
 
 /// One caller's connection.
@@ -67,14 +81,33 @@ impl Caller {
         self.0.send_request(request).await
     }
 
-    async fn timed(&mut self, job: Job, n: u64) -> Duration {
+    async fn timed(&mut self, job: Job, n: u64, timings: &mut Vec<Duration>) {
         let request = (job.request)(n);
         let started = clock::now();
         let answer = self.send(request).await.expect("an answer");
         assert!((job.is_right)(&answer), "a wrong answer: {answer:?}");
-        answer.into_body().collect().await.expect("a whole answer");
-        started.elapsed()
+        let mut body = answer.into_body();
+        let mut first = None;
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.expect("a whole answer").into_data() else { continue };
+            first.get_or_insert_with(|| started.elapsed());
+            if job.timed == Timed::Events {
+                timings.extend(on_their_way(&data));
+            }
+        }
+        match job.timed {
+            Timed::Whole => timings.push(started.elapsed()),
+            Timed::FirstByte => timings.push(first.expect("a body")),
+            Timed::Events => {}
+        }
     }
+}
+
+/// How long the events of this piece were under way: the mock writes into each when it was sent.
+fn on_their_way(piece: &[u8]) -> Vec<Duration> {
+    let (now, text) = (clock::since_boot(), String::from_utf8_lossy(piece));
+    let sent = text.split(r#""content":""#).skip(1).filter_map(|rest| rest.split('"').next()?.parse().ok());
+    sent.map(|micros| now.saturating_sub(Duration::from_micros(micros))).collect()
 }
 
 async fn open<T>(stream: T) -> hyper::Result<SendRequest<Full<Bytes>>>
@@ -86,8 +119,8 @@ where
     Ok(sender)
 }
 
-/// Lets `callers` call for `long`, all starting together.
-pub(crate) async fn run(target: &Target, job: Job, callers: usize, long: Duration) -> Cell {
+/// Lets `callers` call for `long`, all starting together; `through` is the process in between.
+pub(crate) async fn run(target: &Target, job: Job, callers: usize, long: Duration, through: Option<u32>) -> Cell {
     let start = Arc::new(Barrier::new(callers + 1));
     let mut tasks = JoinSet::new();
     for caller in 0..callers {
@@ -96,22 +129,26 @@ pub(crate) async fn run(target: &Target, job: Job, callers: usize, long: Duratio
             let mut connection = Caller::connect(&target).await.expect("a connection");
             // Numbers of their own, so that no two callers ever send the same bytes.
             let mut n = caller as u64 * 1_000_000_000;
+            let mut warm = Vec::new();
             for _ in 0..WARM_UP {
-                connection.timed(job, n).await;
+                connection.timed(job, n, &mut warm).await;
                 n += 1;
             }
             start.wait().await;
             let until = clock::now() + long;
             let mut timings = Vec::new();
             while clock::now() < until {
-                timings.push(connection.timed(job, n).await);
+                connection.timed(job, n, &mut timings).await;
                 n += 1;
             }
             timings
         });
     }
     start.wait().await;
-    let started = clock::now();
+    let cpu = || through.map(cpu_time).unwrap_or_default();
+    let (started, cpu_before) = (clock::now(), cpu());
     let timings = tasks.join_all().await.concat();
-    Cell::of(timings, started.elapsed())
+    let (took, cpu) = (started.elapsed(), cpu().saturating_sub(cpu_before));
+    let cpu_us = cpu.as_secs_f64() * 1e6 / timings.len() as f64;
+    Cell { cpu_us, ..Cell::of(timings, took) }
 }

@@ -1,62 +1,209 @@
-//! What the gateway adds to a request while its uplink is there.
+//! What the gateway adds to a request while its uplink is there, beside nginx and the plainest proxy.
 //!
-//! Owns the three ways to the same mock: over TCP, over a UNIX socket, and through the daemon.
+//! Owns the ways to the same mock and the three things that are asked for on them: a chat, a picture, a stream.
 
+use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use holdfast::clock;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 
-use crate::daemon::Place;
-use crate::load::{self, Caller, Job, Target};
+use crate::Plan;
+use crate::daemon::{Daemon, Memory, Place};
+use crate::load::{self, Caller, Job, Target, Timed};
+use crate::mock::{self, Mock, Offers};
+use crate::nginx::Nginx;
+use crate::proxy::Proxy;
 use crate::stats::{self, Cell};
-use crate::{Plan, mock};
 
 const CALLERS: [usize; 3] = [1, 16, 64];
+const FEW: usize = 16;
+const MANY: usize = 64;
+const PICTURE_BYTES: usize = 1 << 20;
+const BIG_PICTURE_BYTES: usize = 10 << 20;
 /// Between two looks whether the daemon has found its uplink.
 const LOOK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(crate) async fn measure(plan: &Plan) {
-    let place = Place::new("uplink = []\n");
-    let socket = place.sockets.path().join("mock.sock");
-    let address = mock::start(&socket).await;
-    place.configure(&format!(
-        "[[uplink]]\nname = \"mock\"\nbase_url = \"http://{address}/v1\"\nmax_in_flight = 256\n[cache]\nttl = \"0s\"\n"
-    ));
-    let (daemon, _) = place.start().await;
-    let through = Target::Unix(place.socket());
-    until_online(&through).await;
-    let paths = [
-        ("mock over TCP", Target::Tcp(address), is_ok as fn(&Response<Incoming>) -> bool),
-        ("mock over UNIX socket", Target::Unix(socket), is_ok),
-        ("holdfast, then mock over TCP", through, is_uplinks),
-    ];
-    println!("\n### Added latency: a chat request and its 600-byte answer\n\n{}", stats::HEAD);
-    for callers in CALLERS {
-        let mut cells: [Vec<Cell>; 3] = Default::default();
-        for _ in 0..plan.rounds {
-            for ((_, target, is_right), cells) in paths.iter().zip(&mut cells) {
-                let job = Job { request: chat, is_right: *is_right };
-                cells.push(load::run(target, job, callers, plan.cell).await);
+/// One way to the mock.
+struct Way {
+    name: &'static str,
+    target: Target,
+    is_right: fn(&Response<Incoming>) -> bool,
+    /// The process in between.
+    through: Option<u32>,
+}
+
+/// All ways to one mock, and what stands on them.
+struct Side {
+    mock: Mock,
+    socket: PathBuf,
+    nginx: Option<Nginx>,
+    proxy: Option<Proxy>,
+    place: Place,
+    daemon: Daemon,
+}
+
+impl Side {
+    /// `tls`: to the mock over TLS, with what the mock offers; the plain proxy knows none.
+    async fn start(tls: Option<Offers>) -> Side {
+        let place = Place::new("uplink = []\n");
+        let socket = place.sockets.path().join("mock.sock");
+        let mock = mock::start(&socket, tls.unwrap_or(Offers::Http1)).await;
+        let ca_file = place.sockets.path().join("ca.pem");
+        std::fs::write(&ca_file, &mock.certificate).unwrap();
+        let to = match tls {
+            None => format!("base_url = \"http://{}/v1\"", mock.tcp),
+            Some(_) => {
+                format!("base_url = \"https://localhost:{}/v1\"\nca_file = \"{}\"", mock.tls.port(), ca_file.display())
+            }
+        };
+        place.configure(&format!("[[uplink]]\nname = \"mock\"\n{to}\nmax_in_flight = 256\n[cache]\nttl = \"0s\"\n"));
+        let (daemon, _) = place.start().await;
+        until_online(&Target::Unix(place.socket())).await;
+        let nginx = Nginx::start(&mock, tls.is_some()).await;
+        let proxy = if tls.is_none() { Some(Proxy::start(mock.tcp).await) } else { None };
+        Side { mock, socket, nginx, proxy, place, daemon }
+    }
+
+    /// nginx first, where it is: ratios are to the first.
+    fn ways(&self) -> Vec<Way> {
+        let way = |name, target, through| Way { name, target, is_right: is_ok, through };
+        let unix = |path| Target::Unix(path);
+        let mut ways = Vec::new();
+        if let Some(nginx) = &self.nginx {
+            ways.push(way("nginx", unix(nginx.socket()), Some(nginx.pid())));
+        }
+        ways.push(way("none: the mock over TCP", Target::Tcp(self.mock.tcp), None));
+        ways.push(way("none: the mock over a UNIX socket", unix(self.socket.clone()), None));
+        if let Some(proxy) = &self.proxy {
+            ways.push(way("plain proxy", unix(proxy.socket()), Some(proxy.pid())));
+        }
+        let holdfast = way("holdfast", unix(self.place.socket()), Some(self.daemon.pid()));
+        ways.push(Way { is_right: is_uplinks, ..holdfast });
+        ways
+    }
+
+    /// One table; what is between caller and mock is its column `through`.
+    async fn compare(
+        &self,
+        plan: &Plan,
+        title: &str,
+        callers: &[usize],
+        request: fn(u64) -> Request<Full<Bytes>>,
+        timed: Timed,
+    ) {
+        println!("\n### {title}\n\n{}", stats::HEAD);
+        let ways = self.ways();
+        for &callers in callers {
+            let mut cells = vec![Vec::<Cell>::new(); ways.len()];
+            for _ in 0..plan.rounds {
+                for (way, cells) in ways.iter().zip(&mut cells) {
+                    let job = Job { request, is_right: way.is_right, timed };
+                    cells.push(load::run(&way.target, job, callers, plan.cell, way.through).await);
+                }
+            }
+            for (index, way) in ways.iter().enumerate() {
+                println!("{}", stats::row(callers, way.name, &cells[index], (index > 0).then_some(&cells[0])));
             }
         }
-        for (index, (name, _, _)) in paths.iter().enumerate() {
-            println!("{}", stats::row(callers, name, &cells[index], (index > 0).then_some(&cells[0])));
+    }
+
+    /// Memory now and at its highest since the last time.
+    fn memory(&self, after: &str) {
+        let rows = [
+            ("nginx", self.nginx.as_ref().map(Nginx::memory)),
+            ("plain proxy", self.proxy.as_ref().map(Proxy::memory)),
+            ("holdfast", Some(self.daemon.memory())),
+        ];
+        println!("\nMemory {after}, MiB now and at its highest:");
+        for (name, memory) in rows {
+            if let Some(Memory { now_kib, peak_kib }) = memory {
+                println!("- {name}: {:.1}, {:.1}", now_kib as f64 / 1024.0, peak_kib as f64 / 1024.0);
+            }
         }
     }
-    println!("\nResident after this load: {} KiB.", daemon.resident_kib());
-    daemon.stop().await;
+
+    async fn stop(self) {
+        self.daemon.stop().await;
+    }
+}
+
+/// A chat request and its answer.
+pub(crate) async fn chats(plan: &Plan) {
+    let side = Side::start(None).await;
+    side.compare(plan, "A chat request and its 600-byte answer", &CALLERS, chat, Timed::Whole).await;
+    side.memory("after this load");
+    side.stop().await;
+    for (offers, name) in [(Offers::Http1, "HTTP/1.1"), (Offers::Http2, "HTTP/2, where the way speaks it")] {
+        let side = Side::start(Some(offers)).await;
+        side.compare(plan, &format!("The same over TLS to the uplink ({name})"), &CALLERS, chat, Timed::Whole).await;
+        side.stop().await;
+    }
+}
+
+/// A picture of 1 MiB, and what so many of them take of memory.
+pub(crate) async fn pictures(plan: &Plan) {
+    let side = Side::start(None).await;
+    side.memory("when idle");
+    side.compare(plan, "A picture of 1 MiB and its 600-byte answer", &[FEW], picture, Timed::Whole).await;
+    side.memory("with 16 x 1 MiB in flight");
+    side.stop().await;
+    let side = Side::start(None).await;
+    side.compare(plan, "A picture of 10 MiB", &[MANY], big_picture, Timed::Whole).await;
+    side.memory("with 64 x 10 MiB in flight");
+    side.stop().await;
+}
+
+/// A stream: its first byte, and each event's way.
+pub(crate) async fn streams(plan: &Plan) {
+    let side = Side::start(None).await;
+    side.compare(plan, "The first byte of a stream", &[1, FEW], streamed, Timed::FirstByte).await;
+    let title = "One event of a stream on its way back";
+    side.compare(plan, title, &[1, FEW], streamed, Timed::Events).await;
+    side.stop().await;
+}
+
+const TEXT: &str = "Line 3: temperature 71 degrees, current 12 amperes, no fault. Is the weld in order?";
+
+fn post(body: Bytes) -> Request<Full<Bytes>> {
+    let request = Request::post("/v1/chat/completions").header("host", "hf").header("content-type", "application/json");
+    request.body(Full::new(body)).unwrap()
 }
 
 fn chat(n: u64) -> Request<Full<Bytes>> {
-    let text = "Line 3: temperature 71 degrees, current 12 amperes, no fault. Is the weld in order?";
-    let body = format!(r#"{{"model":"bench","messages":[{{"role":"user","content":"{text} {n}"}}]}}"#);
-    let request = Request::post("/v1/chat/completions").header("host", "hf").header("content-type", "application/json");
-    request.body(Full::new(Bytes::from(body))).unwrap()
+    post(format!(r#"{{"model":"bench","messages":[{{"role":"user","content":"{TEXT} {n}"}}]}}"#).into())
+}
+
+fn streamed(n: u64) -> Request<Full<Bytes>> {
+    post(format!(r#"{{"model":"bench","messages":[{{"role":"user","content":"{TEXT} {n}"}}],"stream":true}}"#).into())
+}
+
+fn picture(n: u64) -> Request<Full<Bytes>> {
+    static SAME: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![b'Q'; PICTURE_BYTES]));
+    post(with_picture(&SAME, n))
+}
+
+fn big_picture(n: u64) -> Request<Full<Bytes>> {
+    static SAME: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![b'Q'; BIG_PICTURE_BYTES]));
+    post(with_picture(&SAME, n))
+}
+
+/// In base64, as cameras send them.
+fn with_picture(base64: &Bytes, n: u64) -> Bytes {
+    let head = format!(
+        r#"{{"model":"bench","messages":[{{"role":"user","content":[{{"type":"text","text":"{n}"}},{{"type":"image_url","image_url":{{"url":"data:image/jpeg;base64,"#
+    );
+    let tail = r#""}}]}]}"#;
+    let mut body = BytesMut::with_capacity(head.len() + base64.len() + tail.len());
+    body.extend_from_slice(head.as_bytes());
+    body.extend_from_slice(base64);
+    body.extend_from_slice(tail.as_bytes());
+    body.freeze()
 }
 
 fn is_ok(answer: &Response<Incoming>) -> bool {

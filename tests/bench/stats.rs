@@ -10,6 +10,8 @@ pub(crate) struct Cell {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) per_second: f64,
+    /// What the process in between took of the processors for each, in microseconds; 0 where there is none.
+    pub(crate) cpu_us: f64,
 }
 
 impl Cell {
@@ -17,7 +19,7 @@ impl Cell {
         assert!(!timings.is_empty(), "nothing was answered");
         timings.sort_unstable();
         let at = |share: f64| timings[((timings.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6;
-        Cell { p50_us: at(0.5), p99_us: at(0.99), per_second: timings.len() as f64 / took.as_secs_f64() }
+        Cell { p50_us: at(0.5), p99_us: at(0.99), per_second: timings.len() as f64 / took.as_secs_f64(), cpu_us: 0.0 }
     }
 }
 
@@ -46,13 +48,17 @@ pub(crate) fn ratio(cells: &[Cell], base: &[Cell], number: fn(&Cell) -> f64) -> 
 }
 
 pub(crate) const HEAD: &str = "\
-| callers | path | p50 µs | p99 µs | per second | p50 ratio | p99 ratio | per second ratio |
-| ---: | --- | ---: | ---: | ---: | --- | --- | --- |";
+| callers | path | p50 µs | p99 µs | per second | CPU µs | p50 ratio | p99 ratio | per second ratio |
+| ---: | --- | ---: | ---: | ---: | ---: | --- | --- | --- |";
 
 /// One line of a table; the ratios are to `base`, which stands above with none.
 pub(crate) fn row(callers: usize, path: &str, cells: &[Cell], base: Option<&[Cell]>) -> String {
     let numbers: [fn(&Cell) -> f64; 3] = [|c| c.p50_us, |c| c.p99_us, |c| c.per_second];
     let [p50, p99, rate] = numbers.map(|number| median(&each(cells, number)));
+    let cpu = match median(&each(cells, |cell| cell.cpu_us)) {
+        0.0 => "-".to_owned(),
+        cpu => format!("{cpu:.0}"),
+    };
     let [a, b, c] = numbers.map(|number| base.map_or("1".to_owned(), |base| ratio(cells, base, number)));
-    format!("| {callers} | {path} | {p50:.0} | {p99:.0} | {rate:.0} | {a} | {b} | {c} |")
+    format!("| {callers} | {path} | {p50:.0} | {p99:.0} | {rate:.0} | {cpu} | {a} | {b} | {c} |")
 }

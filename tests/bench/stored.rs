@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 
 use crate::daemon::Place;
-use crate::load::{self, Job, Target};
+use crate::load::{self, Job, Target, Timed};
 use crate::stats::{self, Cell};
 use crate::{Plan, append};
 
@@ -19,16 +19,16 @@ pub(crate) async fn measure(plan: &Plan) {
     let place = Place::new("uplink = []\n");
     let (daemon, _) = place.start().await;
     let target = Target::Unix(place.socket());
-    let job = Job { request: stored, is_right: is_ticket };
+    let job = Job { request: stored, is_right: is_ticket, timed: Timed::Whole };
     let mut cells: [Vec<Cell>; 4] = Default::default();
     for _ in 0..plan.rounds {
         let folder = place.data.path().to_owned();
         let (body, long) = (body(0), plan.cell);
         let alone = tokio::task::spawn_blocking(move || append::alone(&folder, &body, long));
         cells[0].push(alone.await.unwrap());
-        cells[1].push(load::run(&target, job, 1, plan.cell).await);
+        cells[1].push(load::run(&target, job, 1, plan.cell, Some(daemon.pid())).await);
         cells[2].push(append::grouped(place.data.path(), &self::body(0), MANY, plan.cell).await);
-        cells[3].push(load::run(&target, job, MANY, plan.cell).await);
+        cells[3].push(load::run(&target, job, MANY, plan.cell, Some(daemon.pid())).await);
     }
     println!("\n### Acknowledged stored requests: 1 KiB, `Prefer: respond-async`\n\n{}", stats::HEAD);
     println!("{}", stats::row(1, "append, fdatasync", &cells[0], None));
