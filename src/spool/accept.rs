@@ -3,15 +3,17 @@
 //! Owns the answer to "does it fit"; never looks into a body.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{OptionalExtension, params, params_from_iter};
 
 use super::codes::{num, policy_code, sql, state_code};
 use super::device::Use;
 use super::files::{self, Staged};
 use super::record::{Accepted, NewRequest};
 use super::store::{FOR_EVER, Place, Standing, Store};
-use super::{SpoolError, device, sources, store, sweep};
+use super::{SpoolError, device, sources, store, sum, sweep};
 use crate::clock;
 use crate::control::types::{Policy, State};
 use crate::plant::{self, Fault};
@@ -56,7 +58,7 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     if plant::is(Fault::SpoolHangs) {
         plant::hang();
     }
-    let source_id = sources::number(&store.conn, &new.source)?;
+    let source_id = source_number(store, &new.source)?;
     let key = match &new.device {
         None => match known(store, source_id, new)? {
             Some(known) => return Ok(known),
@@ -81,6 +83,16 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
         file.keep();
     }
     Ok(Accepted { id: new.id.clone(), seq, existing: false, finished: false })
+}
+
+/// The callers of one batch are mostly the same few.
+fn source_number(store: &mut Store, name: &str) -> Result<i64, SpoolError> {
+    if let Some(id) = store.asked.sources.get(name) {
+        return Ok(*id);
+    }
+    let id = sources::number(&store.conn, name)?;
+    store.asked.sources.insert(name.to_owned(), id);
+    Ok(id)
 }
 
 fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
@@ -129,13 +141,23 @@ fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), 
 /// where an answer becomes a file.
 const PAGES_KEPT: u64 = 256;
 
-/// Whether the page cap has room for a body and for the outcomes of those accepted before.
-fn has_pages(store: &Store, size: u64) -> Result<bool, SpoolError> {
+/// Whether the page cap has room for a body and for the outcomes of those accepted before. SQLite compiles such a
+/// question anew each time, so that a batch asks once and counts what it takes.
+fn has_pages(store: &mut Store, size: u64) -> Result<bool, SpoolError> {
+    let wanted = (size.min(files::INLINE_MAX as u64) / 4096).saturating_add(1);
+    if let Some(left) = store.asked.pages.and_then(|pages| pages.checked_sub(wanted)) {
+        store.asked.pages = Some(left);
+        return Ok(true);
+    }
     let ask = |text: &str| store.conn.prepare_cached(text)?.query_row([], |r| r.get(0).map(num));
     let (cap, used) = (ask("PRAGMA max_page_count")?, ask("PRAGMA page_count")?);
-    let wanted = (size.min(files::INLINE_MAX as u64) / 4096).saturating_add(PAGES_KEPT);
-    // The list of free pages is asked only where it matters.
-    Ok(used.saturating_add(wanted) <= cap || used.saturating_add(wanted) <= cap + ask("PRAGMA freelist_count")?)
+    let mut free = cap.saturating_sub(used);
+    if free < wanted.saturating_add(PAGES_KEPT) {
+        // The list of free pages is asked only where it matters.
+        free = free.saturating_add(ask("PRAGMA freelist_count")?);
+    }
+    store.asked.pages = free.checked_sub(wanted.saturating_add(PAGES_KEPT));
+    Ok(store.asked.pages.is_some())
 }
 
 /// The most an answer takes beside its request, and a reserve for the log; as a file it is at most this large too
@@ -177,10 +199,63 @@ pub(super) const VICTIM: &str = "SELECT seq FROM request INDEXED BY request_queu
     WHERE state = 0 AND priority = ?1 AND seq >= ?2 AND seq NOT IN (SELECT value FROM json_each(?3))
     ORDER BY seq LIMIT 1";
 
-const INSERT: &str = "INSERT INTO request (seq, id, source_id, state, priority, attempts, maybe_billed,
-    accepted_at, expires_at, ended_at, created_unix_ms, ttl_ms, policy, endpoint, model, label, idempotency_key,
-    body_bytes, body_hash, body_kept, body_file, deferred, content, handover, task, max_reply)
-    VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?7, ?8, 0, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, 1, ?18, ?19, ?20, ?21, ?22, ?23)";
+/// Its columns are those that are summed, in their order, and the sum.
+static INSERT: LazyLock<String> = LazyLock::new(|| {
+    let places = vec!["?"; sum::REQUEST.len()].join(", ");
+    format!("INSERT INTO request ({}, sum) VALUES ({places}, ?)", sum::REQUEST.join(", "))
+});
+
+/// Where a new row stands.
+struct Entry<'a> {
+    seq: u64,
+    source_id: i64,
+    state: State,
+    key: Option<&'a str>,
+    file: Option<&'a str>,
+    local_only: bool,
+    /// Powered-on milliseconds.
+    now: u64,
+}
+
+/// A new row, column by column, as it is summed.
+fn row<'a>(new: &'a NewRequest, entry: &Entry<'a>) -> [(&'static str, ValueRef<'a>); sum::REQUEST.len()] {
+    let int = ValueRef::Integer;
+    let text = |text: Option<&'a str>| text.map_or(ValueRef::Null, ValueRef::from);
+    let mark = new.device.as_ref();
+    let task = mark.and_then(|d| device::code_of(d.ask)).or(new.task.map(i64::from));
+    [
+        ("seq", int(sql(entry.seq))),
+        ("id", text(Some(&new.id))),
+        ("source_id", int(entry.source_id)),
+        ("state", int(state_code(entry.state))),
+        ("priority", int(new.priority.rank().into())),
+        ("deferred", int(if entry.local_only { FOR_EVER } else { 0 })),
+        ("attempts", int(0)),
+        ("maybe_billed", int(new.maybe_billed.into())),
+        ("accepted_at", int(sql(entry.now))),
+        ("expires_at", int(sql(entry.now.saturating_add(new.ttl_ms)))),
+        ("ended_at", int(0)),
+        ("created_unix_ms", int(sql(clock::unix_ms()))),
+        ("ttl_ms", int(sql(new.ttl_ms))),
+        ("policy", int(policy_code(new.policy))),
+        ("endpoint", text(Some(&new.endpoint))),
+        ("model", text(Some(&new.model))),
+        ("label", text(new.label.as_deref())),
+        ("idempotency_key", text(entry.key)),
+        ("body_bytes", int(sql(new.body.len()))),
+        ("body_hash", ValueRef::Blob(&new.body_hash)),
+        ("body_kept", int(1)),
+        ("body_file", text(entry.file)),
+        ("reason", ValueRef::Null),
+        ("error_kind", ValueRef::Null),
+        ("error_message", ValueRef::Null),
+        ("content", mark.map_or(ValueRef::Null, |d| ValueRef::Blob(&d.content))),
+        ("handover", int(mark.is_some_and(|d| d.wants_result).into())),
+        ("task", task.map_or(ValueRef::Null, int)),
+        ("max_reply", int(mark.map_or(0, |d| d.max_reply.into()))),
+        ("version", int(0)),
+    ]
+}
 
 fn insert(
     store: &mut Store,
@@ -191,36 +266,15 @@ fn insert(
 ) -> Result<u64, SpoolError> {
     let seq = store.counts.next_seq;
     let state = if new.leased { State::Sending } else { State::Queued };
-    let now = store.powered.now_ms();
     let size = new.body.len();
-    let mark = new.device.as_ref();
-    let local_only = mark.is_some() && new.policy == Policy::Local;
+    let local_only = new.device.is_some() && new.policy == Policy::Local;
     let (seq_sql, rank) = (sql(seq), i64::from(new.priority.rank()));
-    store.conn.prepare_cached(INSERT)?.execute(params![
-        seq_sql,
-        new.id,
-        source_id,
-        state_code(state),
-        rank,
-        new.maybe_billed,
-        sql(now),
-        sql(now.saturating_add(new.ttl_ms)),
-        sql(clock::unix_ms()),
-        sql(new.ttl_ms),
-        policy_code(new.policy),
-        new.endpoint,
-        new.model,
-        new.label,
-        key,
-        sql(size),
-        new.body_hash.as_slice(),
-        file.map(Staged::name),
-        if local_only { FOR_EVER } else { 0 },
-        mark.map(|d| d.content.as_slice()),
-        i64::from(mark.is_some_and(|d| d.wants_result)),
-        mark.and_then(|d| device::code_of(d.ask)).or(new.task.map(i64::from)),
-        mark.map_or(0, |d| d.max_reply),
-    ])?;
+    let (now, name) = (store.powered.now_ms(), file.map(Staged::name));
+    let row = row(new, &Entry { seq, source_id, state, key, file: name, local_only, now });
+    debug_assert!(row.iter().map(|(name, _)| *name).eq(sum::REQUEST), "a row is summed in the table's order");
+    let sum = sum::of(row.iter().map(|(_, value)| *value));
+    let values = row.iter().map(|(_, value)| *value).chain([ValueRef::Blob(&sum)]);
+    store.conn.prepare_cached(&INSERT)?.execute(params_from_iter(values.map(ToSqlOutput::Borrowed)))?;
     if file.is_none() {
         // Whatever is no file is small, and small bodies are one piece.
         let bytes = new.body.in_one_piece().unwrap_or_default();

@@ -22,7 +22,7 @@ use super::powered::{Mark, Powered};
 use super::record::Tally;
 use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
-use super::store::{Counts, Standing, Store};
+use super::store::{Asked, Counts, Standing, Store};
 use super::writer::{Abandoned, COMMANDS_MAX, Writer};
 use super::{
     Condition, Options, SpoolError, change, device, files, mounts, quarantine, read, salvage, schema, sources, store,
@@ -105,6 +105,7 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         unheard: HashSet::new(),
         told: Vec::new(),
         free: FreeSpace::default(),
+        asked: Asked::default(),
         orphans: sweep::Orphans::default(),
         outcomes: Outcomes::open(options)?,
         ballast: Ballast::find(&options.data_dir),

@@ -226,6 +226,8 @@ fn tables_of(version: u32) -> Result<Vec<(String, String)>, SpoolError> {
 
 fn prepare(conn: &Connection, options: &Options) -> Result<(), SpoolError> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    // Else a statement is compiled anew whenever a parameter could make another plan the better one.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     let cap = page_cap(options).to_string();
     set(conn, "page_size", &PAGE_SIZE.to_string(), &PAGE_SIZE.to_string())?;
     set(conn, "journal_mode", "WAL", "wal")?;

@@ -2,7 +2,7 @@
 //!
 //! Owns the invariant that counters, lanes and rows change together; never decides which row moves.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
@@ -134,6 +134,16 @@ pub(super) const FOR_EVER: i64 = i64::MAX;
 const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, maybe_billed, body_bytes, body_kept,
     body_file, expires_at, ttl_ms, version, content IS NOT NULL AND policy = 1 FROM request";
 
+/// What the batch that runs has asked the database once, for all of its acceptances. An operation that is undone takes
+/// it along.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Numbers of sources, by name; at most one for each write of a batch.
+    pub(super) sources: HashMap<String, i64>,
+    /// Pages that may still be taken below the cap.
+    pub(super) pages: Option<u64>,
+}
+
 /// The connection and what belongs to it.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -150,6 +160,7 @@ pub(super) struct Store {
     /// Endings nobody asked for, until the next sweep tells them.
     pub(super) told: Vec<(u64, String, State)>,
     pub(super) free: super::accept::FreeSpace,
+    pub(super) asked: Asked,
     pub(super) orphans: super::sweep::Orphans,
     pub(super) outcomes: Outcomes,
     pub(super) ballast: Ballast,
@@ -196,6 +207,7 @@ impl Store {
         if done.is_err() {
             self.counts = counts;
             self.effects.truncate(effects);
+            self.asked = Asked::default();
             // Where SQLite has ended the whole transaction by itself, the batch sees that and fails as a whole.
             if !self.conn.is_autocommit() {
                 self.conn.execute_batch("ROLLBACK TO one; RELEASE one")?;

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::open::Doubtful;
 use super::record::Tally;
-use super::store::{Counts, Effects, Store};
+use super::store::{Asked, Counts, Effects, Store};
 use super::{Condition, SpoolError, files, lease, migrate, open, read, rescue};
 use crate::plant::{self, Fault};
 
@@ -183,6 +183,7 @@ impl Writer {
         if self.broken.is_some() {
             return Err(SpoolError::Storage("the spool could not be opened again after a failed write".into()));
         }
+        self.store.asked = Asked::default();
         self.store.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let given_back = self.store.guarded(|store| lease::give_back(store, abandoned));
         match given_back {
