@@ -4,11 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -16,16 +13,14 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tower::Service;
 
 use super::body::Spliced;
 use super::classify;
+use super::dial::Dial;
 use super::outgoing::{Left, Outgoing, Progress};
 use super::tls::{TlsError, client_config};
 use crate::body::{Bodies, Body};
@@ -162,7 +157,7 @@ mod keys;
 
 pub use keys::{ApiKey, Keys};
 
-type Pool = Client<Deadline<HttpsConnector<HttpConnector>>, Outgoing>;
+type Pool = Client<Dial, Outgoing>;
 
 /// The client of one uplink.
 pub struct Cloud {
@@ -370,19 +365,10 @@ fn fault_of(outcome: Outcome) -> Fault {
 }
 
 fn new_pool(options: &Options) -> Result<Pool, TlsError> {
-    let mut http = HttpConnector::new();
-    http.enforce_http(false);
-    http.set_nodelay(true);
-    http.set_connect_timeout(Some(options.timeouts.connect));
-    // A request that was given up in the middle of its body leaves a connection that nobody waits for any more:
-    // without this the kernel keeps it, and a piece of the body, for a quarter of an hour.
-    http.set_tcp_user_timeout(Some(options.timeouts.total));
     let tls = client_config(options.ca_file.as_deref())?;
-    let https =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_all_versions().wrap_connector(http);
     let over_tls = options.base_url.starts_with("https:");
     let floor = over_tls.then(|| options.floor.clone());
-    let connector = Deadline { inner: https, limit: options.timeouts.connect, floor };
+    let dial = Dial::over_tls(tls, options.timeouts.connect, options.timeouts.total, floor);
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .timer(TokioTimer::new())
@@ -394,7 +380,7 @@ fn new_pool(options: &Options) -> Result<Pool, TlsError> {
         .http2_keep_alive_interval(H2_PING_INTERVAL)
         .http2_keep_alive_timeout(H2_PING_TIMEOUT)
         .http2_keep_alive_while_idle(true)
-        .build(connector))
+        .build(dial))
 }
 
 impl Reply {
@@ -479,48 +465,6 @@ impl Reply {
         }
         let body = if joined.is_empty() { body } else { joined.freeze() };
         Ok(Whole { status: self.status, headers: self.headers, body, body_out: self.body_out })
-    }
-}
-
-/// A connector that gives up: name, TCP and TLS together get one time-out.
-#[derive(Clone)]
-struct Deadline<C> {
-    inner: C,
-    limit: Duration,
-    /// Told of good times, where a connection proves one.
-    floor: Option<Arc<Floor>>,
-}
-
-type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Box<dyn std::error::Error + Send + Sync>>> + Send>>;
-
-impl<C> Service<Uri> for Deadline<C>
-where
-    C: Service<Uri>,
-    C::Future: Send + 'static,
-    C::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    type Response = C::Response;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-    type Future = Connecting<C::Response>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = self.inner.call(uri);
-        let (limit, floor) = (self.limit, self.floor.clone());
-        Box::pin(async move {
-            match timeout(limit, connecting).await {
-                Ok(connected) => {
-                    if let Some(floor) = floor.filter(|_| connected.is_ok()) {
-                        floor.good();
-                    }
-                    connected.map_err(Into::into)
-                }
-                Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
-            }
-        })
     }
 }
 

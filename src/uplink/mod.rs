@@ -5,6 +5,7 @@
 pub mod body;
 pub mod classify;
 pub mod cloud;
+mod dial;
 pub mod ladder;
 pub mod local;
 pub mod outgoing;

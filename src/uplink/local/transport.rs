@@ -10,13 +10,13 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::from_answer;
 use super::{LocalError, Timeouts};
 use crate::body::Body;
+use crate::uplink::dial::Dial;
 use crate::uplink::outgoing::Outgoing;
 
 /// The most that is read of one answer: hours of tokens with their wrapping, or thousands of embeddings.
@@ -76,7 +76,7 @@ pub(super) fn after(wait: Duration) -> Instant {
 }
 
 pub(super) struct Transport {
-    client: Client<HttpConnector, Outgoing>,
+    client: Client<Dial, Outgoing>,
     authority: String,
     prefix: String,
 }
@@ -84,14 +84,11 @@ pub(super) struct Transport {
 impl Transport {
     pub(super) fn new(base_url: &str, timeouts: &Timeouts) -> Result<Self, LocalError> {
         let (authority, prefix) = split_base(base_url)?;
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(timeouts.connect));
-        connector.set_nodelay(true);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .http1_max_buf_size(BUFFER_BYTES)
-            .build(connector);
+            .build(Dial::plain(timeouts.connect));
         Ok(Self { client, authority, prefix })
     }
 
