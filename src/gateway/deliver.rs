@@ -145,7 +145,7 @@ fn fits(asked: &Leased, tasks: &Book, body: &Body) -> bool {
 
 fn answer(cloud: &Cloud, asked: &str, came: &Came, latency_ms: u64) -> UplinkAnswer {
     let whole = &came.head;
-    let summary = usage::read(came.body.reader());
+    let summary = usage::read_from(came.body.reader());
     let content_type = whole.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");
     UplinkAnswer {
         uplink: cloud.name().to_owned(),

@@ -23,6 +23,12 @@ struct Said {
     usage: Option<Tokens>,
 }
 
+impl Said {
+    fn summary(self) -> Summary {
+        Summary { model: self.model, usage: self.usage.and_then(|tokens| tokens.usage()) }
+    }
+}
+
 /// Under the names that chats and answers of other kinds have for them.
 #[derive(Deserialize)]
 struct Tokens {
@@ -45,10 +51,14 @@ impl Tokens {
     }
 }
 
-/// Reads an answer, or an event of one; empty where it is none. Blocks where `body` is a file.
-pub fn read(body: impl Read) -> Summary {
-    let Ok(said) = serde_json::from_reader::<_, Said>(BufReader::new(body)) else { return Summary::default() };
-    Summary { model: said.model, usage: said.usage.and_then(|tokens| tokens.usage()) }
+/// Reads an answer, or an event of one; empty where it is none.
+pub fn read(body: &[u8]) -> Summary {
+    serde_json::from_slice(body).map(Said::summary).unwrap_or_default()
+}
+
+/// The same of a long answer, which need not be in memory. Blocks where it is a file.
+pub fn read_from(body: impl Read) -> Summary {
+    serde_json::from_reader(BufReader::new(body)).map(Said::summary).unwrap_or_default()
 }
 
 /// So much of a long answer's end is looked at: its tokens stand there, after everything that was said.
@@ -71,13 +81,14 @@ mod tests {
     fn model_and_tokens_are_found_where_they_are_said() {
         let chat = br#"{"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#;
         let usage = Some(Usage { prompt_tokens: 3, completion_tokens: 5 });
-        assert_eq!(read(&chat[..]), Summary { model: Some("m".to_owned()), usage });
+        assert_eq!(read(chat), Summary { model: Some("m".to_owned()), usage });
         let embedding = br#"{"data":[],"usage":{"prompt_tokens":3,"total_tokens":3}}"#;
-        assert_eq!(read(&embedding[..]).usage, Some(Usage { prompt_tokens: 3, completion_tokens: 0 }));
+        assert_eq!(read(embedding).usage, Some(Usage { prompt_tokens: 3, completion_tokens: 0 }));
         let cut = br#"ges":"",1.5]}],"model":"m", "usage" : {"prompt_tokens":7,"x":{"y":1}} , "z":[]}"#;
         assert_eq!(in_tail(cut), Some(Usage { prompt_tokens: 7, completion_tokens: 0 }));
         assert_eq!((in_tail(b"\"usage\":null}"), in_tail(b"usage: 3"), in_tail(b"")), (None, None, None));
-        assert_eq!(read(&br#"{"usage":null}"#[..]), Summary::default());
-        assert_eq!(read(&b"half of it"[..]), Summary::default());
+        assert_eq!(read(br#"{"usage":null}"#), Summary::default());
+        assert_eq!(read(b"half of it"), Summary::default());
+        assert_eq!(read_from(&chat[..]), read(chat));
     }
 }

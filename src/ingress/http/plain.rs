@@ -31,7 +31,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 match try_uplink(&call, &mut attempt).await {
                     (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
                     (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole))) => {
-                        attempt.spent(&call.head.model, &usage::read(&*whole.body));
+                        attempt.spent(&call.head.model, &usage::read(&whole.body));
                         attempt.end(outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);

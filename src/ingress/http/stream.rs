@@ -285,7 +285,7 @@ async fn unstreamed(call: &Call, attempt: &mut LiveAttempt, reply: &mut Reply, p
         return Ok(Tried::Failed(failed));
     }
     let counted = body.clone();
-    let summary = spawn_blocking(move || usage::read(counted.reader())).await;
+    let summary = spawn_blocking(move || usage::read_from(counted.reader())).await;
     attempt.spent(&call.head.model, &summary.unwrap_or_default());
     let Some((events, _room)) = reshaped(call, &body).await else {
         return Ok(Tried::Failed(Outcome::Unknown(Fault::Truncated)));
