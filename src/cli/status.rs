@@ -252,6 +252,7 @@ fn host(status: &Value) -> String {
         field("memory_rss_bytes").map(|bytes| format!("{} resident", size(bytes))),
         field("memory_available_bytes").map(|bytes| format!("{} memory available", size(bytes))),
         field("disk_free_bytes").map(|bytes| format!("{} disk free", size(bytes))),
+        field("disk_written_bytes_per_day").map(|bytes| format!("{} written a day", size(bytes))),
         says("undervoltage").then(|| "too little voltage: use a stronger supply".to_owned()),
         throttled.map(str::to_owned),
         field("card_wear_percent").map(|percent| format!("card {percent:.0} % worn")),
@@ -296,7 +297,8 @@ mod tests {
             "backlog": { "count": 12, "bytes": 2048, "oldest_age_s": 90, "seconds_to_drain": 30, "queued": 10,
                          "sending": 2, "unknown": 0, "dead": 1, "window": 4 },
             "budget": { "date": "2026-11-21", "usd_per_day": 5.0, "spent_usd": 1.25, "reserved_usd": 0.5, "paused": null },
-            "host": { "temperature_c": 48.25, "memory_rss_bytes": 1_048_576, "disk_free_bytes": null, "throttled": false,
+            "host": { "temperature_c": 48.25, "memory_rss_bytes": 1_048_576, "disk_free_bytes": null,
+                      "disk_written_bytes_per_day": 52_428_800, "throttled": false,
                       "throttled_since_boot": true, "undervoltage": true, "card_wear_percent": 40, "card_spare": "normal" },
         });
         let expected = "\
@@ -309,7 +311,7 @@ links    NAME  PROTOCOL  STATE    DEVICES  STORED  RESULTS  DAMAGED  NOTE
 budget   1.2500 USD spent on 2026-11-21 (UTC), 0.5000 reserved, cap 5.00 USD
 local    llama3.2 (ollama): reachable, loaded; 1 in flight, 0 waiting
 backlog  12 requests, 2.0 KiB, oldest 90s, about 30s to drain; queued 10, sending 2, unknown 0, dead 1; window 4
-host     48.2 °C, 1.0 MiB resident, too little voltage: use a stronger supply, was slowed down since the boot, card 40 % worn
+host     48.2 °C, 1.0 MiB resident, 50.0 MiB written a day, too little voltage: use a stronger supply, was slowed down since the boot, card 40 % worn
 agreed   task 12, llama3.2: 75 % of 4 answers since the start, 2 not comparable
          no task, llama3.2: nothing to compare yet
 ";

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub(super) use self::settling::Ending;
 use super::deliver::Delivery;
@@ -24,16 +24,20 @@ use crate::control::types::State;
 use crate::control::{Control, View};
 use crate::money::{News, Ticker};
 use crate::plant::{self, Fault};
+use crate::spool::Condition;
 use crate::spool::record::Leased;
 
 /// How often due expiries and prunable results are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// The same while nothing waits and nothing was stored for [`QUIET_AFTER`]: a board on a battery sleeps in between.
+const QUIET_SWEEP_EVERY: Duration = Duration::from_secs(10);
+const QUIET_AFTER: Duration = Duration::from_secs(10);
 /// How long a settlement that the disk refuses is tried again before the next attempt.
 const SETTLE_RETRY: Duration = Duration::from_secs(1);
 /// How long after the grace outcomes may still reach the disk; what does not is judged by the next start.
 const LAST_SETTLES: Duration = Duration::from_secs(2);
-/// With no deadline of its own, control is turned at least this often: the watchdog's pulse.
-const IDLE_TURN: Duration = Duration::from_secs(1);
+/// With no deadline of its own, control is turned at least this often.
+const IDLE_TURN: Duration = Duration::from_secs(5);
 
 pub(super) struct Driver {
     shared: Arc<Shared>,
@@ -51,6 +55,10 @@ pub(super) struct Driver {
     tasks: JoinSet<()>,
     /// The latest sweep: while a slow disk keeps it, no other joins the line.
     sweeping: Option<AbortHandle>,
+    /// When it began.
+    swept: Instant,
+    /// Stored requests by state, and when their numbers last changed.
+    stored: ([u64; 8], Instant),
     cut: watch::Sender<bool>,
     stop_at: Option<Instant>,
     effects: Vec<Effect>,
@@ -71,6 +79,7 @@ impl Driver {
         restored: Vec<Shut>,
     ) -> Self {
         let purse = Arc::new(tokio::sync::Mutex::new(shared.money.ticker()));
+        let started = Instant::from_std(shared.started);
         Self {
             shared,
             control,
@@ -84,6 +93,8 @@ impl Driver {
             lease_trouble: None,
             tasks: JoinSet::new(),
             sweeping: None,
+            swept: started,
+            stored: ([0; 8], started),
             cut: watch::channel(false).0,
             stop_at: None,
             effects: Vec::new(),
@@ -96,19 +107,28 @@ impl Driver {
     /// Until told to stop and nothing is in flight any more.
     pub(super) async fn run(mut self) {
         let mut tally = self.shared.spool.watch();
-        let ready = tally.borrow_and_update().ready;
+        let ready = {
+            let now = tally.borrow_and_update();
+            self.stored = (now.requests, self.now());
+            now.ready
+        };
         let restored = std::mem::take(&mut self.restored);
         self.turn(Event::Restored(restored));
         self.turn(Event::Ready(ready));
-        let mut sweep = interval(SWEEP_EVERY);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.sweep();
         while !self.is_done() {
-            let wake = self.wake_at();
+            let (wake, sweep) = (self.wake_at(), self.sweep_at());
             tokio::select! {
                 biased;
                 Some(input) = self.inbox.recv() => self.apply(input),
                 Ok(()) = tally.changed() => {
-                    let ready = tally.borrow_and_update().ready;
+                    let (ready, requests) = {
+                        let now = tally.borrow_and_update();
+                        (now.ready, now.requests)
+                    };
+                    if self.stored.0 != requests {
+                        self.stored = (requests, self.now());
+                    }
                     self.turn(Event::Ready(ready));
                 }
                 Some(()) = self.network.recv() => self.turn(Event::NetworkChanged),
@@ -117,15 +137,18 @@ impl Driver {
                         tracing::error!(HOLDFAST_REASON = "internal", "a task of the gateway panicked; please report it");
                     }
                 }
-                _ = sweep.tick() => self.sweep(),
-                () = sleep_until(wake) => {
+                // One timer for both: each by itself would wake the board.
+                () = sleep_until(wake.min(sweep)) => {
+                    if self.now() >= sweep {
+                        self.sweep();
+                    }
                     self.cut_if_due();
                     self.turn(Event::Tick);
                 }
             }
         }
         // Without an end a disk that takes nothing any more would keep the process from ending.
-        let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
+        let now = self.now();
         let end = self.stop_at.map_or(now, |stop| stop.max(now)) + LAST_SETTLES;
         if timeout_at(end, self.wind_up()).await.is_err() {
             tracing::warn!("the spool did not take every outcome in time; the next start judges what is left");
@@ -147,9 +170,22 @@ impl Driver {
         self.stop_at.is_some() && self.leased.is_empty() && self.abandons.is_empty() && self.inbox.is_empty()
     }
 
+    fn now(&self) -> Instant {
+        Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms())
+    }
+
+    /// When the spool and the purse are looked after next.
+    fn sweep_at(&self) -> Instant {
+        let (stored, changed) = &self.stored;
+        let waits = State::ALL.iter().any(|state| !state.is_final() && stored[*state as usize] > 0);
+        let well = self.shared.spool.condition() == Condition::Fine && !self.shared.money.is_capped();
+        let quiet = !waits && well && self.now() >= *changed + QUIET_AFTER;
+        self.swept + if quiet { QUIET_SWEEP_EVERY } else { SWEEP_EVERY }
+    }
+
     fn wake_at(&self) -> Instant {
         let started = Instant::from_std(self.shared.started);
-        let now = started + Duration::from_millis(self.shared.now_ms());
+        let now = self.now();
         let idle = now + IDLE_TURN;
         let due = self.control.deadline_ms().map_or(idle, |ms| started + Duration::from_millis(ms + 1));
         self.stop_at.map_or(due, |stop| due.min(stop)).min(idle).max(now)
@@ -157,7 +193,7 @@ impl Driver {
 
     /// The grace is over: what is still in flight is taken back.
     fn cut_if_due(&mut self) {
-        let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
+        let now = self.now();
         if self.stop_at.is_some_and(|at| now >= at) && !*self.cut.borrow() {
             let _ = self.cut.send(true);
             self.abandons.drain().for_each(|(_, abandon)| {
@@ -233,8 +269,7 @@ impl Driver {
                 let _ = reply.send(view);
             }
             Input::Stop(grace) => {
-                let now = Instant::from_std(self.shared.started) + Duration::from_millis(self.shared.now_ms());
-                self.stop_at = Some(now + grace);
+                self.stop_at = Some(self.now() + grace);
                 self.turn(Event::Stopping);
             }
         }
@@ -251,6 +286,7 @@ impl Driver {
     }
 
     fn sweep(&mut self) {
+        self.swept = self.now();
         self.look_after_money();
         if self.sweeping.as_ref().is_some_and(|sweep| !sweep.is_finished()) {
             return;

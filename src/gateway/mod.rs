@@ -15,6 +15,7 @@ mod routes;
 mod steward;
 mod waiters;
 
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -108,6 +109,8 @@ struct Shared {
     auto: Vec<Rule>,
     money: Money,
     on_models: OnModels,
+    /// A hash of each uplink's list of models as it was told last.
+    listed: Vec<AtomicU64>,
     ladders: ladder::Ladders,
 }
 
@@ -142,6 +145,7 @@ impl Gateway {
     fn build(parts: Parts) -> (Gateway, driver::Driver) {
         let (input, inbox) = mpsc::unbounded_channel();
         let started = clock::now();
+        let listed = parts.uplinks.iter().map(|_| AtomicU64::new(0)).collect();
         let shared = Arc::new(Shared {
             input,
             uplinks: parts.uplinks,
@@ -164,6 +168,7 @@ impl Gateway {
             auto: parts.auto,
             money: parts.money,
             on_models: parts.on_models,
+            listed,
             ladders: ladder::Ladders::default(),
         });
         let control = Control::new(parts.settings, 0);
@@ -252,6 +257,11 @@ impl Gateway {
         self.shared.accepting.load(Ordering::Acquire)
     }
 
+    /// Has control turn once more: whoever watches it need not wait for something to happen.
+    pub fn nudge(&self) {
+        self.shared.tell(Input::Event(Event::Tick));
+    }
+
     /// Whether any uplink takes requests now.
     pub fn is_online(&self) -> bool {
         self.shared.online.load(Ordering::Acquire)
@@ -276,9 +286,10 @@ impl Gateway {
 
     /// Makes a request durable; returns after the commit.
     pub async fn store(&self, new: NewRequest) -> Result<Accepted, SpoolError> {
-        let (id, source) = (new.id.clone(), new.source.clone());
+        let (id, source, bytes) = (new.id.clone(), new.source.clone(), new.body.len());
         let accepted = self.shared.spool.accept(new).await?;
         if !accepted.existing {
+            self.shared.metrics.accepted(bytes);
             self.shared.report_request(&id, Some(&source), State::Queued, None, None);
         }
         Ok(accepted)
@@ -396,6 +407,12 @@ impl Shared {
         event.reason = reason.map(str::to_owned);
         event.route = route;
         self.feed.publish(event);
+    }
+
+    /// Whether this list of models is another than the one before; a probe brings the same one every few seconds.
+    fn is_news(&self, uplink: usize, models: &[u8]) -> bool {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(models);
+        self.listed.get(uplink).is_none_or(|listed| listed.swap(hash, Ordering::AcqRel) != hash)
     }
 
     fn spent(&self, uplink: &str, model: &str, usage: Option<Usage>) {

@@ -96,6 +96,7 @@ pub struct Metrics {
     memory: Gauge,
     disk_free: Gauge,
     disk_written: Counter,
+    disk_accepted: Counter,
     throttled: Gauge<f64, AtomicU64>,
     undervoltage: Gauge<f64, AtomicU64>,
     card_wear: Gauge<f64, AtomicU64>,
@@ -187,6 +188,7 @@ impl Default for Metrics {
             memory: Gauge::default(),
             disk_free: Gauge::default(),
             disk_written: Counter::default(),
+            disk_accepted: Counter::default(),
             throttled: Gauge::default(),
             undervoltage: Gauge::default(),
             card_wear: Gauge::default(),
@@ -281,6 +283,11 @@ impl Metrics {
             self.disk_written.clone(),
         );
         r.register(
+            "holdfast_disk_accepted_bytes",
+            "Bodies of requests that were taken onto the disk since its start",
+            self.disk_accepted.clone(),
+        );
+        r.register(
             "holdfast_throttled",
             "1 while the processor is slowed down by heat or voltage; NaN where the board does not tell",
             self.throttled.clone(),
@@ -333,6 +340,16 @@ impl Metrics {
     /// A stored request reached a final state.
     pub fn settled(&self, state: &'static str) {
         self.settled.get_or_create(&OfState { state }).inc();
+    }
+
+    /// A request with a body of so many bytes is on the disk.
+    pub fn accepted(&self, bytes: u64) {
+        self.disk_accepted.inc_by(bytes);
+    }
+
+    /// Bytes of the bodies that were taken onto the disk since the start.
+    pub fn accepted_bytes(&self) -> u64 {
+        self.disk_accepted.get()
     }
 
     /// A request was refused because its source sends too many.

@@ -134,6 +134,13 @@ impl Daemon {
         Memory::of_family(self.child.id())
     }
 
+    /// What it had written to disks, in bytes, whole pages (proc(5), `io`).
+    pub(crate) fn written(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
+        let bytes = text.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
+        bytes.parse().unwrap()
+    }
+
     /// Ends it as the system would.
     pub(crate) async fn stop(mut self) {
         // It may answer an instant before it listens to signals, and would then die of this one.

@@ -23,7 +23,7 @@ use crate::daemon::cpu_time;
 use crate::stats::Cell;
 
 /// Requests of each caller before the clock starts: connections are open and code is warm.
-const WARM_UP: u64 = 20;
+pub(crate) const WARM_UP: u64 = 20;
 
 /// Where requests go.
 #[derive(Debug, Clone)]

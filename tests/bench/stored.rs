@@ -20,7 +20,7 @@ pub(crate) async fn measure(plan: &Plan) {
     let (daemon, _) = place.start().await;
     let target = Target::Unix(place.socket());
     let job = Job { request: stored, is_right: is_ticket, timed: Timed::Whole };
-    let mut cells: [Vec<Cell>; 4] = Default::default();
+    let (mut cells, mut written): ([Vec<Cell>; 4], _) = (Default::default(), Vec::new());
     for _ in 0..plan.rounds {
         let folder = place.data.path().to_owned();
         let (body, long) = (body(0), plan.cell);
@@ -28,14 +28,19 @@ pub(crate) async fn measure(plan: &Plan) {
         cells[0].push(alone.await.unwrap());
         cells[1].push(load::run(&target, job, 1, plan.cell, Some(daemon.pid())).await);
         cells[2].push(append::grouped(place.data.path(), &self::body(0), MANY, plan.cell).await);
-        cells[3].push(load::run(&target, job, MANY, plan.cell, Some(daemon.pid())).await);
+        let before = daemon.written();
+        let cell = load::run(&target, job, MANY, plan.cell, Some(daemon.pid())).await;
+        written
+            .push((daemon.written() - before) as f64 / (cell.per_second * plan.cell.as_secs_f64() * BODY_BYTES as f64));
+        cells[3].push(cell);
     }
     println!("\n### Acknowledged stored requests: 1 KiB, `Prefer: respond-async`\n\n{}", stats::HEAD);
     println!("{}", stats::row(1, "append, fdatasync", &cells[0], None));
     println!("{}", stats::row(1, "holdfast", &cells[1], Some(&cells[0])));
     println!("{}", stats::row(MANY, "appends in groups, fdatasync per group", &cells[2], None));
     println!("{}", stats::row(MANY, "holdfast", &cells[3], Some(&cells[2])));
-    println!("\nResident after this load: {} KiB.", daemon.resident_kib());
+    println!("\nWritten to the disk for each byte accepted, {MANY} callers: {}.", stats::spread(&written));
+    println!("Resident after this load: {} KiB.", daemon.resident_kib());
     daemon.stop().await;
 }
 

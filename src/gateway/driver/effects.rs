@@ -88,7 +88,7 @@ impl Driver {
             let (check, models) = cloud.probe(key).await;
             shared.tell(Input::Event(Event::Probed(uplink, key, check)));
             shared.look_at(uplink, &check);
-            if let Some(models) = models {
+            if let Some(models) = models.filter(|models| shared.is_news(uplink, models)) {
                 let (told, name) = (shared.clone(), cloud.name().to_owned());
                 // It reads a long list and may write a file: not on a thread that serves requests.
                 let _ = spawn_blocking(move || (told.on_models)(&name, &models)).await;

@@ -69,6 +69,8 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "memory_available_bytes": host.memory_available_bytes,
             "disk_free_bytes": host.disk_free_bytes,
             "disk_written_bytes": host.disk_written_bytes,
+            "disk_accepted_bytes": app.gateway.metrics().accepted_bytes(),
+            "disk_written_bytes_per_day": per_day(host.disk_written_bytes, app.gateway.now_ms()),
             "throttled": host.strain.is_throttled,
             "throttled_since_boot": host.strain.was_throttled,
             "undervoltage": host.strain.is_undervoltage,
@@ -76,6 +78,13 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
             "card_spare": host.strain.card_spare,
         },
     }))
+}
+
+/// What a card has to bear each day, as far as this process's time tells; none before it has lived for an hour.
+fn per_day(bytes: u64, lived_ms: u64) -> Option<u64> {
+    const HOUR_MS: u64 = 3_600_000;
+    let per_day = u128::from(bytes) * u128::from(24 * HOUR_MS) / u128::from(lived_ms.max(1));
+    (lived_ms >= HOUR_MS).then(|| u64::try_from(per_day).unwrap_or(u64::MAX))
 }
 
 /// The on-site model as the steward last saw it: nothing is asked in the request.
