@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Requests spend their time waiting for others; two workers keep a slow one from holding up the rest.
-const WORKERS: usize = 2;
+/// Requests spend their time waiting for others. With a second worker each hop from task to task may wake the other core,
+/// which was a third of a plain request's time (docs/benchmarks.md).
+const WORKERS: usize = 1;
 
-/// Threads for the disk and for names: body files use four at most, so that a hanging disk leaves the others. Each
-/// further one costs a stack and a heap of its own.
+/// Threads for what would hold up the worker: disk, names, large bodies to sum or to read. Body files use four at most, so
+/// that a hanging disk leaves the others. Each further one costs a stack and a heap of its own.
 const BLOCKING_THREADS_MAX: usize = 16;
 
 fn main() -> ExitCode {

@@ -118,6 +118,15 @@ impl Body {
         })
     }
 
+    /// Has [`Body::hash`] ready; a large body is summed off the threads that serve.
+    pub async fn summed(&self) {
+        if self.0.hash.get().is_none() && self.len() > PIECE_BYTES as u64 {
+            let body = self.clone();
+            // Should that not come about, whoever asks sums it.
+            let _ = tokio::task::spawn_blocking(move || body.hash()).await;
+        }
+    }
+
     /// What stands where in it.
     pub fn layout(&self) -> &Result<Layout, Fault> {
         self.0.layout.get_or_init(|| {

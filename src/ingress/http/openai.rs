@@ -32,16 +32,17 @@ async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Respo
 
 /// Sends a checked request down its path.
 pub async fn answer(call: Arc<Call>) -> Response {
+    let may_repeat = call.stores_offline() && !call.app.attach.is_empty();
+    if call.wants.respond_async || call.wants.idempotency_key.is_some() || may_repeat {
+        call.body.summed().await;
+    }
     if call.wants.respond_async {
         return kept::respond_async(call).await;
     }
     if let Some(key) = call.wants.idempotency_key.clone() {
         return kept::keyed(call, key).await;
     }
-    if call.stores_offline()
-        && !call.app.attach.is_empty()
-        && let Some(handing) = call.app.attach.find_patiently(&call.source, call.hash(), attach_now).await
-    {
+    if may_repeat && let Some(handing) = call.app.attach.find_patiently(&call.source, call.hash(), attach_now).await {
         return kept::repeated(call, handing).await;
     }
     fresh(call).await
