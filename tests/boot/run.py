@@ -178,7 +178,7 @@ class Run:
         cuts.run(self.bench, self.options.cuts, limit_s, self.options.seed, self.say, c)
         return (
             f"{c.cuts} cuts ({c.starting} while starting), {c.acknowledged} acknowledged over HTTP and {c.on_line} over the "
-            f"serial line, {len(c.lost)} lost, {c.labelled} labelled as maybe billed; {sum(c.seconds) / len(c.seconds):.0f} s a cut"
+            f"serial line, {len(c.lost)} lost, {c.labelled} labelled as maybe billed, {c.unsure} given up as unknown; {sum(c.seconds) / len(c.seconds):.0f} s a cut"
         )
 
     def _removed(self) -> None:
