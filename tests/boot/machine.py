@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import select
 import shutil
 import signal
@@ -279,9 +280,15 @@ def _door(path: Path) -> socket.socket:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below those that this system gives to callers: it stays ours while a machine is off, beside another run too."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise Missing("a free port between 20000 and 32000")
 
 
 def kvm_works(image: Image) -> bool:

@@ -41,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--previous", type=Path, help="an older .deb, to be upgraded")
     parser.add_argument("--cuts", type=int, default=30, help="power cuts under load; 0 for none")
     parser.add_argument("--cut-minutes", type=float, default=600, help="fewer cuts where they take longer than this")
+    parser.add_argument("--minutes", type=float, default=600, help="no cut begins later than this after the run's own begin")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="checks by name or part of it, comma-separated")
     parser.add_argument("--cache", type=Path, default=HERE.parents[1] / "target/boot")
@@ -170,10 +171,14 @@ class Run:
         # A disk of its own: what earlier checks left is not in this ledger.
         _empty_data(self.work, self.bench.board.data)
         c = self.cuts = cuts.Cuts()
-        cuts.run(self.bench, self.options.cuts, self.options.cut_minutes * 60, self.options.seed, self.say, c)
+        left_s = self.options.minutes * 60 - (time.monotonic() - self.began)
+        limit_s = min(self.options.cut_minutes * 60, left_s)
+        if limit_s <= 0:
+            raise Failed("the checks before took all the time there was")
+        cuts.run(self.bench, self.options.cuts, limit_s, self.options.seed, self.say, c)
         return (
             f"{c.cuts} cuts ({c.starting} while starting), {c.acknowledged} acknowledged over HTTP and {c.on_line} over the "
-            f"serial line, {len(c.lost)} lost, {c.labelled} labelled as maybe billed; {sum(c.seconds) / len(c.seconds):.0f} s a cut"
+            f"serial line, {len(c.lost)} lost, {c.labelled} labelled as maybe billed, {c.unsure} given up as unknown; {sum(c.seconds) / len(c.seconds):.0f} s a cut"
         )
 
     def _removed(self) -> None:

@@ -165,6 +165,10 @@ vision_model = "llava:latest"
 name = "line"
 device = "{dir}/serial"
 
+# A board's /tmp is often a piece of memory, smaller than what a real gateway keeps free.
+[queue]
+min_disk_free = "1MiB"
+
 [drain]
 max_in_flight = 1
 start_jitter = "0s"
