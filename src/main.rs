@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Requests spend their time waiting for others. With a second worker each hop from task to task may wake the other core,
-/// which was a third of a plain request's time (docs/benchmarks.md).
+/// Requests spend their time waiting for others. With a second worker each hop between tasks may wake the other core: one
+/// caller's median was 0.67 times as long with one (docs/decisions.md).
 const WORKERS: usize = 1;
 
 /// Threads for what would hold up the worker: disk, names, large bodies to sum or to read. Body files use four at most, so

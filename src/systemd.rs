@@ -60,8 +60,10 @@ pub async fn keep(gateway: Gateway, notice: watch::Receiver<Option<String>>) {
         let line = status_line(&gateway).await;
         let notice = notice.borrow().clone();
         status(&notice.map_or(line.clone(), |notice| format!("{notice}; {line}")));
-        // An idle gateway turns too seldom to prove anything by itself.
-        gateway.nudge();
+        if watchdog.is_some() {
+            // With a short WatchdogSec an idle gateway might not turn between two looks.
+            gateway.nudge();
+        }
         tokio::time::sleep(every).await;
         if watchdog.is_none() {
             continue;

@@ -66,6 +66,8 @@ pub struct Files {
     max_bytes: u64,
     min_free: u64,
     known: Mutex<BTreeMap<u64, FileMeta>>,
+    /// Held while a file becomes known, so that each has a number of its own.
+    adopting: Mutex<()>,
     coming: Coming,
     /// Numbers begin here: higher than any of those that could not be read.
     first: u64,
@@ -112,7 +114,8 @@ impl Files {
                 BTreeMap::new()
             }
         };
-        Files { folder, max_bytes, min_free, known: Mutex::new(known), coming: Coming::default(), first }
+        let (known, adopting) = (Mutex::new(known), Mutex::default());
+        Files { folder, max_bytes, min_free, known, adopting, coming: Coming::default(), first }
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<u64, FileMeta>> {
@@ -173,14 +176,15 @@ impl Files {
 
     /// Makes a whole file known: on return it and its name are on disk. Known already is fine. Blocks.
     pub(super) fn adopt(&self, meta: FileMeta) -> io::Result<FileMeta> {
+        // Not the list itself: who looks at that must not wait for a disk.
+        let _turn = self.adopting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = self.known().values().find(|known| known.id == meta.id) {
             return Ok(known.clone());
         }
-        let mut known = self.known();
-        let seq = known.last_key_value().map_or(0, |(seq, _)| seq + 1).max(self.first);
+        let seq = self.known().last_key_value().map_or(0, |(seq, _)| seq + 1).max(self.first);
         let meta = FileMeta { seq, filename: shortened(&meta.filename), ..meta };
         disk::keep(&self.folder, &meta.id, &meta)?;
-        known.insert(seq, meta.clone());
+        self.known().insert(seq, meta.clone());
         Ok(meta)
     }
 

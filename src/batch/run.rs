@@ -357,6 +357,7 @@ impl Run {
 
     /// The same door as everybody's: the id and the key say which line it is.
     async fn accept(&self, line: &Prepared) -> Result<(), SpoolError> {
+        line.body.summed().await;
         let new = NewRequest {
             id: request_id(&self.batch.id, line.number),
             source: self.batch.source.clone(),

@@ -36,7 +36,7 @@ const QUIET_AFTER: Duration = Duration::from_secs(10);
 const SETTLE_RETRY: Duration = Duration::from_secs(1);
 /// How long after the grace outcomes may still reach the disk; what does not is judged by the next start.
 const LAST_SETTLES: Duration = Duration::from_secs(2);
-/// With no deadline of its own, control is turned at least this often.
+/// Control is turned at least this often, whatever it waits for: a deadline that it forgot would cost no more than that.
 const IDLE_TURN: Duration = Duration::from_secs(5);
 
 pub(super) struct Driver {

@@ -142,7 +142,7 @@ fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), 
 const PAGES_KEPT: u64 = 256;
 
 /// Whether the page cap has room for a body and for the outcomes of those accepted before. SQLite compiles such a
-/// question anew each time, so that a batch asks once and counts what it takes.
+/// question each time, so a batch asks once and counts what it takes.
 fn has_pages(store: &mut Store, size: u64) -> Result<bool, SpoolError> {
     let wanted = (size.min(files::INLINE_MAX as u64) / 4096).saturating_add(1);
     if let Some(left) = store.asked.pages.and_then(|pages| pages.checked_sub(wanted)) {
@@ -205,7 +205,7 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO request ({}, sum) VALUES ({places}, ?)", sum::REQUEST.join(", "))
 });
 
-/// Where a new row stands.
+/// What a new row has beside the request itself.
 struct Entry<'a> {
     seq: u64,
     source_id: i64,

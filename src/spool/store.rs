@@ -134,13 +134,13 @@ pub(super) const FOR_EVER: i64 = i64::MAX;
 const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, maybe_billed, body_bytes, body_kept,
     body_file, expires_at, ttl_ms, version, content IS NOT NULL AND policy = 1 FROM request";
 
-/// What the batch that runs has asked the database once, for all of its acceptances. An operation that is undone takes
-/// it along.
+/// What the batch that runs has asked the database once, for all of its acceptances. Emptied when a batch begins and when
+/// an operation is rolled back.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     /// Numbers of sources, by name; at most one for each write of a batch.
     pub(super) sources: HashMap<String, i64>,
-    /// Pages that may still be taken below the cap.
+    /// Pages that may still be taken below the cap, without those that are kept for outcomes.
     pub(super) pages: Option<u64>,
 }
 

@@ -78,7 +78,7 @@ const ROW_BYTES: usize = 512;
 /// in bytes (u32, little endian) and bytes (numbers as 8 bytes, little endian). A row's own key comes as its
 /// number, although SQLite keeps none in the record.
 pub(super) fn of<'a>(values: impl Iterator<Item = ValueRef<'a>>) -> [u8; SUM_BYTES] {
-    // Together first: the hash takes one long piece much sooner than a hundred short ones.
+    // Together first: the hash takes one long piece much faster than a hundred short ones.
     let mut row = Vec::with_capacity(ROW_BYTES);
     for value in values {
         match value {

@@ -21,7 +21,7 @@ pub struct Host {
     pub memory_available_bytes: u64,
     /// Free space where the spool lives, in bytes.
     pub disk_free_bytes: u64,
-    /// What this process had written to disks since it started, in bytes; the system counts whole pages.
+    /// What was written to disks since this gateway began, in bytes; the system counts whole pages.
     pub disk_written_bytes: u64,
     /// Throttling, voltage, the card's wear.
     pub strain: Strain,
@@ -39,14 +39,18 @@ pub struct Board {
 #[derive(Debug)]
 struct Inner {
     data_dir: PathBuf,
+    /// What the process had written before: a reload begins anew in the same one.
+    written_before: u64,
     last: Mutex<Host>,
     is_reading: AtomicBool,
 }
 
 impl Board {
-    /// Reads nothing yet. `data_dir` is where the spool lives.
+    /// Reads what was written so far, and no more yet. `data_dir` is where the spool lives.
     pub fn new(data_dir: PathBuf) -> Board {
-        Board { inner: Arc::new(Inner { data_dir, last: Mutex::default(), is_reading: AtomicBool::new(false) }) }
+        let written_before = process().map_or(0, |(_, _, written)| written);
+        let (last, is_reading) = (Mutex::default(), AtomicBool::new(false));
+        Board { inner: Arc::new(Inner { data_dir, written_before, last, is_reading }) }
     }
 
     /// New readings, or the last ones where something hangs.
@@ -54,7 +58,8 @@ impl Board {
         if !self.inner.is_reading.swap(true, Ordering::AcqRel) {
             let inner = self.inner.clone();
             let reading = tokio::task::spawn_blocking(move || {
-                let host = read(&inner.data_dir);
+                let mut host = read(&inner.data_dir);
+                host.disk_written_bytes = host.disk_written_bytes.saturating_sub(inner.written_before);
                 *inner.last.lock().unwrap_or_else(PoisonError::into_inner) = host;
                 inner.is_reading.store(false, Ordering::Release);
             });

@@ -279,12 +279,12 @@ impl Metrics {
         r.register("holdfast_disk_free_bytes", "Free space where the spool lives", self.disk_free.clone());
         r.register(
             "holdfast_disk_written_bytes",
-            "What the gateway had written to disks since its start",
+            "What the gateway had written to disks since the last start or reload",
             self.disk_written.clone(),
         );
         r.register(
             "holdfast_disk_accepted_bytes",
-            "Bodies of requests that were taken onto the disk since its start",
+            "Bodies of requests taken onto the disk since the last start or reload",
             self.disk_accepted.clone(),
         );
         r.register(

@@ -1,7 +1,7 @@
 //! How a connection comes about: name, TCP and, where the address says so, TLS, all under one time-out.
 //!
 //! Owns the one kind of connection that both clients have, the cloud's and the local one: the HTTP library is compiled
-//! once for each kind, and each is half a megabyte of the program. Sends nothing.
+//! once for each kind. Sends nothing.
 
 use std::future::Future;
 use std::io;
@@ -40,7 +40,7 @@ enum Way {
 }
 
 impl Dial {
-    /// Without TLS, whatever the address says.
+    /// Plain TCP only; an https address is refused.
     pub(super) fn plain(limit: Duration) -> Dial {
         Dial { way: Way::Plain(tcp(limit)), limit, floor: None }
     }

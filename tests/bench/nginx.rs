@@ -1,6 +1,6 @@
 //! nginx as a careful operator sets it up in front of one uplink: connections kept, answers passed on as they come.
 //!
-//! Owns its configuration and its processes; a column of the tables where Debian's `nginx-light` is installed.
+//! Owns its configuration and its processes; a row of the tables where Debian's `nginx-light` is installed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

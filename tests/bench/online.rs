@@ -78,8 +78,8 @@ impl Side {
         if let Some(nginx) = &self.nginx {
             ways.push(way("nginx", unix(nginx.socket()), Some(nginx.pid())));
         }
-        ways.push(way("none: the mock over TCP", Target::Tcp(self.mock.tcp), None));
-        ways.push(way("none: the mock over a UNIX socket", unix(self.socket.clone()), None));
+        ways.push(way("none: the mock over TCP, no TLS", Target::Tcp(self.mock.tcp), None));
+        ways.push(way("none: the mock over a UNIX socket, no TLS", unix(self.socket.clone()), None));
         if let Some(proxy) = &self.proxy {
             ways.push(way("plain proxy", unix(proxy.socket()), Some(proxy.pid())));
         }
@@ -88,7 +88,7 @@ impl Side {
         ways
     }
 
-    /// One table; what is between caller and mock is its column `through`.
+    /// One table: a row for each way to the mock and number of callers.
     async fn compare(
         &self,
         plan: &Plan,
@@ -113,7 +113,7 @@ impl Side {
         }
     }
 
-    /// Memory now and at its highest since the last time.
+    /// Memory now and at its highest since the process began.
     fn memory(&self, after: &str) {
         let rows = [
             ("nginx", self.nginx.as_ref().map(Nginx::memory)),
@@ -151,11 +151,11 @@ pub(crate) async fn pictures(plan: &Plan) {
     let side = Side::start(None).await;
     side.memory("when idle");
     side.compare(plan, "A picture of 1 MiB and its 600-byte answer", &[FEW], picture, Timed::Whole).await;
-    side.memory("with 16 x 1 MiB in flight");
+    side.memory("after 16 x 1 MiB at once");
     side.stop().await;
     let side = Side::start(None).await;
     side.compare(plan, "A picture of 10 MiB", &[MANY], big_picture, Timed::Whole).await;
-    side.memory("with 64 x 10 MiB in flight");
+    side.memory("after 64 x 10 MiB at once");
     side.stop().await;
 }
 

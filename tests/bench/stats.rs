@@ -10,7 +10,7 @@ pub(crate) struct Cell {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) per_second: f64,
-    /// What the process in between took of the processors for each, in microseconds; 0 where there is none.
+    /// What the process in between took of the processors for each timing (a request, or an event of a stream), in microseconds; 0 where there is none.
     pub(crate) cpu_us: f64,
 }
 

@@ -416,10 +416,9 @@ async fn a_full_disk_takes_no_file_and_a_batch_goes_on_when_there_is_room() {
     assert_eq!(daemon.get("/v1/batches").await.json()["data"].as_array().unwrap().len(), 1);
 }
 
-/// Far more than the memory it may have, in lines of a mebibyte.
+/// In lines of a mebibyte, 72 against the 64 MiB of memory that it may take.
 #[tokio::test]
 async fn a_large_batch_stays_small_in_memory() {
-    // More megabytes than it may take of memory.
     const LINES: usize = 72;
     let bench = Bench::with(Settings { patient: true, ..Settings::without_local() }).await;
     let long = "x".repeat(1024 * 1024);

@@ -80,7 +80,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
     }))
 }
 
-/// What a card has to bear each day, as far as this process's time tells; none before it has lived for an hour.
+/// Bytes written since this gateway began, as bytes a day; none in its first hour.
 fn per_day(bytes: u64, lived_ms: u64) -> Option<u64> {
     const HOUR_MS: u64 = 3_600_000;
     let per_day = u128::from(bytes) * u128::from(24 * HOUR_MS) / u128::from(lived_ms.max(1));
