@@ -342,6 +342,7 @@ impl Run {
         let mut taking = self.inner.gateway.spool().bodies().receive(Some(text.len() as u64));
         taking.push(text.as_bytes()).await.map_err(io::Error::other)?;
         let body = taking.finish().await.map_err(io::Error::other)?;
+        self.inner.gateway.sum_for_auto(&body).await;
         Ok(match head::read(&self.batch.endpoint, &body) {
             Ok(mut head) => {
                 if self.batch.endpoint != "/v1/embeddings" {
@@ -357,7 +358,6 @@ impl Run {
 
     /// The same door as everybody's: the id and the key say which line it is.
     async fn accept(&self, line: &Prepared) -> Result<(), SpoolError> {
-        line.body.summed().await;
         let new = NewRequest {
             id: request_id(&self.batch.id, line.number),
             source: self.batch.source.clone(),
@@ -366,7 +366,6 @@ impl Run {
             model: line.model.clone(),
             priority: self.priority,
             policy: Policy::Queue,
-            body_hash: line.body.hash(),
             body: line.body.clone(),
             idempotency_key: Some(format!("{}:{}", self.batch.id, line.number)),
             ttl_ms: self.left_ms().max(1),

@@ -3,13 +3,14 @@
 //! Owns the temporary name, the steps that make it durable, and the removal. Knows nothing of requests.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, IoSliceMut, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use rustix::io::ReadWriteFlags;
 
 use crate::clock;
 use crate::plant::{self, Fault};
@@ -107,6 +108,16 @@ impl BodyFile {
     /// Whether a row names it.
     pub fn is_kept(&self) -> bool {
         self.kept.load(Ordering::Acquire)
+    }
+
+    /// So many bytes from an offset, as far as the kernel has them in its cache; `None` where a disk would have to be asked.
+    pub(super) fn read_cached(&self, offset: u64, bytes: usize) -> Option<Bytes> {
+        let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut buffer = BytesMut::zeroed(bytes.min(left));
+        let mut into = [IoSliceMut::new(&mut buffer)];
+        let read = rustix::io::preadv2(&self.file, &mut into, offset, ReadWriteFlags::NOWAIT).ok()?;
+        buffer.truncate(read);
+        (read > 0).then(|| buffer.freeze())
     }
 
     /// So many bytes from an offset, fewer at the end. Blocks.

@@ -79,9 +79,8 @@ impl Body {
         Body(Arc::new(Inner { content, len, hash: OnceLock::new(), layout }))
     }
 
-    fn in_file(file: BodyFile, hash: [u8; 32], layout: Result<Layout, Fault>) -> Self {
-        let len = file.len();
-        let (hash, layout) = (OnceLock::from(hash), OnceLock::from(layout));
+    fn in_file(file: BodyFile, hash: OnceLock<[u8; 32]>, layout: Result<Layout, Fault>) -> Self {
+        let (len, layout) = (file.len(), OnceLock::from(layout));
         Body(Arc::new(Inner { content: Content::File(Arc::new(file)), len, hash, layout }))
     }
 
@@ -96,7 +95,7 @@ impl Body {
             scan.feed(&piece);
             offset += piece.len() as u64;
         }
-        Ok(Body::in_file(file, hasher.finalize().into(), scan.finish()))
+        Ok(Body::in_file(file, OnceLock::from(<[u8; 32]>::from(hasher.finalize())), scan.finish()))
     }
 
     /// Its length in bytes.
@@ -109,22 +108,33 @@ impl Body {
         self.0.len == 0
     }
 
-    /// SHA-256; of a file it is known already, of memory it is computed once and only where it is needed.
+    /// SHA-256, computed once and only where it is needed: most bodies are passed on and never stored. Of more than a piece
+    /// [`Body::summed`] has it ready.
     pub fn hash(&self) -> [u8; 32] {
-        *self.0.hash.get_or_init(|| {
-            let mut hasher = Sha256::new();
-            self.pieces().iter().for_each(|piece| hasher.update(piece));
-            hasher.finalize().into()
-        })
+        // What cannot be read gives the sum of something else: never the same as that of the body.
+        *self.0.hash.get_or_init(|| self.sum().unwrap_or_default())
     }
 
-    /// Has [`Body::hash`] ready; a large body is summed off the threads that serve.
-    pub async fn summed(&self) {
-        if self.0.hash.get().is_none() && self.len() > PIECE_BYTES as u64 {
-            let body = self.clone();
-            // Should that not come about, whoever asks sums it.
-            let _ = tokio::task::spawn_blocking(move || body.hash()).await;
+    /// Has [`Body::hash`] ready; a large body is summed off the threads that serve. An error where its file cannot be read.
+    pub async fn summed(&self) -> io::Result<()> {
+        if self.0.hash.get().is_some() || (self.len() <= PIECE_BYTES as u64 && self.file().is_none()) {
+            return Ok(());
         }
+        let body = self.clone();
+        let sum = tokio::task::spawn_blocking(move || body.sum()).await.map_err(io::Error::other)??;
+        // Somebody else may have been first, with the same.
+        let _ = self.0.hash.set(sum);
+        Ok(())
+    }
+
+    fn sum(&self) -> io::Result<[u8; 32]> {
+        let (mut hasher, mut at) = (Sha256::new(), 0);
+        while at < self.len() {
+            let piece = self.read(at, self.len())?;
+            hasher.update(&piece);
+            at += piece.len() as u64;
+        }
+        Ok(hasher.finalize().into())
     }
 
     /// What stands where in it.
@@ -159,8 +169,12 @@ impl Body {
         }
     }
 
-    /// Up to [`PIECE_BYTES`] from an offset, no further than `end`, where they are in memory: shared, not copied.
+    /// Up to [`PIECE_BYTES`] from an offset, no further than `end`, where they are in memory: shared and not copied, or out
+    /// of the kernel's cache of a file. Never waits for a disk.
     pub fn glance(&self, offset: u64, end: u64) -> Option<Bytes> {
+        if let Content::File(file) = &self.0.content {
+            return file.read_cached(offset, usize::try_from(end - offset).unwrap_or(0).min(PIECE_BYTES));
+        }
         let mut at = 0;
         for piece in self.pieces() {
             let next = at + piece.len() as u64;

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::budget::{Budget, Held};
@@ -66,18 +65,12 @@ pub struct Receiving {
     pieces: Vec<Bytes>,
     held: Held,
     current: BytesMut,
-    file: Option<Spilling>,
+    file: Option<Writing>,
     scan: Scan,
     len: u64,
     looked_at: u64,
     paid: bool,
     stuck: bool,
-}
-
-#[derive(Debug)]
-struct Spilling {
-    writing: Writing,
-    hasher: Sha256,
 }
 
 impl Bodies {
@@ -203,7 +196,7 @@ impl Receiving {
         let layout = std::mem::take(&mut self.scan).finish();
         match self.file {
             None => Ok(Body::in_memory(self.pieces, self.held, OnceLock::from(layout))),
-            Some(Spilling { writing, hasher }) => Ok(Body::in_file(writing.finish(), hasher.finalize().into(), layout)),
+            Some(writing) => Ok(Body::in_file(writing.finish(), OnceLock::new(), layout)),
         }
     }
 
@@ -228,7 +221,7 @@ impl Receiving {
     async fn spill(&mut self, piece: Bytes) -> Result<(), ReceiveError> {
         let bodies = self.bodies.clone();
         let _permit = bodies.0.writes.acquire().await.map_err(|_| ReceiveError::Busy("stopping".to_owned()))?;
-        let (spilling, mut pieces) = (self.file.take(), std::mem::take(&mut self.pieces));
+        let (begun, mut pieces) = (self.file.take(), std::mem::take(&mut self.pieces));
         pieces.push(piece);
         let look = !self.paid && (self.looked_at == 0 || self.len - self.looked_at >= SPACE_LOOK_BYTES);
         if look {
@@ -239,15 +232,15 @@ impl Receiving {
             if look {
                 place.check_space()?;
             }
-            write(&place.0, spilling, pieces).or_else(|failed| {
-                let (error, spilling, left) = *failed;
-                if paid { Ok(Written::Memory(read_back(spilling, left)?)) } else { Err(error) }
+            write(&place.0, begun, pieces).or_else(|failed| {
+                let (error, begun, left) = *failed;
+                if paid { Ok(Written::Memory(read_back(begun, left)?)) } else { Err(error) }
             })
         });
         match written.await.map_err(|e| ReceiveError::Busy(e.to_string()))?? {
-            Written::File(spilling) => {
+            Written::File(writing) => {
                 self.held = self.bodies.0.budget.hold();
-                self.file = Some(spilling);
+                self.file = Some(writing);
             }
             Written::Memory(pieces) => {
                 self.held = self.bodies.0.budget.hold();
@@ -260,34 +253,30 @@ impl Receiving {
 }
 
 enum Written {
-    File(Spilling),
+    File(Writing),
     /// The disk takes nothing: what was written is back in memory.
     Memory(Vec<Bytes>),
 }
 
 /// Why, what is in the file, and what is not.
-type Failed = Box<(io::Error, Option<Spilling>, Vec<Bytes>)>;
+type Failed = Box<(io::Error, Option<Writing>, Vec<Bytes>)>;
 
-fn write(place: &Place, spilling: Option<Spilling>, mut pieces: Vec<Bytes>) -> Result<Written, Failed> {
-    let begun = match spilling {
-        Some(spilling) => Ok(spilling),
-        None => Writing::begin(&place.dir, place.start).map(|writing| Spilling { writing, hasher: Sha256::new() }),
-    };
-    let mut spilling = match begun {
-        Ok(spilling) => spilling,
+fn write(place: &Place, begun: Option<Writing>, mut pieces: Vec<Bytes>) -> Result<Written, Failed> {
+    let mut writing = match begun.map_or_else(|| Writing::begin(&place.dir, place.start), Ok) {
+        Ok(writing) => writing,
         Err(error) => return Err(Box::new((error, None, pieces))),
     };
-    let whole = |piece: &Bytes| spilling.writing.write(piece).map(|()| spilling.hasher.update(piece));
-    match pieces.iter().map(whole).enumerate().find_map(|(n, done)| Some((n, done.err()?))) {
-        None => Ok(Written::File(spilling)),
-        Some((n, error)) => Err(Box::new((error, Some(spilling), pieces.split_off(n)))),
+    let written = pieces.iter().map(|piece| writing.write(piece));
+    match written.enumerate().find_map(|(n, done)| Some((n, done.err()?))) {
+        None => Ok(Written::File(writing)),
+        Some((n, error)) => Err(Box::new((error, Some(writing), pieces.split_off(n)))),
     }
 }
 
-fn read_back(spilling: Option<Spilling>, left: Vec<Bytes>) -> io::Result<Vec<Bytes>> {
+fn read_back(begun: Option<Writing>, left: Vec<Bytes>) -> io::Result<Vec<Bytes>> {
     let mut pieces = Vec::new();
-    if let Some(spilling) = spilling {
-        let file = spilling.writing.finish();
+    if let Some(writing) = begun {
+        let file = writing.finish();
         let mut offset = 0;
         while offset < file.len() {
             let piece = file.read(offset, PIECE_BYTES)?;

@@ -4,14 +4,28 @@
 
 use super::Gateway;
 use crate::body::Body;
+use crate::body::scan::Layout;
 use crate::control::auto::{AUTO, Asked, choose};
 use crate::control::types::Priority;
 use crate::uplink::body::Head;
+
+/// [`AUTO`] as nearly everybody writes it in JSON.
+const AUTO_WRITTEN: &[u8] = b"\"auto\"";
 
 impl Gateway {
     /// Whether `auto` is a model here.
     pub fn has_auto(&self) -> bool {
         !self.shared.auto.is_empty()
+    }
+
+    /// Has the sum ready by which shares choose, where this body asks for `auto`: a large one is summed off the threads that
+    /// serve.
+    pub async fn sum_for_auto(&self, body: &Body) {
+        let names_auto = |layout: &Layout| layout.get("model").is_some_and(|model| model.start == AUTO_WRITTEN);
+        if self.has_auto() && body.layout().as_ref().is_ok_and(names_auto) {
+            // One that cannot be read is refused where it is sent or stored.
+            let _ = body.summed().await;
+        }
     }
 
     /// Puts the model in place of `auto`, where this request asks for it. A repeat of the same body gets the same one

@@ -53,12 +53,21 @@ impl FreeSpace {
     }
 }
 
-/// Stores a request, or finds the one its idempotency key names.
+/// Stores a request, or finds the one its idempotency key names. Most are new, of a known source, and fit: these need no
+/// savepoint, because they write only once that is certain.
 pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
     if plant::is(Fault::SpoolHangs) {
         plant::hang();
     }
-    let source_id = source_number(store, &new.source)?;
+    let is_new = new.device.is_none() && new.idempotency_key.is_none() && fits(store, new.body.len());
+    match known_source(store, &new.source)? {
+        Some(source_id) if is_new => add(store, source_id, new, None, file),
+        _ => store.guarded(|store| find_or_add(store, new, file)),
+    }
+}
+
+fn find_or_add(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
+    let source_id = sources::number(&store.conn, &new.source)?;
     let key = match &new.device {
         None => match known(store, source_id, new)? {
             Some(known) => return Ok(known),
@@ -69,12 +78,22 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
             Use::New(key) => Some(key),
         },
     };
+    add(store, source_id, new, key.as_deref(), file)
+}
+
+fn add(
+    store: &mut Store,
+    source_id: i64,
+    new: &NewRequest,
+    key: Option<&str>,
+    file: Option<Staged>,
+) -> Result<Accepted, SpoolError> {
     if new.leased && !has_answer_room(store)? {
         return Err(SpoolError::DiskFull);
     }
     make_room(store, source_id, new)?;
-    let seq = insert(store, source_id, new, key.as_deref(), file.as_ref())?;
-    let mailbox = match (&new.device, &key) {
+    let seq = insert(store, source_id, new, key, file.as_ref())?;
+    let mailbox = match (&new.device, key) {
         (Some(device), Some(key)) => device::note(store, source_id, device, key, seq)?,
         _ => None,
     };
@@ -85,14 +104,16 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     Ok(Accepted { id: new.id.clone(), seq, existing: false, finished: false })
 }
 
-/// The callers of one batch are mostly the same few.
-fn source_number(store: &mut Store, name: &str) -> Result<i64, SpoolError> {
+/// The number of a source that needs no making and no mending. The callers of one batch are mostly the same few.
+fn known_source(store: &mut Store, name: &str) -> Result<Option<i64>, SpoolError> {
     if let Some(id) = store.asked.sources.get(name) {
-        return Ok(*id);
+        return Ok(Some(*id));
     }
-    let id = sources::number(&store.conn, name)?;
-    store.asked.sources.insert(name.to_owned(), id);
-    Ok(id)
+    let known = sources::known(&store.conn, name)?;
+    if let Some(id) = known {
+        store.asked.sources.insert(name.to_owned(), id);
+    }
+    Ok(known)
 }
 
 fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
@@ -105,10 +126,10 @@ fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accep
         .optional()?;
     match found {
         None => {
-            let same = sources::keyed_by_nobody(&store.conn, key, &new.body_hash)?;
+            let same = sources::keyed_by_nobody(&store.conn, key, &new.body.hash())?;
             Ok(same.map(|(seq, id)| Accepted { id, seq, existing: true, finished: false }))
         }
-        Some((seq, id, hash)) if hash == new.body_hash => {
+        Some((seq, id, hash)) if hash == new.body.hash() => {
             Ok(Some(Accepted { id, seq, existing: true, finished: false }))
         }
         Some(_) => Err(SpoolError::KeyReused),
@@ -171,14 +192,27 @@ pub(super) fn has_answer_room(store: &Store) -> Result<bool, SpoolError> {
     Ok(free.saturating_add(store.ballast.bytes()) >= attempts.saturating_mul(ANSWER_ROOM))
 }
 
+/// Whether nothing has to go for it.
+fn fits(store: &Store, size: u64) -> bool {
+    !is_full(store, size) && size <= store.options.max_bytes
+}
+
 pub(super) fn is_full(store: &Store, size: u64) -> bool {
     store.counts.unfinished() >= store.options.max_requests
         || store.counts.kept_bytes.saturating_add(size) > store.options.max_bytes
 }
 
-pub(super) fn check_source(store: &Store, source_id: i64) -> Result<(), SpoolError> {
-    let mut find = store.conn.prepare_cached("SELECT unfinished FROM source WHERE source_id = ?1")?;
-    let unfinished = num(find.query_row([source_id], |r| r.get(0))?);
+pub(super) fn check_source(store: &mut Store, source_id: i64) -> Result<(), SpoolError> {
+    let written = match store.asked.unfinished.get(&source_id) {
+        Some(written) => *written,
+        None => {
+            let mut find = store.conn.prepare_cached("SELECT unfinished FROM source WHERE source_id = ?1")?;
+            let written: i64 = find.query_row([source_id], |r| r.get(0))?;
+            store.asked.unfinished.insert(source_id, written);
+            written
+        }
+    };
+    let unfinished = num(written.saturating_add(store.owed.of_source(source_id)).max(0));
     if unfinished >= store.options.per_source_backlog { Err(SpoolError::SourceFull) } else { Ok(()) }
 }
 
@@ -208,6 +242,7 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
 /// What a new row has beside the request itself.
 struct Entry<'a> {
     seq: u64,
+    body_hash: &'a [u8],
     source_id: i64,
     state: State,
     key: Option<&'a str>,
@@ -243,7 +278,7 @@ fn row<'a>(new: &'a NewRequest, entry: &Entry<'a>) -> [(&'static str, ValueRef<'
         ("label", text(new.label.as_deref())),
         ("idempotency_key", text(entry.key)),
         ("body_bytes", int(sql(new.body.len()))),
-        ("body_hash", ValueRef::Blob(&new.body_hash)),
+        ("body_hash", ValueRef::Blob(entry.body_hash)),
         ("body_kept", int(1)),
         ("body_file", text(entry.file)),
         ("reason", ValueRef::Null),
@@ -270,11 +305,14 @@ fn insert(
     let local_only = new.device.is_some() && new.policy == Policy::Local;
     let (seq_sql, rank) = (sql(seq), i64::from(new.priority.rank()));
     let (now, name) = (store.powered.now_ms(), file.map(Staged::name));
-    let row = row(new, &Entry { seq, source_id, state, key, file: name, local_only, now });
+    let body_hash = new.body.hash();
+    let row = row(new, &Entry { seq, body_hash: &body_hash, source_id, state, key, file: name, local_only, now });
     debug_assert!(row.iter().map(|(name, _)| *name).eq(sum::REQUEST), "a row is summed in the table's order");
     let sum = sum::of(row.iter().map(|(_, value)| *value));
     let values = row.iter().map(|(_, value)| *value).chain([ValueRef::Blob(&sum)]);
     store.conn.prepare_cached(&INSERT)?.execute(params_from_iter(values.map(ToSqlOutput::Borrowed)))?;
+    // A row that is refused undoes itself; from here on that takes more.
+    store.begins();
     if file.is_none() {
         // Whatever is no file is small, and small bodies are one piece.
         let bytes = new.body.in_one_piece().unwrap_or_default();
@@ -285,6 +323,6 @@ fn insert(
     if new.leased {
         store.effects.held.push(seq);
     }
-    store.enter(&Place { source_id, priority: rank, body_bytes: size }, state, !new.leased && !local_only)?;
+    store.enter(&Place { source_id, priority: rank, body_bytes: size }, state, !new.leased && !local_only);
     Ok(seq)
 }

@@ -461,5 +461,6 @@ fn count(store: &mut Store, row: &SalvagedRow, source_id: i64, state: State, kep
     if kept {
         store.counts.kept_bytes += place.body_bytes;
     }
-    store.enter(&place, state, state == State::Queued && !row.is_local_only())
+    store.enter(&place, state, state == State::Queued && !row.is_local_only());
+    Ok(())
 }

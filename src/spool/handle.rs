@@ -104,7 +104,10 @@ impl Spool {
             let seqs = if leased { vec![accepted.seq] } else { Vec::new() };
             Ok((accepted, Handed { seqs, to }))
         };
-        let (accepted, mut handed) = self.write_as(work, hasty).await?;
+        let (reply, answer) = oneshot::channel();
+        let job = Job { work: Some(work), done: None, reply, hasty, bare: true };
+        self.send(Command::Write(Box::new(job))).await?;
+        let (accepted, mut handed) = answer.await.map_err(|_| SpoolError::Closed)??;
         handed.seqs.clear();
         Ok(accepted)
     }
@@ -331,6 +334,8 @@ impl Spool {
 
     /// Large bytes become a durable file first, off the writer thread.
     pub(super) async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
+        // Its sum goes into the row: ready before the spool's thread asks for it.
+        body.summed().await?;
         if body.len() <= INLINE_MAX as u64 && body.in_one_piece().is_some() {
             return Ok(None);
         }
@@ -367,7 +372,8 @@ impl Spool {
         hasty: bool,
     ) -> Result<T, SpoolError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Write(Box::new(Job { work: Some(work), done: None, reply, hasty }))).await?;
+        let job = Job { work: Some(work), done: None, reply, hasty, bare: false };
+        self.send(Command::Write(Box::new(job))).await?;
         answer.await.map_err(|_| SpoolError::Closed)?
     }
 

@@ -22,6 +22,7 @@ mod migrate;
 mod mounts;
 mod open;
 mod outcomes;
+mod owed;
 mod pauses;
 mod powered;
 mod quarantine;

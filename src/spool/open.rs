@@ -18,6 +18,7 @@ use super::ballast::Ballast;
 use super::codes::sql;
 use super::handle::{Seen, Spool};
 use super::outcomes::{self, Outcomes};
+use super::owed::Owed;
 use super::powered::{Mark, Powered};
 use super::record::Tally;
 use super::rescue::{self, Rescue};
@@ -106,6 +107,9 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         told: Vec::new(),
         free: FreeSpace::default(),
         asked: Asked::default(),
+        owed: Owed::default(),
+        spoilt: false,
+        has_begun: false,
         orphans: sweep::Orphans::default(),
         outcomes: Outcomes::open(options)?,
         ballast: Ballast::find(&options.data_dir),

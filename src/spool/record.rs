@@ -27,8 +27,6 @@ pub struct NewRequest {
     pub policy: Policy,
     /// The client's body, byte for byte.
     pub body: Body,
-    /// SHA-256 of `body`.
-    pub body_hash: [u8; 32],
     /// `Idempotency-Key`, unique per source.
     pub idempotency_key: Option<String>,
     /// Time to live in milliseconds of powered-on time, counted from acceptance.
@@ -62,7 +60,7 @@ impl NewRequest {
             attempts: 0,
             maybe_billed: self.maybe_billed,
             body_bytes: self.body.len(),
-            body_hash: self.body_hash,
+            body_hash: self.body.hash(),
             task: self.task,
             position,
             last_error: None,

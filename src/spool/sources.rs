@@ -43,6 +43,11 @@ pub(super) fn number(conn: &Connection, name: &str) -> Result<i64, SpoolError> {
     Err(gone())
 }
 
+/// The number of a source that is there and whose row and index agree.
+pub(super) fn known(conn: &Connection, name: &str) -> Result<Option<i64>, SpoolError> {
+    Ok(find(conn, name)?.filter(|(_, is_whole)| *is_whole == Some(true)).map(|(id, _)| id))
+}
+
 /// By the index of names, and whether the row there says the same.
 fn find(conn: &Connection, name: &str) -> Result<Option<(i64, Option<bool>)>, SpoolError> {
     let text = format!(

@@ -5,11 +5,12 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::ballast::Ballast;
 use super::codes::{self, num, sql, state_code};
 use super::outcomes::{Line, Outcomes};
+use super::owed::Owed;
 use super::powered::{Mark, Powered};
 use super::{Condition, Options, SpoolError, device, sum};
 use crate::control::types::State;
@@ -142,6 +143,8 @@ pub(super) struct Asked {
     pub(super) sources: HashMap<String, i64>,
     /// Pages that may still be taken below the cap, without those that are kept for outcomes.
     pub(super) pages: Option<u64>,
+    /// The counters of unfinished requests in the table of sources.
+    pub(super) unfinished: HashMap<i64, i64>,
 }
 
 /// The connection and what belongs to it.
@@ -161,6 +164,10 @@ pub(super) struct Store {
     pub(super) told: Vec<(u64, String, State)>,
     pub(super) free: super::accept::FreeSpace,
     pub(super) asked: Asked,
+    pub(super) owed: Owed,
+    /// An operation without a savepoint failed after it had begun to write: its batch cannot stand.
+    pub(super) spoilt: bool,
+    pub(super) has_begun: bool,
     pub(super) orphans: super::sweep::Orphans,
     pub(super) outcomes: Outcomes,
     pub(super) ballast: Ballast,
@@ -186,6 +193,11 @@ pub(super) struct Faults {
 }
 
 impl Store {
+    /// Before a batch, and after one that was undone.
+    pub(super) fn forget_batch(&mut self) {
+        (self.asked, self.owed, self.spoilt) = (Asked::default(), Owed::default(), false);
+    }
+
     /// Gives the reserve up. An older reading of the free space must not let a new request have it.
     pub(super) fn give_up_ballast(&mut self) -> bool {
         self.free = super::accept::FreeSpace::default();
@@ -197,7 +209,7 @@ impl Store {
         &mut self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError>,
     ) -> Result<T, SpoolError> {
-        let (counts, effects) = (self.counts, self.effects.lengths());
+        let (counts, effects, owed) = (self.counts, self.effects.lengths(), self.owed.clone());
         self.conn.prepare_cached("SAVEPOINT one")?.execute([])?;
         let done = work(self).and_then(|value| {
             self.conn.prepare_cached("RELEASE one")?.execute([])?;
@@ -205,9 +217,10 @@ impl Store {
         });
         self.note(&done);
         if done.is_err() {
-            self.counts = counts;
+            (self.counts, self.owed) = (counts, owed);
             self.effects.truncate(effects);
             self.asked = Asked::default();
+            self.has_begun = false;
             // Where SQLite has ended the whole transaction by itself, the batch sees that and fails as a whole.
             if !self.conn.is_autocommit() {
                 self.conn.execute_batch("ROLLBACK TO one; RELEASE one")?;
@@ -216,7 +229,23 @@ impl Store {
         done
     }
 
-    /// The same inside an operation: one part of it undoes itself alone.
+    /// Runs one operation that writes nothing before it knows that it fits: then there is nothing to undo where it fails, and
+    /// no savepoint, which would cost a copy of every page that it touches. Should it fail after [`Store::begins`], the whole
+    /// batch is undone.
+    pub(super) fn bare<T>(&mut self, work: impl FnOnce(&mut Store) -> Result<T, SpoolError>) -> Result<T, SpoolError> {
+        self.has_begun = false;
+        let done = work(self);
+        self.note(&done);
+        self.spoilt |= done.is_err() && self.has_begun;
+        done
+    }
+
+    /// From here on a bare operation writes.
+    pub(super) fn begins(&mut self) {
+        self.has_begun = true;
+    }
+
+    /// [`Store::guarded`] inside an operation: one part of it undoes itself alone.
     pub(super) fn nested<T>(
         &mut self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError>,
@@ -256,8 +285,8 @@ impl Store {
         self.conn
             .prepare_cached("UPDATE request SET state = ?2, deferred = ?3, ended_at = ?4 WHERE seq = ?1")?
             .execute(params![sql(row.seq), state_code(to), mark, ended])?;
-        self.leave(row, was_ready && !is_ready)?;
-        self.enter(&row.place(), to, is_ready && !was_ready)?;
+        self.leave(row, was_ready && !is_ready);
+        self.enter(&row.place(), to, is_ready && !was_ready);
         if row.state == State::Sending && to != State::Sending {
             self.effects.freed.push(row.seq);
         }
@@ -277,47 +306,28 @@ impl Store {
         self.effects.outcomes.push(Line { seq: row.seq, id: row.id.clone(), state, version: row.version + 1 });
     }
 
-    fn leave(&mut self, row: &Standing, stops_ready: bool) -> Result<(), SpoolError> {
+    fn leave(&mut self, row: &Standing, stops_ready: bool) {
         lower(&mut self.counts.requests[row.state as usize], 1);
         if !row.state.is_final() {
             lower(&mut self.counts.backlog_bytes, row.body_bytes);
-            self.add_unfinished(row.source_id, -1)?;
+            self.owed.unfinished(row.source_id, -1);
         }
         if stops_ready {
             lower(&mut self.counts.ready, 1);
-            self.add_ready(row.priority, row.source_id, -1)?;
+            self.owed.ready(row.priority, row.source_id, -1);
         }
-        Ok(())
     }
 
     /// Counts a row in as it comes to stand in `to`.
-    pub(super) fn enter(&mut self, row: &Place, to: State, gets_ready: bool) -> Result<(), SpoolError> {
+    pub(super) fn enter(&mut self, row: &Place, to: State, gets_ready: bool) {
         self.counts.requests[to as usize] += 1;
         if !to.is_final() {
             self.counts.backlog_bytes += row.body_bytes;
-            self.add_unfinished(row.source_id, 1)?;
+            self.owed.unfinished(row.source_id, 1);
         }
         if gets_ready {
             self.counts.ready += 1;
-            self.add_ready(row.priority, row.source_id, 1)?;
-        }
-        Ok(())
-    }
-
-    fn add_unfinished(&self, source_id: i64, by: i64) -> Result<(), SpoolError> {
-        let text = "UPDATE source SET unfinished = max(0, unfinished + ?2) WHERE source_id = ?1";
-        self.conn.prepare_cached(text)?.execute([source_id, by])?;
-        Ok(())
-    }
-
-    fn add_ready(&self, priority: i64, source_id: i64, by: i64) -> Result<(), SpoolError> {
-        let text = "INSERT INTO lane VALUES (?1, ?2, max(0, ?3), 0)
-            ON CONFLICT DO UPDATE SET ready = max(0, ready + ?3)";
-        match self.conn.prepare_cached(text)?.execute([priority, source_id, by]) {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
-                Err(SpoolError::Damaged("a request names a source that is not in its table".into()))
-            }
-            done => Ok(done.map(|_| ())?),
+            self.owed.ready(row.priority, row.source_id, 1);
         }
     }
 
@@ -380,7 +390,7 @@ impl Store {
         for local in [false, true] {
             self.drop_answer(row.seq, local)?;
         }
-        self.leave(row, row.state == State::Queued && !row.deferred)?;
+        self.leave(row, row.state == State::Queued && !row.deferred);
         if !row.state.is_final() {
             self.log_end(row, None);
         }
@@ -404,7 +414,8 @@ impl Store {
     }
 
     /// Writes clock and counters; part of every transaction that changes anything.
-    pub(super) fn save(&self) -> Result<(), SpoolError> {
+    pub(super) fn save(&mut self) -> Result<(), SpoolError> {
+        self.pay()?;
         let (c, mark) = (&self.counts, self.powered.mark());
         let r = c.requests.map(sql);
         self.conn.prepare_cached(SAVE)?.execute(params![

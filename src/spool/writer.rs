@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::open::Doubtful;
 use super::record::Tally;
-use super::store::{Asked, Counts, Effects, Store};
+use super::store::{Counts, Effects, Store};
 use super::{Condition, SpoolError, files, lease, migrate, open, read, rescue};
 use crate::plant::{self, Fault};
 
@@ -38,7 +38,7 @@ pub(super) enum Command {
 
 /// A write that is answered later.
 pub(super) trait WriteJob: Send {
-    /// Does its work, guarded by a savepoint.
+    /// Does its work; where it fails, nothing of it stands.
     fn run(&mut self, store: &mut Store) -> Result<(), SpoolError>;
     /// Only a planted mistake answers before the batch's fate is known.
     fn is_hasty(&self) -> bool;
@@ -52,6 +52,8 @@ pub(super) struct Job<F, T> {
     pub(super) done: Option<Result<T, SpoolError>>,
     pub(super) reply: oneshot::Sender<Result<T, SpoolError>>,
     pub(super) hasty: bool,
+    /// It guards itself where it has to.
+    pub(super) bare: bool,
 }
 
 impl<F, T> WriteJob for Job<F, T>
@@ -61,7 +63,7 @@ where
 {
     fn run(&mut self, store: &mut Store) -> Result<(), SpoolError> {
         let Some(work) = self.work.take() else { return Ok(()) };
-        let done = store.guarded(work);
+        let done = if self.bare { store.bare(work) } else { store.guarded(work) };
         let verdict = done.as_ref().map(|_| ()).map_err(Clone::clone);
         self.done = Some(done);
         verdict
@@ -156,8 +158,9 @@ impl Writer {
             if batch.is_ok() {
                 let done = job.run(&mut self.store);
                 no_room |= done == Err(SpoolError::DiskFull);
-                if self.store.hurt || self.store.conn.is_autocommit() {
-                    // SQLite gave the whole transaction up, or the file is about to be set aside: nothing of it stands.
+                if self.store.hurt || self.store.spoilt || self.store.conn.is_autocommit() {
+                    // SQLite gave the whole transaction up, the file is about to be set aside, or there is half of a write in
+                    // it: nothing of it stands.
                     batch = Err(done.err().unwrap_or(SpoolError::DiskFull));
                 }
             }
@@ -183,7 +186,7 @@ impl Writer {
         if self.broken.is_some() {
             return Err(SpoolError::Storage("the spool could not be opened again after a failed write".into()));
         }
-        self.store.asked = Asked::default();
+        self.store.forget_batch();
         self.store.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let given_back = self.store.guarded(|store| lease::give_back(store, abandoned));
         match given_back {
@@ -220,7 +223,9 @@ impl Writer {
 
     fn commit(&mut self) -> Result<(), SpoolError> {
         self.store.counts.turn += 1;
-        self.store.save()?;
+        let saved = self.store.save();
+        self.store.note(&saved);
+        saved?;
         let done = self.store.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([]));
         if plant::is(Fault::FsyncRetriedAfterEio) && done.is_err() {
             let log = File::open(files::wal(&self.store.options.data_dir))?;
@@ -257,6 +262,7 @@ impl Writer {
 
     /// A full disk leaves a transaction that can be rolled back; after anything else the file is opened anew.
     fn undo(&mut self, good: Counts, error: &SpoolError) {
+        self.store.forget_batch();
         let effects = std::mem::take(&mut self.store.effects);
         let turn = std::mem::replace(&mut self.store.counts, good).turn;
         let conn = &self.store.conn;

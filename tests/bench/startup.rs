@@ -92,7 +92,6 @@ async fn put(spool: Spool, first: u64, waiting: u64) {
             model: "bench".to_owned(),
             priority: Priority::Normal,
             policy: Policy::Queue,
-            body_hash: Sha256::digest(&body).into(),
             body: body.into(),
             idempotency_key: None,
             ttl_ms: 3 * DAY_MS,

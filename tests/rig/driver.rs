@@ -52,7 +52,6 @@ pub fn request(n: u64, size: usize) -> NewRequest {
         model: "m".into(),
         priority: Priority::Normal,
         policy: Policy::Queue,
-        body_hash: hash(&body),
         body: Bytes::from(body).into(),
         idempotency_key: n.is_multiple_of(2).then(|| format!("key-{n}")),
         ttl_ms: 1 << 40,

@@ -97,6 +97,7 @@ impl Call {
         let arrived = Arrived::read(&request, clock::now(), app.options.offline)?;
         require_json(request.headers())?;
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
+        app.gateway.sum_for_auto(&body).await;
         Call::checked(app, endpoint, arrived, body, None)
     }
 
@@ -149,7 +150,6 @@ impl Call {
             priority: self.wants.priority,
             policy: self.wants.policy,
             body: self.body.clone(),
-            body_hash: self.hash(),
             idempotency_key: self.wants.idempotency_key.clone(),
             ttl_ms: self.wants.ttl.unwrap_or(self.app.options.ttl).as_millis() as u64,
             leased,

@@ -178,11 +178,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             if let Part::Length(left) = &mut me.part
                 && me.inbox.is_empty()
             {
-                let most = buf.remaining().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
-                ready!(Pin::new(&mut me.inner).poll_read(cx, &mut part))?;
-                let read = part.filled().len();
-                buf.advance(read);
+                let before = buf.filled().len();
+                if *left >= buf.remaining() as u64 {
+                    // No more fits than belongs to the body.
+                    ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
+                } else {
+                    let mut part = ReadBuf::new(buf.initialize_unfilled_to(*left as usize));
+                    ready!(Pin::new(&mut me.inner).poll_read(cx, &mut part))?;
+                    let read = part.filled().len();
+                    buf.advance(read);
+                }
+                let read = buf.filled().len() - before;
                 *left -= read as u64;
                 if *left == 0 {
                     me.part = Part::Head;

@@ -7,6 +7,7 @@ use axum::response::Response;
 
 use super::call::Call;
 use super::{App, attach_now, cached, kept};
+use crate::spool::SpoolError;
 
 /// `POST /v1/chat/completions`.
 pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -34,7 +35,9 @@ async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Respo
 pub async fn answer(call: Arc<Call>) -> Response {
     let may_repeat = call.stores_offline() && !call.app.attach.is_empty();
     if call.wants.respond_async || call.wants.idempotency_key.is_some() || may_repeat {
-        call.body.summed().await;
+        if let Err(error) = call.body.summed().await {
+            return call.app.refused(&call, SpoolError::from(error).into());
+        }
     }
     if call.wants.respond_async {
         return kept::respond_async(call).await;

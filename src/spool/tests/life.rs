@@ -94,7 +94,7 @@ async fn a_deferred_request_waits_for_its_release() {
 async fn one_key_makes_one_request_per_source() {
     let (_dir, spool) = fresh();
     let keyed = |source: &str, id: &str| NewRequest { idempotency_key: Some("k".into()), ..from(source, id) };
-    let same = NewRequest { body: request("a").body, body_hash: request("a").body_hash, ..keyed("x", "b") };
+    let same = NewRequest { body: request("a").body, ..keyed("x", "b") };
     assert!(!take(&spool, keyed("x", "a")).await.existing);
     assert_eq!(take(&spool, same).await, Accepted { id: "a".into(), seq: 1, existing: true, finished: false });
     assert_eq!(spool.accept(keyed("x", "c")).await, Err(SpoolError::KeyReused));
@@ -233,5 +233,5 @@ async fn who_broke_off_finds_the_request_again() {
     spool.cancel("gone".into()).await.unwrap();
     spool.record_local(seq, local("x")).await.unwrap();
     let found = spool.attachable(600_000, 9).await.unwrap();
-    assert_eq!(found, [("uid:1000".to_owned(), request("new").body_hash, "new".to_owned())]);
+    assert_eq!(found, [("uid:1000".to_owned(), request("new").body.hash(), "new".to_owned())]);
 }

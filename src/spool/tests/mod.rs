@@ -62,7 +62,6 @@ fn request(id: &str) -> NewRequest {
         model: "m".to_owned(),
         priority: Priority::Normal,
         policy: Policy::Both,
-        body_hash: files::hash(&body),
         body: body.into(),
         idempotency_key: None,
         ttl_ms: HOUR,
@@ -74,7 +73,7 @@ fn request(id: &str) -> NewRequest {
 }
 
 fn with_body(id: &str, body: Vec<u8>) -> NewRequest {
-    NewRequest { body_hash: files::hash(&body), body: body.into(), ..request(id) }
+    NewRequest { body: body.into(), ..request(id) }
 }
 
 fn from(source: &str, id: &str) -> NewRequest {

@@ -116,7 +116,6 @@ async fn take(spool: &Spool) -> u64 {
         model: leased.model,
         priority: leased.priority,
         policy: Policy::Both,
-        body_hash: leased.body.hash(),
         body: leased.body,
         idempotency_key: None,
         ttl_ms: 3_600_000,

@@ -328,7 +328,6 @@ impl Core {
             model: head.model,
             priority,
             policy,
-            body_hash: composed.body.hash(),
             body: composed.body,
             idempotency_key: None,
             ttl_ms: ttl.min(TTL_MAX).as_millis() as u64,

@@ -79,7 +79,6 @@ pub(super) fn request(n: u64, size: usize, chance: &mut Chance) -> NewRequest {
         model: "m".repeat(1 + chance.below(20) as usize),
         priority: [Priority::Normal, Priority::High, Priority::Low][(n % 3) as usize],
         policy: Policy::Both,
-        body_hash: files::hash(&body),
         body: body.into(),
         idempotency_key: n.is_multiple_of(5).then(|| format!("key {n}")),
         ttl_ms: 3_600_000,
