@@ -19,6 +19,7 @@ mod proxy;
 mod startup;
 mod stats;
 mod stored;
+mod wait;
 
 use std::time::Duration;
 
