@@ -24,6 +24,8 @@ use crate::stats::Cell;
 
 /// Requests of each caller before the clock starts: connections are open and code is warm.
 pub(crate) const WARM_UP: u64 = 20;
+/// The same for big bodies: twenty of 10 MiB from each of 64 callers would be 12 GB before anything is timed.
+pub(crate) const WARM_UP_BIG: u64 = 1;
 
 /// Where requests go.
 #[derive(Debug, Clone)]
@@ -41,6 +43,15 @@ pub(crate) struct Job {
     pub(crate) is_right: fn(&Response<Incoming>) -> bool,
     /// What of it is timed.
     pub(crate) timed: Timed,
+    /// Requests of each caller before the clock starts.
+    pub(crate) warm_up: u64,
+}
+
+impl Job {
+    /// Bytes that a run of so many callers sent, with those before the clock, if each body has so many.
+    pub(crate) fn sent_bytes(&self, cell: &Cell, callers: usize, body_bytes: usize) -> f64 {
+        (cell.count as u64 + self.warm_up * callers as u64) as f64 * body_bytes as f64
+    }
 }
 
 /// What is timed of a request.
@@ -130,7 +141,7 @@ pub(crate) async fn run(target: &Target, job: Job, callers: usize, long: Duratio
             // Numbers of their own, so that no two callers ever send the same bytes.
             let mut n = caller as u64 * 1_000_000_000;
             let mut warm = Vec::new();
-            for _ in 0..WARM_UP {
+            for _ in 0..job.warm_up {
                 connection.timed(job, n, &mut warm).await;
                 n += 1;
             }

@@ -19,7 +19,7 @@ pub(crate) async fn measure(plan: &Plan) {
     let place = Place::new("uplink = []\n");
     let (daemon, _) = place.start().await;
     let target = Target::Unix(place.socket());
-    let job = Job { request: stored, is_right: is_ticket, timed: Timed::Whole };
+    let job = Job { request: stored, is_right: is_ticket, timed: Timed::Whole, warm_up: load::WARM_UP };
     let (mut cells, mut written): ([Vec<Cell>; 4], _) = (Default::default(), Vec::new());
     for _ in 0..plan.rounds {
         let folder = place.data.path().to_owned();
@@ -30,8 +30,7 @@ pub(crate) async fn measure(plan: &Plan) {
         cells[2].push(append::grouped(place.data.path(), &self::body(0), MANY, plan.cell).await);
         let before = daemon.written();
         let cell = load::run(&target, job, MANY, plan.cell, Some(daemon.pid())).await;
-        written
-            .push((daemon.written() - before) as f64 / (cell.per_second * plan.cell.as_secs_f64() * BODY_BYTES as f64));
+        written.push((daemon.written() - before) as f64 / job.sent_bytes(&cell, MANY, BODY_BYTES));
         cells[3].push(cell);
     }
     println!("\n### Acknowledged stored requests: 1 KiB, `Prefer: respond-async`\n\n{}", stats::HEAD);
