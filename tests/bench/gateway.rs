@@ -9,13 +9,16 @@
 
 mod append;
 mod daemon;
+mod disk;
 mod drain;
+mod flush;
 mod links;
 mod load;
 mod mock;
 mod nginx;
 mod online;
 mod proxy;
+mod redis;
 mod startup;
 mod stats;
 mod stored;
@@ -54,6 +57,9 @@ fn main() {
     }
     let plan = if has("--quick") { QUICK } else { FULL };
     println!("{} rounds of {:?}; medians over the rounds, ratios as min / median / max.", plan.rounds, plan.cell);
+    if let Some(added) = flush::added() {
+        println!("Each flush takes {added:?} longer than the disk's own.");
+    }
     // The drain takes minutes: it runs where it is named.
     let sections = ["chats", "pictures", "streams", "stored", "startup", "links", "drain"];
     // A section may be named to run alone; other words are cargo's.

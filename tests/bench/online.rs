@@ -206,7 +206,7 @@ fn big_picture(n: u64) -> Request<Full<Bytes>> {
 }
 
 /// In base64, as cameras send them.
-fn with_picture(base64: &Bytes, n: u64) -> Bytes {
+pub(crate) fn with_picture(base64: &Bytes, n: u64) -> Bytes {
     let head = format!(
         r#"{{"model":"bench","messages":[{{"role":"user","content":[{{"type":"text","text":"{n}"}},{{"type":"image_url","image_url":{{"url":"data:image/jpeg;base64,"#
     );
@@ -228,7 +228,7 @@ fn is_uplinks(answer: &Response<Incoming>) -> bool {
 }
 
 /// The first probe takes its time.
-async fn until_online(target: &Target) {
+pub(crate) async fn until_online(target: &Target) {
     let started = clock::now();
     loop {
         let mut caller = Caller::connect(target).await.unwrap();
