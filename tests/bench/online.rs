@@ -166,7 +166,7 @@ pub(crate) async fn pictures(plan: &Plan) {
     side.stop().await;
     let side = Side::start(None).await;
     side.compare(plan, "A picture of 10 MiB", &[MANY], BIG_PICTURE).await;
-    println!("\nEach caller sends only a few of them in a cell: p99 is about the slowest of all.");
+    println!("\nFew are answered in a cell, often one for each caller: p99 is about the slowest of all.");
     side.memory("after 64 x 10 MiB at once");
     side.stop().await;
 }
