@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::load::{Caller, Target};
+use crate::{disk, flush};
 
 /// Nothing here takes this long; beyond it the daemon is not coming.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -40,7 +41,7 @@ per_source_backlog = 100000000
 
 /// Where daemons keep their files, one after the other.
 pub(crate) struct Place {
-    /// On the disk the checkout is on: a temporary folder is often no disk at all.
+    /// On a disk: a temporary folder is often none at all.
     pub(crate) data: TempDir,
     /// A short path: a socket's name has 107 bytes.
     pub(crate) sockets: TempDir,
@@ -50,7 +51,7 @@ pub(crate) struct Place {
 impl Place {
     /// `uplinks` is what the configuration says about them.
     pub(crate) fn new(uplinks: &str) -> Place {
-        let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let data = tempfile::tempdir_in(disk::folder()).unwrap();
         let sockets = tempfile::tempdir().unwrap();
         let config = sockets.path().join("holdfast.toml");
         let place = Place { data, sockets, config };
@@ -85,7 +86,7 @@ impl Place {
         let started = clock::now();
         // Another build of the daemon may be named: two are compared that way.
         let program = std::env::var_os("BENCH_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_holdfast").into());
-        let child = Command::new(program)
+        let child = flush::slow(&mut Command::new(program))
             .args(["run", "--config"])
             .arg(&self.config)
             .stdin(Stdio::null())
@@ -103,7 +104,9 @@ impl Place {
             }
             tokio::time::sleep(LOOK).await;
         }
-        (daemon, started.elapsed())
+        let took = started.elapsed();
+        flush::check(daemon.pid());
+        (daemon, took)
     }
 }
 
@@ -132,13 +135,6 @@ impl Daemon {
     /// Memory now and at its highest.
     pub(crate) fn memory(&self) -> Memory {
         Memory::of_family(self.child.id())
-    }
-
-    /// What it had written to disks, in bytes, whole pages (proc(5), `io`).
-    pub(crate) fn written(&self) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
-        let bytes = text.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
-        bytes.parse().unwrap()
     }
 
     /// Ends it as the system would.

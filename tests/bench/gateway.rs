@@ -9,16 +9,21 @@
 
 mod append;
 mod daemon;
+mod disk;
 mod drain;
+mod flush;
+mod idle;
 mod links;
 mod load;
 mod mock;
 mod nginx;
 mod online;
 mod proxy;
+mod redis;
 mod startup;
 mod stats;
 mod stored;
+mod wait;
 
 use std::time::Duration;
 
@@ -30,12 +35,16 @@ pub(crate) struct Plan {
     pub(crate) cell: Duration,
     /// Requests that wait when the start of a full gateway is measured.
     pub(crate) waiting: u64,
+    /// How long an idle daemon is watched.
+    pub(crate) idle: Duration,
     /// Requests that are drained into a token bucket.
     pub(crate) drained: u64,
 }
 
-const FULL: Plan = Plan { rounds: 5, cell: Duration::from_secs(1), waiting: 100_000, drained: 50_000 };
-const QUICK: Plan = Plan { rounds: 3, cell: Duration::from_millis(300), waiting: 5_000, drained: 5_000 };
+const FULL: Plan =
+    Plan { rounds: 5, cell: Duration::from_secs(1), waiting: 100_000, idle: Duration::from_secs(30), drained: 50_000 };
+const QUICK: Plan =
+    Plan { rounds: 3, cell: Duration::from_millis(300), waiting: 5_000, idle: Duration::from_secs(5), drained: 5_000 };
 
 fn main() {
     let given: Vec<String> = std::env::args().skip(1).collect();
@@ -53,8 +62,11 @@ fn main() {
     }
     let plan = if has("--quick") { QUICK } else { FULL };
     println!("{} rounds of {:?}; medians over the rounds, ratios as min / median / max.", plan.rounds, plan.cell);
+    if let Some(added) = flush::added() {
+        println!("Each flush takes {added:?} longer than the disk's own.");
+    }
     // The drain takes minutes: it runs where it is named.
-    let sections = ["chats", "pictures", "streams", "stored", "startup", "links", "drain"];
+    let sections = ["chats", "pictures", "streams", "stored", "startup", "idle", "links", "drain"];
     // A section may be named to run alone; other words are cargo's.
     let named = sections.into_iter().any(has);
     for section in sections.into_iter().filter(|section| has(section) || (!named && *section != "drain")) {
@@ -64,6 +76,7 @@ fn main() {
             "streams" => runtime.block_on(online::streams(&plan)),
             "stored" => runtime.block_on(stored::measure(&plan)),
             "startup" => runtime.block_on(startup::measure(&plan)),
+            "idle" => runtime.block_on(idle::measure(plan.idle)),
             "drain" => runtime.block_on(drain::measure(plan.drained)),
             _ => runtime.block_on(links::measure(&plan)),
         }

@@ -1,4 +1,4 @@
-//! Callers: one keep-alive connection each, one request at a time, until the time is up.
+//! Callers: one keep-alive connection each, one request at a time, until the time is up; and what they share with others.
 //!
 //! Owns timing of requests; knows nothing about what answers.
 
@@ -24,6 +24,8 @@ use crate::stats::Cell;
 
 /// Requests of each caller before the clock starts: connections are open and code is warm.
 pub(crate) const WARM_UP: u64 = 20;
+/// The same where twenty of each would take too long: of 10 MiB from 64 callers they would be 12 GB.
+pub(crate) const WARM_UP_BIG: u64 = 1;
 
 /// Where requests go.
 #[derive(Debug, Clone)]
@@ -41,6 +43,8 @@ pub(crate) struct Job {
     pub(crate) is_right: fn(&Response<Incoming>) -> bool,
     /// What of it is timed.
     pub(crate) timed: Timed,
+    /// Requests of each caller before the clock starts.
+    pub(crate) warm_up: u64,
 }
 
 /// What is timed of a request.
@@ -119,27 +123,57 @@ where
     Ok(sender)
 }
 
+/// A caller with its job.
+struct Asking {
+    caller: Caller,
+    job: Job,
+    n: u64,
+}
+
+impl Again for Asking {
+    async fn once(&mut self, timings: &mut Vec<Duration>) {
+        self.caller.timed(self.job, self.n, timings).await;
+        self.n += 1;
+    }
+}
+
 /// Lets `callers` call for `long`, all starting together; `through` is the process in between.
 pub(crate) async fn run(target: &Target, job: Job, callers: usize, long: Duration, through: Option<u32>) -> Cell {
-    let start = Arc::new(Barrier::new(callers + 1));
+    let mut asking = Vec::new();
+    for n in first_numbers(callers) {
+        asking.push(Asking { caller: Caller::connect(target).await.expect("a connection"), job, n });
+    }
+    together(asking, job.warm_up, long, through).await
+}
+
+/// For each caller its first: numbers of its own, so that no two ever send the same bytes.
+pub(crate) fn first_numbers(callers: usize) -> impl Iterator<Item = u64> {
+    (0..callers as u64).map(|caller| caller * 1_000_000_000)
+}
+
+/// What a caller does until the time is up.
+pub(crate) trait Again: Send + 'static {
+    /// Does it once, and adds what is timed of it.
+    fn once(&mut self, timings: &mut Vec<Duration>) -> impl Future<Output = ()> + Send;
+}
+
+/// Lets all of them go on for `long`, starting together when each has done it `warm_up` times.
+pub(crate) async fn together<T: Again>(all: Vec<T>, warm_up: u64, long: Duration, through: Option<u32>) -> Cell {
+    let before = all.len() as u64 * warm_up;
+    let start = Arc::new(Barrier::new(all.len() + 1));
     let mut tasks = JoinSet::new();
-    for caller in 0..callers {
-        let (target, start) = (target.clone(), start.clone());
+    for mut one in all {
+        let start = start.clone();
         tasks.spawn(async move {
-            let mut connection = Caller::connect(&target).await.expect("a connection");
-            // Numbers of their own, so that no two callers ever send the same bytes.
-            let mut n = caller as u64 * 1_000_000_000;
             let mut warm = Vec::new();
-            for _ in 0..WARM_UP {
-                connection.timed(job, n, &mut warm).await;
-                n += 1;
+            for _ in 0..warm_up {
+                one.once(&mut warm).await;
             }
             start.wait().await;
             let until = clock::now() + long;
             let mut timings = Vec::new();
             while clock::now() < until {
-                connection.timed(job, n, &mut timings).await;
-                n += 1;
+                one.once(&mut timings).await;
             }
             timings
         });
@@ -150,5 +184,6 @@ pub(crate) async fn run(target: &Target, job: Job, callers: usize, long: Duratio
     let timings = tasks.join_all().await.concat();
     let (took, cpu) = (started.elapsed(), cpu().saturating_sub(cpu_before));
     let cpu_us = cpu.as_secs_f64() * 1e6 / timings.len() as f64;
-    Cell { cpu_us, ..Cell::of(timings, took) }
+    let cell = Cell::of(timings, took);
+    Cell { cpu_us, done: cell.done + before, ..cell }
 }

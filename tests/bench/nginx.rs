@@ -4,17 +4,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::daemon::Memory;
 use crate::mock::Mock;
+use crate::wait;
 
 /// Debian's place of it: no user has it in the path.
 const PROGRAM: &str = "/usr/sbin/nginx";
-const LOOK: Duration = Duration::from_millis(10);
-const LOOKS: u32 = 500;
 
 /// One that runs; ended when dropped.
 pub(crate) struct Nginx {
@@ -39,13 +37,9 @@ impl Nginx {
             .spawn()
             .unwrap();
         let nginx = Nginx { child, dir };
-        for _ in 0..LOOKS {
-            if tokio::net::UnixStream::connect(nginx.socket()).await.is_ok() {
-                return Some(nginx);
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        panic!("nginx does not start: {}", std::fs::read_to_string(nginx.dir.path().join("log")).unwrap_or_default());
+        let log = || std::fs::read_to_string(nginx.dir.path().join("log")).unwrap_or_default();
+        assert!(wait::until_listening(&nginx.socket()).await, "nginx does not start: {}", log());
+        Some(nginx)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

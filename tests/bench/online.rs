@@ -29,6 +29,20 @@ const BIG_PICTURE_BYTES: usize = 10 << 20;
 const LOOK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What is asked for on every way.
+#[derive(Clone, Copy)]
+struct Asked {
+    request: fn(u64) -> Request<Full<Bytes>>,
+    timed: Timed,
+    warm_up: u64,
+}
+
+const CHAT: Asked = Asked { request: chat, timed: Timed::Whole, warm_up: load::WARM_UP };
+const PICTURE: Asked = Asked { request: picture, timed: Timed::Whole, warm_up: load::WARM_UP };
+const BIG_PICTURE: Asked = Asked { request: big_picture, timed: Timed::Whole, warm_up: load::WARM_UP_BIG };
+const FIRST_BYTE: Asked = Asked { request: streamed, timed: Timed::FirstByte, warm_up: load::WARM_UP };
+const EVENTS: Asked = Asked { request: streamed, timed: Timed::Events, warm_up: load::WARM_UP };
+
 /// One way to the mock.
 struct Way {
     name: &'static str,
@@ -92,21 +106,15 @@ impl Side {
     }
 
     /// One table: a row for each way to the mock and number of callers.
-    async fn compare(
-        &self,
-        plan: &Plan,
-        title: &str,
-        callers: &[usize],
-        request: fn(u64) -> Request<Full<Bytes>>,
-        timed: Timed,
-    ) {
+    async fn compare(&self, plan: &Plan, title: &str, callers: &[usize], asked: Asked) {
         println!("\n### {title}\n\n{}", stats::HEAD);
+        let Asked { request, timed, warm_up } = asked;
         let ways = self.ways();
         for &callers in callers {
             let mut cells = vec![Vec::<Cell>::new(); ways.len()];
             for _ in 0..plan.rounds {
                 for (way, cells) in ways.iter().zip(&mut cells) {
-                    let job = Job { request, is_right: way.is_right, timed };
+                    let job = Job { request, is_right: way.is_right, timed, warm_up };
                     cells.push(load::run(&way.target, job, callers, plan.cell, way.through).await);
                 }
             }
@@ -139,12 +147,12 @@ impl Side {
 /// A chat request and its answer.
 pub(crate) async fn chats(plan: &Plan) {
     let side = Side::start(None).await;
-    side.compare(plan, "A chat request and its 600-byte answer", &CALLERS, chat, Timed::Whole).await;
+    side.compare(plan, "A chat request and its 600-byte answer", &CALLERS, CHAT).await;
     side.memory("after this load");
     side.stop().await;
     for (offers, name) in [(Offers::Http1, "HTTP/1.1"), (Offers::Http2, "HTTP/2, where the way speaks it")] {
         let side = Side::start(Some(offers)).await;
-        side.compare(plan, &format!("The same over TLS to the uplink ({name})"), &CALLERS, chat, Timed::Whole).await;
+        side.compare(plan, &format!("The same over TLS to the uplink ({name})"), &CALLERS, CHAT).await;
         side.stop().await;
     }
 }
@@ -153,11 +161,12 @@ pub(crate) async fn chats(plan: &Plan) {
 pub(crate) async fn pictures(plan: &Plan) {
     let side = Side::start(None).await;
     side.memory("when idle");
-    side.compare(plan, "A picture of 1 MiB and its 600-byte answer", &[FEW], picture, Timed::Whole).await;
+    side.compare(plan, "A picture of 1 MiB and its 600-byte answer", &[FEW], PICTURE).await;
     side.memory("after 16 x 1 MiB at once");
     side.stop().await;
     let side = Side::start(None).await;
-    side.compare(plan, "A picture of 10 MiB", &[MANY], big_picture, Timed::Whole).await;
+    side.compare(plan, "A picture of 10 MiB", &[MANY], BIG_PICTURE).await;
+    println!("\nFew are answered in a cell, often one for each caller: p99 is about the slowest of all.");
     side.memory("after 64 x 10 MiB at once");
     side.stop().await;
 }
@@ -165,9 +174,9 @@ pub(crate) async fn pictures(plan: &Plan) {
 /// A stream: its first byte, and each event's way.
 pub(crate) async fn streams(plan: &Plan) {
     let side = Side::start(None).await;
-    side.compare(plan, "The first byte of a stream", &[1, FEW], streamed, Timed::FirstByte).await;
+    side.compare(plan, "The first byte of a stream", &[1, FEW], FIRST_BYTE).await;
     let title = "One event of a stream on its way back";
-    side.compare(plan, title, &[1, FEW], streamed, Timed::Events).await;
+    side.compare(plan, title, &[1, FEW], EVENTS).await;
     side.stop().await;
 }
 
@@ -197,7 +206,7 @@ fn big_picture(n: u64) -> Request<Full<Bytes>> {
 }
 
 /// In base64, as cameras send them.
-fn with_picture(base64: &Bytes, n: u64) -> Bytes {
+pub(crate) fn with_picture(base64: &Bytes, n: u64) -> Bytes {
     let head = format!(
         r#"{{"model":"bench","messages":[{{"role":"user","content":[{{"type":"text","text":"{n}"}},{{"type":"image_url","image_url":{{"url":"data:image/jpeg;base64,"#
     );
@@ -219,7 +228,7 @@ fn is_uplinks(answer: &Response<Incoming>) -> bool {
 }
 
 /// The first probe takes its time.
-async fn until_online(target: &Target) {
+pub(crate) async fn until_online(target: &Target) {
     let started = clock::now();
     loop {
         let mut caller = Caller::connect(target).await.unwrap();

@@ -5,7 +5,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -18,11 +17,10 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 
 use crate::daemon::Memory;
+use crate::wait;
 
 /// Followed by the socket to listen at and the address to pass on to.
 pub(crate) const FLAG: &str = "--plain-proxy";
-const LOOK: Duration = Duration::from_millis(10);
-const LOOKS: u32 = 500;
 
 /// One that runs; killed when dropped.
 pub(crate) struct Proxy {
@@ -42,13 +40,8 @@ impl Proxy {
             .spawn()
             .unwrap();
         let proxy = Proxy { child, dir };
-        for _ in 0..LOOKS {
-            if tokio::net::UnixStream::connect(proxy.socket()).await.is_ok() {
-                return proxy;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-        panic!("the plain proxy does not start");
+        assert!(wait::until_listening(&proxy.socket()).await, "the plain proxy does not start");
+        proxy
     }
 
     pub(crate) fn socket(&self) -> PathBuf {

@@ -7,6 +7,8 @@ use std::time::Duration;
 /// What one cell of one round came to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cell {
+    /// How often it was done, before the clock started too.
+    pub(crate) done: u64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) per_second: f64,
@@ -19,7 +21,8 @@ impl Cell {
         assert!(!timings.is_empty(), "nothing was answered");
         timings.sort_unstable();
         let at = |share: f64| timings[((timings.len() - 1) as f64 * share).round() as usize].as_secs_f64() * 1e6;
-        Cell { p50_us: at(0.5), p99_us: at(0.99), per_second: timings.len() as f64 / took.as_secs_f64(), cpu_us: 0.0 }
+        let per_second = timings.len() as f64 / took.as_secs_f64();
+        Cell { done: timings.len() as u64, p50_us: at(0.5), p99_us: at(0.99), per_second, cpu_us: 0.0 }
     }
 }
 
