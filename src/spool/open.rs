@@ -24,7 +24,7 @@ use super::record::Tally;
 use super::rescue::{self, Rescue};
 use super::scrub::Scrub;
 use super::store::{Asked, Counts, Standing, Store};
-use super::writer::{Abandoned, COMMANDS_MAX, Writer};
+use super::writer::{Abandoned, COMMANDS_MAX, Latest, Writer};
 use super::{
     Condition, Options, SpoolError, change, device, files, mounts, quarantine, read, salvage, schema, sources, store,
     sweep,
@@ -382,6 +382,7 @@ fn start(store: Store, tally: Tally, lock: File) -> Result<Spool, SpoolError> {
         commits: 0,
         _lock: lock,
         broken: None,
+        latest: Latest::default(),
     };
     let thread = std::thread::Builder::new().name("spool".into()).spawn(move || writer.run())?;
     Ok(Spool::new(sender, thread, seen, abandoned, options, powered, starts))

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -11,12 +12,19 @@ use super::open::Doubtful;
 use super::record::Tally;
 use super::store::{Counts, Effects, Store};
 use super::{Condition, SpoolError, files, lease, migrate, open, read, rescue};
+use crate::clock;
 use crate::plant::{self, Fault};
 
 /// Writes per transaction: enough that the fsync is shared by all who wait, few enough for one to wait little.
 pub(super) const BATCH_MAX: usize = 256;
 /// Commands that wait for the thread. With inline bodies of 64 KiB at most this is 16 MiB at the very worst.
 pub(super) const COMMANDS_MAX: usize = 256;
+/// Of a burst the thread waits for those who were in the batch before, this share of what that commit took and no longer
+/// than that: one more flush costs everybody more.
+const LINGER_SHARE: u32 = 4;
+const LINGER_MAX: Duration = Duration::from_millis(2);
+/// How often it looks whether they are there.
+const LINGER_LOOK: Duration = Duration::from_micros(100);
 /// Untold endings kept for the next sweep; beyond it they are in the records only.
 const TOLD_MAX: usize = 4_096;
 
@@ -106,15 +114,29 @@ pub(super) struct Writer {
     pub(super) _lock: File,
     /// After a failed commit: what is known of it. Nothing is served until the file is open again.
     pub(super) broken: Option<Doubtful>,
+    /// The batch before.
+    pub(super) latest: Latest,
+}
+
+/// What is known of a batch that was answered.
+#[derive(Default)]
+pub(super) struct Latest {
+    /// Its writes.
+    answered: usize,
+    /// From its first statement to its last answer.
+    took: Duration,
 }
 
 impl Writer {
     /// Serves until closed or until the last handle is gone.
     pub(super) fn run(mut self) {
         while let Some(first) = self.commands.blocking_recv() {
+            self.linger();
             let Batch { writes, reads, close } = self.gather(first);
             let _ = self.mend();
+            let (begun, answered) = (clock::now(), writes.len());
             self.write(writes);
+            self.latest = Latest { answered, took: clock::now().duration_since(begun) };
             self.settle_files();
             self.read(reads);
             if let Some(reply) = close {
@@ -125,6 +147,18 @@ impl Writer {
             }
         }
         self.finish();
+    }
+
+    /// Callers that were answered together come back together. One alone is never kept waiting.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the thread waits for commands without a clock of its own; it serves nobody else"
+    )]
+    fn linger(&self) {
+        let until = clock::now() + (self.latest.took / LINGER_SHARE).min(LINGER_MAX);
+        while self.commands.len() + 1 < self.latest.answered && clock::now() < until {
+            std::thread::sleep(LINGER_LOOK);
+        }
     }
 
     fn gather(&mut self, first: Command) -> Batch {

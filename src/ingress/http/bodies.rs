@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ const RUN_MIN: usize = 100;
 const MARK: &[u8] = b";base64,";
 
 /// Shows both bodies of a request to whoever listens.
-pub async fn show(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn show(app: Arc<App>, request: Request, next: Next) -> Response {
     let feed = app.gateway.feed();
     let path = request.uri().path();
     let is_upload = path.starts_with("/v1/files") || path.starts_with("/v1/batches");

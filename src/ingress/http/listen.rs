@@ -23,14 +23,13 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tower::ServiceExt;
 
 use super::call::Peer;
 use super::framing::{HEADERS_MAX, HeadFault};
 use super::guarded::{Guarded, HEAD_TIMEOUT, Line};
 use super::peers::{PeerKey, Peers};
 use super::refusal::Refusal;
-use super::{App, Tokens, router};
+use super::{App, Tokens, named, router};
 use crate::plant::{self, Fault};
 use hyper::StatusCode;
 
@@ -192,10 +191,7 @@ impl Server {
             Err(refusal) => return refusal.into_response(),
         };
         request.extensions_mut().insert(Peer(peer));
-        match self.router.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        }
+        named(self.router.clone(), request).await
     }
 
     fn identify(&self, request: &Request<Body>, origin: &Origin) -> Result<String, Refusal> {

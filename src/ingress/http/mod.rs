@@ -40,10 +40,12 @@ mod tokens;
 mod uplinks;
 mod wants;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -51,7 +53,8 @@ use axum::routing::{any, get, post};
 use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tower_http::decompression::RequestDecompressionLayer;
+use tower::{ServiceExt, service_fn};
+use tower_http::decompression::RequestDecompression;
 
 use crate::batch::Later;
 use crate::cache::Cache;
@@ -256,9 +259,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/{*rest}", any(passthrough::any_v1))
         .route("/api/{*rest}", any(ollama::any_api))
-        .layer(middleware::from_fn_with_state(app.clone(), bodies::show))
-        .layer(middleware::from_fn(refuse_packed))
-        .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+        // One layer for all that comes before: each costs every request a copy of the route and two boxes.
         .layer(middleware::from_fn_with_state(app.clone(), admit));
     Router::new()
         .merge(limited)
@@ -283,16 +284,18 @@ fn router(app: Arc<App>) -> Router {
         .route("/holdfast/v1/uplinks/{name}/test", post(uplinks::test))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
-        .layer(middleware::from_fn(name_request))
         .with_state(app)
 }
 
-/// Gives every request its id, and says it in the answer.
-async fn name_request(mut request: Request, next: Next) -> Response {
+/// Gives a request its id, and says it in the answer.
+async fn named(router: Router, mut request: Request) -> Response {
     let id = clock::request_id();
     let theirs = request.headers().get("x-request-id").cloned();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = next.run(request).await;
+    let mut response = match router.oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-request-id"), value);
@@ -323,16 +326,36 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             .retry_after(1)
             .into_response();
     };
-    let response = next.run(request).await;
+    let response = unpacked(app, request, next).await;
     // A stream is being served until its last byte: the place travels with its body.
     response.map(|body| axum::body::Body::new(listen::Held::new(body, place)))
 }
 
-/// A body packed in a way that nobody here unpacks; the layer before took the header of all others away.
-async fn refuse_packed(request: Request, next: Next) -> Response {
-    if request.headers().get(CONTENT_ENCODING).is_none_or(|packing| packing == "identity") {
-        return next.run(request).await;
+/// Unpacks a body that its client has packed; most come as they are.
+async fn unpacked(app: Arc<App>, request: Request, next: Next) -> Response {
+    if is_as_it_is(&request) {
+        return bodies::show(app, request, next).await;
     }
+    let inner = service_fn(|request: hyper::Request<_>| {
+        let (app, request, next) = (app.clone(), request.map(Body::new), next.clone());
+        async move {
+            // The header of what was unpacked is gone.
+            let response =
+                if is_as_it_is(&request) { bodies::show(app, request, next).await } else { unknown_packing() };
+            Ok::<_, Infallible>(response)
+        }
+    });
+    match RequestDecompression::new(inner).pass_through_unaccepted(true).oneshot(request).await {
+        Ok(response) => response.map(Body::new),
+        Err(never) => match never {},
+    }
+}
+
+fn is_as_it_is(request: &Request) -> bool {
+    request.headers().get(CONTENT_ENCODING).is_none_or(|packing| packing == "identity")
+}
+
+fn unknown_packing() -> Response {
     let message = "send the body as it is, or packed with gzip or deflate";
     Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message).into_response()
 }
