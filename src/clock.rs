@@ -2,6 +2,7 @@
 //!
 //! Everything else takes `now` as an argument, so a week of outages runs in a test in milliseconds.
 
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -106,21 +107,26 @@ pub fn random_u64() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// A fresh request id: `req_` and 32 hexadecimal digits, the first 12 of them the time and the rest random (as in a
-/// UUID of version 7, RFC 9562). Ids that grow lie together in the spool's index: random ones cost a page of it each.
+/// Where this process's ids begin, and how many there were.
+static IDS: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(random_u64()));
+
+/// A fresh request id: `req_` and 32 hexadecimal digits. The first 12 count on from a random number of this process, the rest
+/// is random. Ids that follow one another lie together in the spool's index, where random ones cost a page each; and an
+/// uplink, which may see one, does not learn from it when the request came. Nothing is ordered by them.
 pub fn request_id() -> String {
     let mut random = [0u8; 10];
     if getrandom::fill(&mut random).is_err() {
         random[..8].copy_from_slice(&random_u64().to_le_bytes());
     }
-    id_at(unix_ms(), random)
+    id_of(IDS.fetch_add(1, Ordering::Relaxed), random)
 }
 
-fn id_at(unix_ms: u64, random: [u8; 10]) -> String {
+/// The lower 48 bits of the number, then the random ones.
+fn id_of(number: u64, random: [u8; 10]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut id = String::with_capacity(36);
     id.push_str("req_");
-    for byte in unix_ms.to_be_bytes()[2..].iter().chain(&random) {
+    for byte in number.to_be_bytes()[2..].iter().chain(&random) {
         id.push(DIGITS[usize::from(byte >> 4)].into());
         id.push(DIGITS[usize::from(byte & 15)].into());
     }
@@ -130,6 +136,16 @@ fn id_at(unix_ms: u64, random: [u8; 10]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_that_follow_one_another_lie_together() {
+        let (first, second) = (id_of(0xffff_0000_0000_00ff, [0xff; 10]), id_of(0xffff_0000_0000_0100, [0; 10]));
+        assert_eq!(first, "req_0000000000ffffffffffffffffffffff");
+        assert_eq!(second, "req_00000000010000000000000000000000");
+        let [first, second] = [request_id(), request_id()];
+        assert_eq!((first.len(), &first[..12]), (36, &second[..12]));
+        assert_ne!(first[16..], second[16..], "80 bits are random");
+    }
 
     const YEAR_MS: u64 = 365 * 24 * 3_600_000;
     const BOOT: Duration = Duration::from_secs(100);

@@ -342,7 +342,7 @@ impl Run {
         let mut taking = self.inner.gateway.spool().bodies().receive(Some(text.len() as u64));
         taking.push(text.as_bytes()).await.map_err(io::Error::other)?;
         let body = taking.finish().await.map_err(io::Error::other)?;
-        self.inner.gateway.sum_for_auto(&body).await;
+        self.inner.gateway.hash_for_auto(&body).await;
         Ok(match head::read(&self.batch.endpoint, &body) {
             Ok(mut head) => {
                 if self.batch.endpoint != "/v1/embeddings" {

@@ -108,26 +108,29 @@ impl Body {
         self.0.len == 0
     }
 
-    /// SHA-256, computed once and only where it is needed: most bodies are passed on and never stored. Of more than a piece
-    /// [`Body::summed`] has it ready.
+    /// SHA-256, computed once and only where it is needed: most bodies are passed on and never stored. It may read a file:
+    /// await [`Body::hashed`] first on a thread that serves.
     pub fn hash(&self) -> [u8; 32] {
-        // What cannot be read gives the sum of something else: never the same as that of the body.
-        *self.0.hash.get_or_init(|| self.sum().unwrap_or_default())
+        if let Some(hash) = self.0.hash.get() {
+            return *hash;
+        }
+        // Zeros for a file that cannot be read match no body, and are not remembered.
+        self.compute_hash().map_or([0; 32], |hash| *self.0.hash.get_or_init(|| hash))
     }
 
-    /// Has [`Body::hash`] ready; a large body is summed off the threads that serve. An error where its file cannot be read.
-    pub async fn summed(&self) -> io::Result<()> {
+    /// Has [`Body::hash`] ready; a large body is hashed off the threads that serve. An error where its file cannot be read.
+    pub async fn hashed(&self) -> io::Result<()> {
         if self.0.hash.get().is_some() || (self.len() <= PIECE_BYTES as u64 && self.file().is_none()) {
             return Ok(());
         }
         let body = self.clone();
-        let sum = tokio::task::spawn_blocking(move || body.sum()).await.map_err(io::Error::other)??;
+        let hash = tokio::task::spawn_blocking(move || body.compute_hash()).await.map_err(io::Error::other)??;
         // Somebody else may have been first, with the same.
-        let _ = self.0.hash.set(sum);
+        let _ = self.0.hash.set(hash);
         Ok(())
     }
 
-    fn sum(&self) -> io::Result<[u8; 32]> {
+    fn compute_hash(&self) -> io::Result<[u8; 32]> {
         let (mut hasher, mut at) = (Sha256::new(), 0);
         while at < self.len() {
             let piece = self.read(at, self.len())?;
@@ -187,7 +190,7 @@ impl Body {
         None
     }
 
-    /// The same from memory or file. Blocks where it is a file.
+    /// The same, waiting for the disk where it must.
     pub fn read(&self, offset: u64, end: u64) -> io::Result<Bytes> {
         match &self.0.content {
             Content::File(file) => file.read(offset, usize::try_from(end - offset).unwrap_or(0).min(PIECE_BYTES)),

@@ -196,7 +196,14 @@ impl Receiving {
         let layout = std::mem::take(&mut self.scan).finish();
         match self.file {
             None => Ok(Body::in_memory(self.pieces, self.held, OnceLock::from(layout))),
-            Some(writing) => Ok(Body::in_file(writing.finish(), OnceLock::new(), layout)),
+            Some(writing) => {
+                let body = Body::in_file(writing.finish(), OnceLock::new(), layout);
+                if self.paid {
+                    // It will be stored: what cannot be read must be known before that.
+                    body.hashed().await?;
+                }
+                Ok(body)
+            }
         }
     }
 

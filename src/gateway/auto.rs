@@ -9,7 +9,7 @@ use crate::control::auto::{AUTO, Asked, choose};
 use crate::control::types::Priority;
 use crate::uplink::body::Head;
 
-/// [`AUTO`] as nearly everybody writes it in JSON.
+/// [`AUTO`] as nearly everybody writes it in JSON; with escapes in it the body is hashed where the model is chosen.
 const AUTO_WRITTEN: &[u8] = b"\"auto\"";
 
 impl Gateway {
@@ -18,13 +18,12 @@ impl Gateway {
         !self.shared.auto.is_empty()
     }
 
-    /// Has the sum ready by which shares choose, where this body asks for `auto`: a large one is summed off the threads that
-    /// serve.
-    pub async fn sum_for_auto(&self, body: &Body) {
+    /// Has [`Body::hash`] ready where this body asks for `auto`, whose shares are drawn by it.
+    pub async fn hash_for_auto(&self, body: &Body) {
         let names_auto = |layout: &Layout| layout.get("model").is_some_and(|model| model.start == AUTO_WRITTEN);
         if self.has_auto() && body.layout().as_ref().is_ok_and(names_auto) {
             // One that cannot be read is refused where it is sent or stored.
-            let _ = body.summed().await;
+            let _ = body.hashed().await;
         }
     }
 

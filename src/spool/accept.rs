@@ -59,9 +59,9 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     if plant::is(Fault::SpoolHangs) {
         plant::hang();
     }
-    let is_new = new.device.is_none() && new.idempotency_key.is_none() && fits(store, new.body.len());
+    let is_plain = new.device.is_none() && new.idempotency_key.is_none() && !is_full(store, new.body.len());
     match known_source(store, &new.source)? {
-        Some(source_id) if is_new => add(store, source_id, new, None, file),
+        Some(source_id) if is_plain => add(store, source_id, new, None, file),
         _ => store.guarded(|store| find_or_add(store, new, file)),
     }
 }
@@ -192,11 +192,6 @@ pub(super) fn has_answer_room(store: &Store) -> Result<bool, SpoolError> {
     Ok(free.saturating_add(store.ballast.bytes()) >= attempts.saturating_mul(ANSWER_ROOM))
 }
 
-/// Whether nothing has to go for it.
-fn fits(store: &Store, size: u64) -> bool {
-    !is_full(store, size) && size <= store.options.max_bytes
-}
-
 pub(super) fn is_full(store: &Store, size: u64) -> bool {
     store.counts.unfinished() >= store.options.max_requests
         || store.counts.kept_bytes.saturating_add(size) > store.options.max_bytes
@@ -212,7 +207,7 @@ pub(super) fn check_source(store: &mut Store, source_id: i64) -> Result<(), Spoo
             written
         }
     };
-    let unfinished = num(written.saturating_add(store.owed.of_source(source_id)).max(0));
+    let unfinished = num(written.saturating_add(store.deltas.unfinished_of(source_id)).max(0));
     if unfinished >= store.options.per_source_backlog { Err(SpoolError::SourceFull) } else { Ok(()) }
 }
 
@@ -311,8 +306,8 @@ fn insert(
     let sum = sum::of(row.iter().map(|(_, value)| *value));
     let values = row.iter().map(|(_, value)| *value).chain([ValueRef::Blob(&sum)]);
     store.conn.prepare_cached(&INSERT)?.execute(params_from_iter(values.map(ToSqlOutput::Borrowed)))?;
-    // A row that is refused undoes itself; from here on that takes more.
-    store.begins();
+    // SQLite takes a refused row back by itself; a failure from here on would leave half a request.
+    store.wrote();
     if file.is_none() {
         // Whatever is no file is small, and small bodies are one piece.
         let bytes = new.body.in_one_piece().unwrap_or_default();

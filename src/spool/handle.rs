@@ -104,10 +104,7 @@ impl Spool {
             let seqs = if leased { vec![accepted.seq] } else { Vec::new() };
             Ok((accepted, Handed { seqs, to }))
         };
-        let (reply, answer) = oneshot::channel();
-        let job = Job { work: Some(work), done: None, reply, hasty, bare: true };
-        self.send(Command::Write(Box::new(job))).await?;
-        let (accepted, mut handed) = answer.await.map_err(|_| SpoolError::Closed)??;
+        let (accepted, mut handed) = self.submit(work, hasty, true).await?;
         handed.seqs.clear();
         Ok(accepted)
     }
@@ -334,8 +331,8 @@ impl Spool {
 
     /// Large bytes become a durable file first, off the writer thread.
     pub(super) async fn stage(&self, body: &Body) -> Result<Option<Staged>, SpoolError> {
-        // Its sum goes into the row: ready before the spool's thread asks for it.
-        body.summed().await?;
+        // It goes into the row: ready before the spool's thread asks for it.
+        body.hashed().await?;
         if body.len() <= INLINE_MAX as u64 && body.in_one_piece().is_some() {
             return Ok(None);
         }
@@ -371,8 +368,18 @@ impl Spool {
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
         hasty: bool,
     ) -> Result<T, SpoolError> {
+        self.submit(work, hasty, false).await
+    }
+
+    /// `unguarded`: it guards itself where it has to.
+    async fn submit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
+        hasty: bool,
+        unguarded: bool,
+    ) -> Result<T, SpoolError> {
         let (reply, answer) = oneshot::channel();
-        let job = Job { work: Some(work), done: None, reply, hasty, bare: false };
+        let job = Job { work: Some(work), done: None, reply, hasty, unguarded };
         self.send(Command::Write(Box::new(job))).await?;
         answer.await.map_err(|_| SpoolError::Closed)?
     }

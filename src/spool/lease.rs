@@ -64,7 +64,7 @@ pub(super) fn lease(
             }
             break;
         }
-        store.pay()?;
+        store.write_deltas()?;
         let Some(row) = next_but(store, except, labelled_left > 0)? else { break };
         if !sum::holds(&store.conn, row.seq)? {
             store.set_aside(&row)?;

@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, watch};
 use super::accept::FreeSpace;
 use super::ballast::Ballast;
 use super::codes::sql;
+use super::deltas::Deltas;
 use super::handle::{Seen, Spool};
 use super::outcomes::{self, Outcomes};
-use super::owed::Owed;
 use super::powered::{Mark, Powered};
 use super::record::Tally;
 use super::rescue::{self, Rescue};
@@ -39,7 +39,7 @@ const STEP: u32 = 1_000;
 /// How long a start after an unclean stop may look at the whole file; the slow look goes on in the background.
 const CHECK_MAX: Duration = Duration::from_secs(2);
 /// The same after a clean stop, when only the storage itself can have spoilt it.
-const CLEAN_CHECK_MAX: Duration = Duration::from_millis(500);
+const CLEAN_CHECK_MAX: Duration = Duration::from_millis(100);
 /// SQLite's steps between two looks at the clock while it checks: some tenths of a millisecond.
 const CHECK_STEPS: i32 = 10_000;
 /// Sequence numbers skipped at least after a file was set aside: far more than requests can be unfinished, so that
@@ -107,9 +107,9 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         told: Vec::new(),
         free: FreeSpace::default(),
         asked: Asked::default(),
-        owed: Owed::default(),
-        spoilt: false,
-        has_begun: false,
+        deltas: Deltas::default(),
+        is_half_written: false,
+        has_written: false,
         orphans: sweep::Orphans::default(),
         outcomes: Outcomes::open(options)?,
         ballast: Ballast::find(&options.data_dir),
@@ -272,6 +272,7 @@ fn check_until(conn: &mut Connection, check: &str, begun: Instant, most: Duratio
 /// Puts an empty database in place of a damaged one while the service runs. What is handed out stays so: the
 /// rows of those come back with the salvage.
 pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
+    store.forget_batch();
     store.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     store.conn = Connection::open_in_memory()?;
     if store.rescue.is_unused {
@@ -310,6 +311,7 @@ fn adopt_on_full_disk_too(store: &mut Store) -> Result<Tally, SpoolError> {
 /// Takes over from the process before, in one transaction. All that a start reads is read in here, because the look at
 /// the file may have ended before its damage was found: who calls this sets a damaged one aside.
 fn adopt(store: &mut Store) -> Result<Tally, SpoolError> {
+    store.forget_batch();
     store.conn.execute_batch("BEGIN IMMEDIATE")?;
     store.counts.starts += 1;
     settle_orphans(store)?;
@@ -410,6 +412,7 @@ pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, Spo
     if std::mem::take(&mut store.faults.stays_shut) {
         return Err(SpoolError::Storage("a planted fault".into()));
     }
+    store.forget_batch();
     // The old connection must not sync once more on its way out, and must be gone before the next locks the file.
     store.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     store.conn = Connection::open_in_memory()?;

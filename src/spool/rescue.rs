@@ -409,7 +409,7 @@ fn send<T: Send + 'static>(
     work: impl FnOnce(&mut Store) -> Result<T, SpoolError> + Send + 'static,
 ) -> Result<T, SpoolError> {
     let (reply, answer) = oneshot::channel();
-    let job = Job { work: Some(work), done: None, reply, hasty: false, bare: false };
+    let job = Job { work: Some(work), done: None, reply, hasty: false, unguarded: false };
     // Held only for this: a closing spool must not wait for the salvage.
     let commands = commands.upgrade().ok_or(SpoolError::Closed)?;
     commands.blocking_send(Command::Write(Box::new(job))).map_err(|_| SpoolError::Closed)?;

@@ -9,8 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::ballast::Ballast;
 use super::codes::{self, num, sql, state_code};
+use super::deltas::Deltas;
 use super::outcomes::{Line, Outcomes};
-use super::owed::Owed;
 use super::powered::{Mark, Powered};
 use super::{Condition, Options, SpoolError, device, sum};
 use crate::control::types::State;
@@ -136,14 +136,14 @@ const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, ma
     body_file, expires_at, ttl_ms, version, content IS NOT NULL AND policy = 1 FROM request";
 
 /// What the batch that runs has asked the database once, for all of its acceptances. Emptied when a batch begins and when
-/// an operation is rolled back.
+/// an operation is rolled back; the counters also when the table is written.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     /// Numbers of sources, by name; at most one for each write of a batch.
     pub(super) sources: HashMap<String, i64>,
     /// Pages that may still be taken below the cap, without those that are kept for outcomes.
     pub(super) pages: Option<u64>,
-    /// The counters of unfinished requests in the table of sources.
+    /// Unfinished requests by source, as its table has them; at most one for each write of a batch.
     pub(super) unfinished: HashMap<i64, i64>,
 }
 
@@ -164,10 +164,12 @@ pub(super) struct Store {
     pub(super) told: Vec<(u64, String, State)>,
     pub(super) free: super::accept::FreeSpace,
     pub(super) asked: Asked,
-    pub(super) owed: Owed,
-    /// An operation without a savepoint failed after it had begun to write: its batch cannot stand.
-    pub(super) spoilt: bool,
-    pub(super) has_begun: bool,
+    /// Changes of counters that are not in their tables yet.
+    pub(super) deltas: Deltas,
+    /// An unguarded operation failed after it had written something: its batch cannot stand.
+    pub(super) is_half_written: bool,
+    /// The unguarded operation that runs has written something.
+    pub(super) has_written: bool,
     pub(super) orphans: super::sweep::Orphans,
     pub(super) outcomes: Outcomes,
     pub(super) ballast: Ballast,
@@ -193,9 +195,9 @@ pub(super) struct Faults {
 }
 
 impl Store {
-    /// Before a batch, and after one that was undone.
+    /// Forgets what belongs to one batch: before each transaction, and after one that was undone.
     pub(super) fn forget_batch(&mut self) {
-        (self.asked, self.owed, self.spoilt) = (Asked::default(), Owed::default(), false);
+        (self.asked, self.deltas, self.is_half_written) = (Asked::default(), Deltas::default(), false);
     }
 
     /// Gives the reserve up. An older reading of the free space must not let a new request have it.
@@ -209,7 +211,7 @@ impl Store {
         &mut self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError>,
     ) -> Result<T, SpoolError> {
-        let (counts, effects, owed) = (self.counts, self.effects.lengths(), self.owed.clone());
+        let (counts, effects, deltas) = (self.counts, self.effects.lengths(), self.deltas.clone());
         self.conn.prepare_cached("SAVEPOINT one")?.execute([])?;
         let done = work(self).and_then(|value| {
             self.conn.prepare_cached("RELEASE one")?.execute([])?;
@@ -217,10 +219,10 @@ impl Store {
         });
         self.note(&done);
         if done.is_err() {
-            (self.counts, self.owed) = (counts, owed);
+            (self.counts, self.deltas) = (counts, deltas);
             self.effects.truncate(effects);
             self.asked = Asked::default();
-            self.has_begun = false;
+            self.has_written = false;
             // Where SQLite has ended the whole transaction by itself, the batch sees that and fails as a whole.
             if !self.conn.is_autocommit() {
                 self.conn.execute_batch("ROLLBACK TO one; RELEASE one")?;
@@ -229,20 +231,22 @@ impl Store {
         done
     }
 
-    /// Runs one operation that writes nothing before it knows that it fits: then there is nothing to undo where it fails, and
-    /// no savepoint, which would cost a copy of every page that it touches. Should it fail after [`Store::begins`], the whole
-    /// batch is undone.
-    pub(super) fn bare<T>(&mut self, work: impl FnOnce(&mut Store) -> Result<T, SpoolError>) -> Result<T, SpoolError> {
-        self.has_begun = false;
+    /// Runs one operation without a savepoint, which would copy every page that it touches. It must know that it fits before
+    /// it writes; where it fails after [`Store::wrote`], the whole batch is undone.
+    pub(super) fn unguarded<T>(
+        &mut self,
+        work: impl FnOnce(&mut Store) -> Result<T, SpoolError>,
+    ) -> Result<T, SpoolError> {
+        self.has_written = false;
         let done = work(self);
         self.note(&done);
-        self.spoilt |= done.is_err() && self.has_begun;
+        self.is_half_written |= done.is_err() && self.has_written;
         done
     }
 
-    /// From here on a bare operation writes.
-    pub(super) fn begins(&mut self) {
-        self.has_begun = true;
+    /// Said by an unguarded operation: a failure from here on leaves half of it.
+    pub(super) fn wrote(&mut self) {
+        self.has_written = true;
     }
 
     /// [`Store::guarded`] inside an operation: one part of it undoes itself alone.
@@ -310,11 +314,11 @@ impl Store {
         lower(&mut self.counts.requests[row.state as usize], 1);
         if !row.state.is_final() {
             lower(&mut self.counts.backlog_bytes, row.body_bytes);
-            self.owed.unfinished(row.source_id, -1);
+            self.deltas.add_unfinished(row.source_id, -1);
         }
         if stops_ready {
             lower(&mut self.counts.ready, 1);
-            self.owed.ready(row.priority, row.source_id, -1);
+            self.deltas.add_ready(row.priority, row.source_id, -1);
         }
     }
 
@@ -323,11 +327,11 @@ impl Store {
         self.counts.requests[to as usize] += 1;
         if !to.is_final() {
             self.counts.backlog_bytes += row.body_bytes;
-            self.owed.unfinished(row.source_id, 1);
+            self.deltas.add_unfinished(row.source_id, 1);
         }
         if gets_ready {
             self.counts.ready += 1;
-            self.owed.ready(row.priority, row.source_id, 1);
+            self.deltas.add_ready(row.priority, row.source_id, 1);
         }
     }
 
@@ -415,7 +419,7 @@ impl Store {
 
     /// Writes clock and counters; part of every transaction that changes anything.
     pub(super) fn save(&mut self) -> Result<(), SpoolError> {
-        self.pay()?;
+        self.write_deltas()?;
         let (c, mark) = (&self.counts, self.powered.mark());
         let r = c.requests.map(sql);
         self.conn.prepare_cached(SAVE)?.execute(params![

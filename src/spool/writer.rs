@@ -19,9 +19,9 @@ use crate::plant::{self, Fault};
 pub(super) const BATCH_MAX: usize = 256;
 /// Commands that wait for the thread. With inline bodies of 64 KiB at most this is 16 MiB at the very worst.
 pub(super) const COMMANDS_MAX: usize = 256;
-/// Of a burst the thread waits for those who were in the batch before, this share of what that commit took and no longer
-/// than that: one more flush costs everybody more.
-const LINGER_SHARE: u32 = 4;
+/// After a burst the thread waits for its callers to come back: a quarter of the time that the batch took…
+const LINGER_DIVISOR: u32 = 4;
+/// …and no longer than this, so that a slow card does not slow a caller who comes alone.
 const LINGER_MAX: Duration = Duration::from_millis(2);
 /// How often it looks whether they are there.
 const LINGER_LOOK: Duration = Duration::from_micros(100);
@@ -61,7 +61,7 @@ pub(super) struct Job<F, T> {
     pub(super) reply: oneshot::Sender<Result<T, SpoolError>>,
     pub(super) hasty: bool,
     /// It guards itself where it has to.
-    pub(super) bare: bool,
+    pub(super) unguarded: bool,
 }
 
 impl<F, T> WriteJob for Job<F, T>
@@ -71,7 +71,7 @@ where
 {
     fn run(&mut self, store: &mut Store) -> Result<(), SpoolError> {
         let Some(work) = self.work.take() else { return Ok(()) };
-        let done = if self.bare { store.bare(work) } else { store.guarded(work) };
+        let done = if self.unguarded { store.unguarded(work) } else { store.guarded(work) };
         let verdict = done.as_ref().map(|_| ()).map_err(Clone::clone);
         self.done = Some(done);
         verdict
@@ -118,11 +118,11 @@ pub(super) struct Writer {
     pub(super) latest: Latest,
 }
 
-/// What is known of a batch that was answered.
+/// The writes of a batch that was answered.
 #[derive(Default)]
 pub(super) struct Latest {
-    /// Its writes.
-    answered: usize,
+    /// How many.
+    writes: usize,
     /// From its first statement to its last answer.
     took: Duration,
 }
@@ -134,9 +134,9 @@ impl Writer {
             self.linger();
             let Batch { writes, reads, close } = self.gather(first);
             let _ = self.mend();
-            let (begun, answered) = (clock::now(), writes.len());
+            let (begun, count) = (clock::now(), writes.len());
             self.write(writes);
-            self.latest = Latest { answered, took: clock::now().duration_since(begun) };
+            self.latest = Latest { writes: count, took: clock::now().duration_since(begun) };
             self.settle_files();
             self.read(reads);
             if let Some(reply) = close {
@@ -149,14 +149,15 @@ impl Writer {
         self.finish();
     }
 
-    /// Callers that were answered together come back together. One alone is never kept waiting.
+    /// Callers that were answered together come back together. After a batch of one nobody waits; who comes alone after a
+    /// burst waits once.
     #[allow(
         clippy::disallowed_methods,
-        reason = "the thread waits for commands without a clock of its own; it serves nobody else"
+        reason = "the spool's own thread; the channel has no blocking receive with a time-out"
     )]
     fn linger(&self) {
-        let until = clock::now() + (self.latest.took / LINGER_SHARE).min(LINGER_MAX);
-        while self.commands.len() + 1 < self.latest.answered && clock::now() < until {
+        let until = clock::now() + (self.latest.took / LINGER_DIVISOR).min(LINGER_MAX);
+        while self.commands.len() + 1 < self.latest.writes && clock::now() < until {
             std::thread::sleep(LINGER_LOOK);
         }
     }
@@ -192,7 +193,7 @@ impl Writer {
             if batch.is_ok() {
                 let done = job.run(&mut self.store);
                 no_room |= done == Err(SpoolError::DiskFull);
-                if self.store.hurt || self.store.spoilt || self.store.conn.is_autocommit() {
+                if self.store.hurt || self.store.is_half_written || self.store.conn.is_autocommit() {
                     // SQLite gave the whole transaction up, the file is about to be set aside, or there is half of a write in
                     // it: nothing of it stands.
                     batch = Err(done.err().unwrap_or(SpoolError::DiskFull));

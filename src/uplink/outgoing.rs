@@ -128,7 +128,7 @@ impl Outgoing {
         (Self { body, stretches, left, reading: None, progress: progress.clone(), on_out }, progress)
     }
 
-    /// The next slice; of a file it is read off the threads that serve.
+    /// The next slice; what a disk must fetch is read off the threads that serve.
     fn poll_slice(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         if let Some(reading) = &mut self.reading {
             let read = ready!(Pin::new(reading).poll(cx));

@@ -2,6 +2,7 @@
 //!
 //! Owns the counting over its threads; what the mock takes stands in no figure.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::daemon::Place;
@@ -20,41 +21,46 @@ pub(crate) async fn measure(long: Duration) {
     let (daemon, _) = place.start().await;
     online::until_online(&Target::Unix(place.socket())).await;
     tokio::time::sleep(SETTLE).await;
-    let before = Taken::by(daemon.pid());
+    let before = threads(daemon.pid());
     tokio::time::sleep(long).await;
-    let after = Taken::by(daemon.pid());
-    let a_second = |after: u64, before: u64| after.saturating_sub(before) as f64 / long.as_secs_f64();
+    let after = threads(daemon.pid());
+    let taken = since(&before, &after);
+    let a_second = |count: u64| count as f64 / long.as_secs_f64();
     println!("\n### Idle, one uplink probed every 2 s, over {} s\n", long.as_secs());
     println!("| threads | resident KiB | wake-ups a second | processor ms a second |\n| ---: | ---: | ---: | ---: |");
-    let wakes = a_second(after.wakes, before.wakes);
-    let cpu_ms = a_second(after.cpu_ns, before.cpu_ns) / 1e6;
-    println!("| {} | {} | {wakes:.1} | {cpu_ms:.2} |", after.threads, daemon.resident_kib());
+    let (wakes, cpu_ms) = (a_second(taken.wakes), a_second(taken.cpu_ns) / 1e6);
+    println!("| {} | {} | {wakes:.1} | {cpu_ms:.2} |", after.len(), daemon.resident_kib());
     daemon.stop().await;
 }
 
-/// The sums over a process's threads; one that ended in between is missing.
-#[derive(Default)]
+/// What one thread has taken so far.
+#[derive(Clone, Copy)]
 struct Taken {
-    threads: u64,
-    /// How often one gave up the processor by itself, and so was woken again.
+    /// How often it gave up the processor by itself, and so was woken again.
     wakes: u64,
     /// Finer than the hundredths of a second of the process's own account.
     cpu_ns: u64,
 }
 
-impl Taken {
-    fn by(pid: u32) -> Taken {
-        let mut sum = Taken::default();
-        for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-            let thread = thread.unwrap().path();
-            let read = |name| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
-            let (status, schedstat) = (read("status"), read("schedstat"));
-            let wakes = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            sum.threads += 1;
-            sum.wakes += wakes.and_then(|wakes| wakes.trim().parse::<u64>().ok()).unwrap_or_default();
-            let cpu_ns = schedstat.split_whitespace().next();
-            sum.cpu_ns += cpu_ns.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or_default();
-        }
-        sum
-    }
+/// All threads of a process, by number.
+fn threads(pid: u32) -> BTreeMap<String, Taken> {
+    let folders = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let each = folders.map(|thread| {
+        let thread = thread.unwrap();
+        let read = |name| std::fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+        let (status, schedstat) = (read("status"), read("schedstat"));
+        let wakes = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let wakes = wakes.and_then(|wakes| wakes.trim().parse().ok()).unwrap_or_default();
+        let cpu_ns = schedstat.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or_default();
+        (thread.file_name().to_string_lossy().into_owned(), Taken { wakes, cpu_ns })
+    });
+    each.collect()
+}
+
+/// What the threads that are there took since then; what one took that ended in between is not known.
+fn since(before: &BTreeMap<String, Taken>, after: &BTreeMap<String, Taken>) -> Taken {
+    after.iter().fold(Taken { wakes: 0, cpu_ns: 0 }, |sum, (thread, now)| {
+        let then = before.get(thread).copied().unwrap_or(Taken { wakes: 0, cpu_ns: 0 });
+        Taken { wakes: sum.wakes + now.wakes - then.wakes, cpu_ns: sum.cpu_ns + now.cpu_ns - then.cpu_ns }
+    })
 }

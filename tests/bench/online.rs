@@ -20,6 +20,8 @@ use crate::nginx::Nginx;
 use crate::proxy::Proxy;
 use crate::stats::{self, Cell};
 
+/// Names the one way that is to be measured.
+const ONLY_WAY: &str = "BENCH_WAY";
 const CALLERS: [usize; 3] = [1, 16, 64];
 const FEW: usize = 16;
 const MANY: usize = 64;
@@ -99,8 +101,9 @@ impl Side {
         }
         let holdfast = way("holdfast", unix(self.place.socket()), Some(self.daemon.pid()));
         ways.push(Way { is_right: is_uplinks, ..holdfast });
-        if let Ok(only) = std::env::var("BENCH_WAY") {
+        if let Ok(only) = std::env::var(ONLY_WAY) {
             ways.retain(|way| way.name == only);
+            assert!(!ways.is_empty(), "{ONLY_WAY}={only}: there is no such way");
         }
         ways
     }

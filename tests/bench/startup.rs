@@ -6,7 +6,6 @@ use holdfast::clock;
 use holdfast::control::types::{Policy, Priority};
 use holdfast::spool::record::NewRequest;
 use holdfast::spool::{self, Options, Spool};
-use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
 use crate::Plan;

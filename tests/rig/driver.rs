@@ -77,11 +77,6 @@ pub fn answer(n: u64, size: usize) -> Vec<u8> {
     chance::body(n | 1 << 40, size)
 }
 
-fn hash(bytes: &[u8]) -> [u8; 32] {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).into()
-}
-
 /// A workload at work.
 struct Driver {
     marks: File,

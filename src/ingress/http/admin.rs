@@ -477,3 +477,16 @@ fn sse(event: &feed::Event) -> SseEvent {
     let data = serde_json::to_string(event).unwrap_or_default();
     SseEvent::default().event(event.event).data(data)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::per_day;
+
+    #[test]
+    fn what_is_written_in_a_day_is_told_after_an_hour() {
+        assert_eq!(per_day(1000, 3_599_999), None);
+        assert_eq!(per_day(1000, 3_600_000), Some(24_000));
+        assert_eq!(per_day(1000, 48 * 3_600_000), Some(500));
+        assert_eq!(per_day(u64::MAX, 3_600_000), Some(u64::MAX));
+    }
+}

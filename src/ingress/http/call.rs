@@ -97,7 +97,7 @@ impl Call {
         let arrived = Arrived::read(&request, clock::now(), app.options.offline)?;
         require_json(request.headers())?;
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
-        app.gateway.sum_for_auto(&body).await;
+        app.gateway.hash_for_auto(&body).await;
         Call::checked(app, endpoint, arrived, body, None)
     }
 

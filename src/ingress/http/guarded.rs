@@ -154,6 +154,29 @@ impl<S> Guarded<S> {
         now > 0
     }
 
+    /// Reads of a body whose length is known, no further than to its end.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let Part::Length(left) = &mut self.part else { return Poll::Ready(Ok(())) };
+        let before = buf.filled().len();
+        if *left >= buf.remaining() as u64 {
+            // All that fits belongs to the body: nothing has to be zeroed first.
+            ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        } else {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(*left as usize));
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut part))?;
+            let got = part.filled().len();
+            buf.advance(got);
+        }
+        *left -= (buf.filled().len() - before) as u64;
+        if *left == 0 {
+            self.part = Part::Head;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Whether the head, or the next request, has been waited for long enough.
     fn waited(&mut self, cx: &mut Context<'_>) -> bool {
         if !matches!(self.part, Part::Head) || self.line.busy.load(Ordering::Acquire) || plant::is(Fault::NoTimers) {
@@ -175,25 +198,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
                 return Poll::Ready(Ok(()));
             }
             // A body's bytes go straight through where none were read ahead.
-            if let Part::Length(left) = &mut me.part
-                && me.inbox.is_empty()
-            {
-                let before = buf.filled().len();
-                if *left >= buf.remaining() as u64 {
-                    // No more fits than belongs to the body.
-                    ready!(Pin::new(&mut me.inner).poll_read(cx, buf))?;
-                } else {
-                    let mut part = ReadBuf::new(buf.initialize_unfilled_to(*left as usize));
-                    ready!(Pin::new(&mut me.inner).poll_read(cx, &mut part))?;
-                    let read = part.filled().len();
-                    buf.advance(read);
-                }
-                let read = buf.filled().len() - before;
-                *left -= read as u64;
-                if *left == 0 {
-                    me.part = Part::Head;
-                }
-                return Poll::Ready(Ok(()));
+            if matches!(me.part, Part::Length(_)) && me.inbox.is_empty() {
+                return me.poll_body(cx, buf);
             }
             let mut scratch = [0; READ_BYTES];
             let mut part = ReadBuf::new(&mut scratch);

@@ -29,7 +29,7 @@ use super::framing::{HEADERS_MAX, HeadFault};
 use super::guarded::{Guarded, HEAD_TIMEOUT, Line};
 use super::peers::{PeerKey, Peers};
 use super::refusal::Refusal;
-use super::{App, Tokens, named, router};
+use super::{App, Tokens, router, serve_with_id};
 use crate::plant::{self, Fault};
 use hyper::StatusCode;
 
@@ -191,7 +191,7 @@ impl Server {
             Err(refusal) => return refusal.into_response(),
         };
         request.extensions_mut().insert(Peer(peer));
-        named(self.router.clone(), request).await
+        serve_with_id(self.router.clone(), request).await
     }
 
     fn identify(&self, request: &Request<Body>, origin: &Origin) -> Result<String, Refusal> {

@@ -287,15 +287,12 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Gives a request its id, and says it in the answer.
-async fn named(router: Router, mut request: Request) -> Response {
+/// Serves a request under an id of its own, which the answer says.
+async fn serve_with_id(router: Router, mut request: Request) -> Response {
     let id = clock::request_id();
     let theirs = request.headers().get("x-request-id").cloned();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = match router.oneshot(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    };
+    let mut response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-request-id"), value);
@@ -326,14 +323,14 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             .retry_after(1)
             .into_response();
     };
-    let response = unpacked(app, request, next).await;
+    let response = decode_and_serve(app, request, next).await;
     // A stream is being served until its last byte: the place travels with its body.
-    response.map(|body| axum::body::Body::new(listen::Held::new(body, place)))
+    response.map(|body| Body::new(listen::Held::new(body, place)))
 }
 
-/// Unpacks a body that its client has packed; most come as they are.
-async fn unpacked(app: Arc<App>, request: Request, next: Next) -> Response {
-    if is_as_it_is(&request) {
+/// Unpacks a body that its client has packed, then serves; most come as they are.
+async fn decode_and_serve(app: Arc<App>, request: Request, next: Next) -> Response {
+    if is_unencoded(&request) {
         return bodies::show(app, request, next).await;
     }
     let inner = service_fn(|request: hyper::Request<_>| {
@@ -341,21 +338,19 @@ async fn unpacked(app: Arc<App>, request: Request, next: Next) -> Response {
         async move {
             // The header of what was unpacked is gone.
             let response =
-                if is_as_it_is(&request) { bodies::show(app, request, next).await } else { unknown_packing() };
+                if is_unencoded(&request) { bodies::show(app, request, next).await } else { unknown_encoding() };
             Ok::<_, Infallible>(response)
         }
     });
-    match RequestDecompression::new(inner).pass_through_unaccepted(true).oneshot(request).await {
-        Ok(response) => response.map(Body::new),
-        Err(never) => match never {},
-    }
+    let decoded = RequestDecompression::new(inner).pass_through_unaccepted(true).oneshot(request).await;
+    decoded.unwrap_or_else(|never| match never {}).map(Body::new)
 }
 
-fn is_as_it_is(request: &Request) -> bool {
+fn is_unencoded(request: &Request) -> bool {
     request.headers().get(CONTENT_ENCODING).is_none_or(|packing| packing == "identity")
 }
 
-fn unknown_packing() -> Response {
+fn unknown_encoding() -> Response {
     let message = "send the body as it is, or packed with gzip or deflate";
     Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message).into_response()
 }

@@ -31,8 +31,6 @@ struct Listing {
 pub struct Models {
     folder: PathBuf,
     lists: Mutex<BTreeMap<String, Vec<Value>>>,
-    /// Each uplink's list as it last came, so that a probe that brings the same one costs a comparison.
-    latest: Mutex<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Models {
@@ -44,17 +42,11 @@ impl Models {
             Some((name.clone(), parse(&text)?))
         });
         let lists = Mutex::new(kept.collect());
-        Models { folder, lists, latest: Mutex::default() }
+        Models { folder, lists }
     }
 
-    /// Takes in an uplink's list as a probe read it; writes it only when it changed.
+    /// Takes in an uplink's list, where a probe's is another than the one before; writes it only where it is not what is kept.
     pub fn update(&self, uplink: &str, body: &[u8]) {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        if latest.get(uplink).is_some_and(|known| known == body) {
-            return;
-        }
-        latest.insert(uplink.to_owned(), body.to_vec());
-        drop(latest);
         let Some(list) = parse(body) else { return };
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         if lists.get(uplink) == Some(&list) {

@@ -83,7 +83,7 @@ pub async fn resume(call: &Call, why: &str, stored: Stored) -> Result<Begun, Ref
 /// Makes the request durable and remembers its body, so that a repeat is recognised. A caller who goes away in
 /// the middle stops neither: the request may be on disk already.
 pub async fn store(call: &Call, maybe_billed: bool) -> Result<Stored, Refusal> {
-    call.body.summed().await.map_err(SpoolError::from)?;
+    call.body.hashed().await.map_err(SpoolError::from)?;
     let (app, new) = (call.app.clone(), call.to_store(false, maybe_billed));
     let handing = call.app.attach.begin(&call.source, call.hash(), &new.id, super::attach_now);
     let storing = tokio::spawn(async move {

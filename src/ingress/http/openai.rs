@@ -35,7 +35,7 @@ async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Respo
 pub async fn answer(call: Arc<Call>) -> Response {
     let may_repeat = call.stores_offline() && !call.app.attach.is_empty();
     if call.wants.respond_async || call.wants.idempotency_key.is_some() || may_repeat {
-        if let Err(error) = call.body.summed().await {
+        if let Err(error) = call.body.hashed().await {
             return call.app.refused(&call, SpoolError::from(error).into());
         }
     }

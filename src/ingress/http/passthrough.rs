@@ -55,7 +55,7 @@ pub async fn pass_on(
     if app.gateway.money().is_capped() && method == Method::POST && bound::is_boundless(plain_path) {
         return Refusal::boundless().into_response();
     }
-    app.gateway.sum_for_auto(&body).await;
+    app.gateway.hash_for_auto(&body).await;
     let head = head_of(app, plain_path, &body);
     let mut live = app.gateway.live_aside().of(source);
     let mut target = live.target().await;

@@ -58,7 +58,7 @@ fn row(conn: &Connection, data: &Path, n: u64, marks: &mut String) -> Result<(),
             new.endpoint,
             new.idempotency_key,
             size as i64,
-            new.body_hash.as_slice(),
+            new.body.hash().as_slice(),
             !answered,
             file
         ],

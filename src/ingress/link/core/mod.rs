@@ -255,6 +255,7 @@ impl Core {
         let options = &self.inner.options;
         let bodies = self.inner.gateway.spool().bodies();
         let composed = compose::compose(&submission, &*options.tasks, &options.model, bodies).await?;
+        self.inner.gateway.hash_for_auto(&composed.body).await;
         let new = self.new_request(&submission, composed);
         self.check_policy(new.policy, submission.flags)?;
         let accepted = self.inner.gateway.store(new).await.map_err(refusal)?;

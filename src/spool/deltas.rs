@@ -1,6 +1,7 @@
 //! What a batch changes of the counters of sources and lanes: gathered in memory, written once for all of it.
 //!
-//! Owns the amounts that are not in their tables yet. Whoever reads those tables pays first, and so does every commit.
+//! Owns the changes that are not in their tables yet. Whoever reads those counters writes them first (`lease`) or adds
+//! what is still in memory (`accept`); every commit writes them.
 
 use std::collections::BTreeMap;
 
@@ -9,32 +10,32 @@ use rusqlite::ErrorCode;
 use super::SpoolError;
 use super::store::Store;
 
-/// Amounts by source, and by priority and source; a batch touches few of them.
+/// Changes by source, and by priority and source; a batch touches few of them.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Owed {
+pub(super) struct Deltas {
     unfinished: BTreeMap<i64, i64>,
     ready: BTreeMap<(i64, i64), i64>,
 }
 
-impl Owed {
-    pub(super) fn unfinished(&mut self, source_id: i64, by: i64) {
+impl Deltas {
+    pub(super) fn add_unfinished(&mut self, source_id: i64, by: i64) {
         *self.unfinished.entry(source_id).or_default() += by;
     }
 
-    pub(super) fn ready(&mut self, priority: i64, source_id: i64, by: i64) {
+    pub(super) fn add_ready(&mut self, priority: i64, source_id: i64, by: i64) {
         *self.ready.entry((priority, source_id)).or_default() += by;
     }
 
-    /// What is owed to one source.
-    pub(super) fn of_source(&self, source_id: i64) -> i64 {
+    /// By how much the unfinished requests of a source are more than its table says.
+    pub(super) fn unfinished_of(&self, source_id: i64) -> i64 {
         self.unfinished.get(&source_id).copied().unwrap_or(0)
     }
 }
 
 impl Store {
-    /// Writes what is owed. A counter never goes below zero, whatever a damaged row claims.
-    pub(super) fn pay(&mut self) -> Result<(), SpoolError> {
-        let Owed { unfinished, ready } = std::mem::take(&mut self.owed);
+    /// Writes the changes. A counter never goes below zero, whatever a damaged row claims.
+    pub(super) fn write_deltas(&mut self) -> Result<(), SpoolError> {
+        let Deltas { unfinished, ready } = std::mem::take(&mut self.deltas);
         self.asked.unfinished.clear();
         for (source_id, by) in unfinished.into_iter().filter(|(_, by)| *by != 0) {
             let text = "UPDATE source SET unfinished = max(0, unfinished + ?2) WHERE source_id = ?1";
