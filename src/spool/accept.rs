@@ -198,14 +198,13 @@ pub(super) fn is_full(store: &Store, size: u64) -> bool {
 }
 
 pub(super) fn check_source(store: &mut Store, source_id: i64) -> Result<(), SpoolError> {
-    let written = match store.asked.unfinished.get(&source_id) {
-        Some(written) => *written,
-        None => {
-            let mut find = store.conn.prepare_cached("SELECT unfinished FROM source WHERE source_id = ?1")?;
-            let written: i64 = find.query_row([source_id], |r| r.get(0))?;
-            store.asked.unfinished.insert(source_id, written);
-            written
-        }
+    let written = if let Some(written) = store.asked.unfinished.get(&source_id) {
+        *written
+    } else {
+        let mut find = store.conn.prepare_cached("SELECT unfinished FROM source WHERE source_id = ?1")?;
+        let written: i64 = find.query_row([source_id], |r| r.get(0))?;
+        store.asked.unfinished.insert(source_id, written);
+        written
     };
     let unfinished = num(written.saturating_add(store.deltas.unfinished_of(source_id)).max(0));
     if unfinished >= store.options.per_source_backlog { Err(SpoolError::SourceFull) } else { Ok(()) }

@@ -405,7 +405,7 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
     write(store, "request", &sum::REQUEST, &values)?;
     attach(store, row, seq)?;
     device::restore(store, source_id, row.text(KEY).filter(|_| row.is_of_device()), seq)?;
-    count(store, row, source_id, turn.state, kept)?;
+    count(store, row, source_id, turn.state, kept);
     if turn.state.is_final() && !state.is_final() {
         store.effects.notices.push((seq, id.to_owned(), turn.state));
         let line = super::outcomes::Line { seq, id: id.to_owned(), state: Some(turn.state), version: row.version + 1 };
@@ -456,11 +456,10 @@ fn attach(store: &mut Store, row: &SalvagedRow, seq: u64) -> Result<(), SpoolErr
     Ok(())
 }
 
-fn count(store: &mut Store, row: &SalvagedRow, source_id: i64, state: State, kept: bool) -> Result<(), SpoolError> {
+fn count(store: &mut Store, row: &SalvagedRow, source_id: i64, state: State, kept: bool) {
     let place = Place { source_id, priority: row.int(PRIORITY), body_bytes: num(row.int(BODY_BYTES)) };
     if kept {
         store.counts.kept_bytes += place.body_bytes;
     }
     store.enter(&place, state, state == State::Queued && !row.is_local_only());
-    Ok(())
 }

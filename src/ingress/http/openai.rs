@@ -34,10 +34,9 @@ async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Respo
 /// Sends a checked request down its path.
 pub async fn answer(call: Arc<Call>) -> Response {
     let may_repeat = call.stores_offline() && !call.app.attach.is_empty();
-    if call.wants.respond_async || call.wants.idempotency_key.is_some() || may_repeat {
-        if let Err(error) = call.body.hashed().await {
-            return call.app.refused(&call, SpoolError::from(error).into());
-        }
+    let needs_hash = call.wants.respond_async || call.wants.idempotency_key.is_some() || may_repeat;
+    if needs_hash && let Err(error) = call.body.hashed().await {
+        return call.app.refused(&call, SpoolError::from(error).into());
     }
     if call.wants.respond_async {
         return kept::respond_async(call).await;
