@@ -28,8 +28,11 @@ use crate::stored;
 /// What the uplink takes in a second, and at once, unless `BENCH_DRAIN_RATE` says so: a machine that is too slow for
 /// it never meets the limit.
 const RATE: f64 = 250.0;
-/// How long its model takes: with less, a live caller's time would be the daemon's alone, and a ratio of microseconds.
+/// How long its model takes, unless `BENCH_DRAIN_ANSWER_MS` says so: with less, a live caller's time would be the daemon's
+/// alone, and a ratio of microseconds.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
+/// What the daemon may send at once.
+const AT_ONCE: u32 = 16;
 /// Live callers, and how often each asks: a tenth of what the uplink takes.
 const CALLERS: u64 = 5;
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -44,6 +47,7 @@ const LIMITED: &str = r#"{"error":{"message":"slow down","type":"requests","code
 /// The uplink's bucket and its books.
 struct Bucket {
     rate: f64,
+    answer_time: Duration,
     tokens: f64,
     filled: Instant,
     answered: u64,
@@ -78,13 +82,15 @@ pub(crate) async fn measure(backlog: u64) {
     let given = std::env::var("BENCH_DRAIN_REQUESTS").ok();
     let backlog = given.map_or(backlog, |backlog| backlog.parse().expect("a number"));
     let rate = std::env::var("BENCH_DRAIN_RATE").ok().map_or(RATE, |rate| rate.parse().expect("a number"));
-    let bucket = Bucket { rate, tokens: rate, filled: clock::now(), answered: 0, limited: 0 };
+    let answer_ms = std::env::var("BENCH_DRAIN_ANSWER_MS").ok();
+    let answer_time = answer_ms.map_or(ANSWER_TIME, |ms| Duration::from_millis(ms.parse().expect("a number")));
+    let bucket = Bucket { rate, answer_time, tokens: rate, filled: clock::now(), answered: 0, limited: 0 };
     let bucket: Books = Arc::new(Mutex::new(bucket));
     let place = Place::new("uplink = []\n");
     let address = serve(bucket.clone()).await;
     place.configure(&format!(
         "[[uplink]]\nname = \"bucket\"\nbase_url = \"http://{address}/v1\"\n[cache]\nttl = \"0s\"\n\
-         [drain]\nmax_in_flight = 16\nstart_jitter = \"0s\"\n"
+         [drain]\nmax_in_flight = {AT_ONCE}\nstart_jitter = \"0s\"\n"
     ));
     let (daemon, _) = place.start().await;
     let target = Target::Unix(place.socket());
@@ -105,6 +111,8 @@ pub(crate) async fn measure(backlog: u64) {
     }
     println!("\nLive p99 while draining is {:.2} times that of idle.", busy.p99_us / idle.p99_us);
     println!("The uplink answered {answered} and said 429 to {limited}: {share:.2} % of its answers.");
+    let (drained, possible) = (backlog as f64 / took.as_secs_f64(), f64::from(AT_ONCE) / answer_time.as_secs_f64());
+    println!("Drained {drained:.0} a second of {:.0} that were possible beside nobody.", possible.min(rate));
     println!("The drain took {:.0} s; resident: {} KiB.", took.as_secs_f64(), daemon.resident_kib());
     daemon.stop().await;
 }
@@ -131,10 +139,14 @@ async fn answer(request: Request<Incoming>, bucket: Books) -> Result<Response<Fu
     if !is_paid {
         return Ok(answer.body(Full::from(r#"{"object":"list","data":[]}"#)).unwrap());
     }
-    if !bucket.lock().unwrap_or_else(PoisonError::into_inner).takes() {
+    let (takes, answer_time) = {
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        (bucket.takes(), bucket.answer_time)
+    };
+    if !takes {
         return Ok(answer.status(429).header("retry-after", "1").body(Full::from(LIMITED)).unwrap());
     }
-    sleep(ANSWER_TIME).await;
+    sleep(answer_time).await;
     Ok(answer.body(Full::from(ANSWER)).unwrap())
 }
 
