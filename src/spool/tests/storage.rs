@@ -263,3 +263,19 @@ async fn what_a_failed_commit_left_on_disk_is_removed_when_opened_anew() {
     assert!(names(dir.path()).is_empty());
     assert_eq!(leased(&spool, 9).await, ["handed out"], "marked, but handed to nobody");
 }
+
+#[tokio::test]
+async fn what_a_transaction_counted_goes_with_it() {
+    let (_dir, spool) = fresh();
+    take(&spool, request("a")).await;
+    // As if a start had counted a row of a source that went with the damaged file.
+    spool
+        .look(|store| {
+            store.deltas.add_ready(2, 77, 1);
+            crate::spool::open::start_over(store)
+        })
+        .await
+        .unwrap();
+    take(&spool, request("b")).await;
+    assert_counted(&spool).await;
+}
