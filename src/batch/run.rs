@@ -342,12 +342,11 @@ impl Run {
         let mut taking = self.inner.gateway.spool().bodies().receive(Some(text.len() as u64));
         taking.push(text.as_bytes()).await.map_err(io::Error::other)?;
         let body = taking.finish().await.map_err(io::Error::other)?;
-        self.inner.gateway.hash_for_auto(&body).await;
         Ok(match head::read(&self.batch.endpoint, &body) {
             Ok(mut head) => {
                 if self.batch.endpoint != "/v1/embeddings" {
                     let id = request_id(&self.batch.id, number);
-                    self.inner.gateway.choose_model(&id, &mut head, &body, self.priority);
+                    self.inner.gateway.choose_model(&id, &mut head, &body, self.priority).await;
                 }
                 Next::Line(Prepared { number, custom_id, body, model: head.model })
             }

@@ -62,12 +62,17 @@ pub(super) fn accept(store: &mut Store, new: &NewRequest, file: Option<Staged>) 
     let is_plain = new.device.is_none() && new.idempotency_key.is_none() && !is_full(store, new.body.len());
     match known_source(store, &new.source)? {
         Some(source_id) if is_plain => add(store, source_id, new, None, file),
-        _ => store.guarded(|store| find_or_add(store, new, file)),
+        known => store.guarded(|store| find_or_add(store, known, new, file)),
     }
 }
 
-fn find_or_add(store: &mut Store, new: &NewRequest, file: Option<Staged>) -> Result<Accepted, SpoolError> {
-    let source_id = sources::number(&store.conn, &new.source)?;
+fn find_or_add(
+    store: &mut Store,
+    source_id: Option<i64>,
+    new: &NewRequest,
+    file: Option<Staged>,
+) -> Result<Accepted, SpoolError> {
+    let source_id = source_id.map_or_else(|| sources::number(&store.conn, &new.source), Ok)?;
     let key = match &new.device {
         None => match known(store, source_id, new)? {
             Some(known) => return Ok(known),

@@ -178,7 +178,11 @@ pub(crate) async fn together<T: Again>(all: Vec<T>, warm_up: u64, long: Duration
             timings
         });
     }
-    start.wait().await;
+    tokio::select! {
+        _ = start.wait() => {}
+        // Before the start a caller ends by a panic only; the others would wait for it for ever.
+        Some(ended) = tasks.join_next() => panic!("a caller gave up: {ended:?}"),
+    }
     let cpu = || through.map(cpu_time).unwrap_or_default();
     let (started, cpu_before) = (clock::now(), cpu());
     let timings = tasks.join_all().await.concat();

@@ -97,12 +97,11 @@ impl Call {
         let arrived = Arrived::read(&request, clock::now(), app.options.offline)?;
         require_json(request.headers())?;
         let body = read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
-        app.gateway.hash_for_auto(&body).await;
-        Call::checked(app, endpoint, arrived, body, None)
+        Call::checked(app, endpoint, arrived, body, None).await
     }
 
     /// A request whose body is here; `auto` is decided.
-    pub fn checked(
+    pub async fn checked(
         app: Arc<App>,
         endpoint: &'static str,
         arrived: Arrived,
@@ -113,7 +112,7 @@ impl Call {
         let mut head = body::read(endpoint, &body)?;
         // Vectors of different models do not mix.
         if endpoint != "/v1/embeddings" {
-            app.gateway.choose_model(&id, &mut head, &body, wants.priority);
+            app.gateway.choose_model(&id, &mut head, &body, wants.priority).await;
         }
         let (was_answered, cache) = (false, None);
         Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, task, was_answered, cache })

@@ -55,8 +55,7 @@ pub async fn pass_on(
     if app.gateway.money().is_capped() && method == Method::POST && bound::is_boundless(plain_path) {
         return Refusal::boundless().into_response();
     }
-    app.gateway.hash_for_auto(&body).await;
-    let head = head_of(app, plain_path, &body);
+    let head = head_of(app, plain_path, &body).await;
     let mut live = app.gateway.live_aside().of(source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
@@ -105,9 +104,9 @@ pub async fn pass_on(
 }
 
 /// What the body says about itself, with `auto` decided, where it asks for a model. Anything else goes as it came.
-fn head_of(app: &App, path: &str, body: &Stored) -> Option<Head> {
+async fn head_of(app: &App, path: &str, body: &Stored) -> Option<Head> {
     let mut head = body::read(path, body).ok()?;
-    app.gateway.choose_model(&clock::request_id(), &mut head, body, Priority::Normal);
+    app.gateway.choose_model(&clock::request_id(), &mut head, body, Priority::Normal).await;
     Some(head)
 }
 

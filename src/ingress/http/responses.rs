@@ -53,8 +53,7 @@ async fn try_create(app: Arc<App>, request: Request) -> Result<Response, Refusal
     }
     call::require_json(head.headers())?;
     let arrived = Arrived::read(&head, received, app.options.offline)?;
-    app.gateway.hash_for_auto(&body).await;
-    store(&Call::checked(app, ENDPOINT, arrived, body, None)?).await
+    store(&Call::checked(app, ENDPOINT, arrived, body, None).await?).await
 }
 
 async fn store(call: &Call) -> Result<Response, Refusal> {

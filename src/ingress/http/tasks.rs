@@ -102,8 +102,7 @@ async fn begin(app: Arc<App>, number: u16, request: Request) -> Result<Call, Ref
         let bytes = sent.whole().await.map_err(|_| Refusal::unreadable_body())?;
         fill(&app, task, &bytes).await?
     };
-    app.gateway.hash_for_auto(&body).await;
-    Call::checked(app.clone(), "/v1/chat/completions", arrived, body, Some(number))
+    Call::checked(app.clone(), "/v1/chat/completions", arrived, body, Some(number)).await
 }
 
 async fn fill(app: &App, task: &Task, bytes: &Bytes) -> Result<Body, Refusal> {

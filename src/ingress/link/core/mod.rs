@@ -255,8 +255,7 @@ impl Core {
         let options = &self.inner.options;
         let bodies = self.inner.gateway.spool().bodies();
         let composed = compose::compose(&submission, &*options.tasks, &options.model, bodies).await?;
-        self.inner.gateway.hash_for_auto(&composed.body).await;
-        let new = self.new_request(&submission, composed);
+        let new = self.new_request(&submission, composed).await;
         self.check_policy(new.policy, submission.flags)?;
         let accepted = self.inner.gateway.store(new).await.map_err(refusal)?;
         self.inner.work.notify_one();
@@ -297,7 +296,7 @@ impl Core {
         Ok(())
     }
 
-    fn new_request(&self, submission: &Submission, composed: compose::Composed) -> NewRequest {
+    async fn new_request(&self, submission: &Submission, composed: compose::Composed) -> NewRequest {
         let options = &self.inner.options;
         let flags = submission.flags;
         let policy = match (flags & LOCAL_ONLY != 0, flags & UPLINK_ONLY != 0) {
@@ -319,7 +318,7 @@ impl Core {
         let (id, mut head) = (clock::request_id(), composed.head);
         let priority = Priority::from_rank(submission.prio).unwrap_or_default();
         if composed.endpoint != "/v1/embeddings" {
-            self.inner.gateway.choose_model(&id, &mut head, &composed.body, priority);
+            self.inner.gateway.choose_model(&id, &mut head, &composed.body, priority).await;
         }
         NewRequest {
             id,
