@@ -3,7 +3,7 @@
 //! Owns the folders it works in and removes them with itself.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::load::{Caller, Target};
-use crate::{disk, flush};
+use crate::{disk, flush, wait};
 
 /// Nothing here takes this long; beyond it the daemon is not coming.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -82,11 +82,16 @@ impl Place {
 
     /// Starts a daemon and waits until `/health` answers; says how long that took from exec.
     pub(crate) async fn start(&self) -> (Daemon, Duration) {
+        self.start_under(&[]).await
+    }
+
+    /// The same under another program, whose command line goes before the daemon's.
+    pub(crate) async fn start_under(&self, under: &[String]) -> (Daemon, Duration) {
         let log = std::fs::File::create(self.log()).unwrap();
         let started = clock::now();
         // Another build of the daemon may be named: two are compared that way.
         let program = std::env::var_os("BENCH_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_holdfast").into());
-        let child = flush::slow(&mut Command::new(program))
+        let child = flush::slow(&mut wait::command(under, program.as_ref()))
             .args(["run", "--config"])
             .arg(&self.config)
             .stdin(Stdio::null())

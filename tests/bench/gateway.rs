@@ -13,6 +13,7 @@ mod disk;
 mod drain;
 mod flush;
 mod idle;
+mod instructions;
 mod links;
 mod load;
 mod mock;
@@ -65,11 +66,12 @@ fn main() {
     if let Some(added) = flush::added() {
         println!("Each flush takes {added:?} longer than the disk's own.");
     }
-    // The drain takes minutes: it runs where it is named.
-    let sections = ["chats", "pictures", "streams", "stored", "startup", "idle", "links", "drain"];
+    // The drain takes minutes, and callgrind cannot run every build: they run where they are named.
+    let sections = ["chats", "pictures", "streams", "stored", "startup", "idle", "links", "drain", "instructions"];
+    let alone = ["drain", "instructions"];
     // A section may be named to run alone; other words are cargo's.
     let named = sections.into_iter().any(has);
-    for section in sections.into_iter().filter(|section| has(section) || (!named && *section != "drain")) {
+    for section in sections.into_iter().filter(|section| has(section) || (!named && !alone.contains(section))) {
         match section {
             "chats" => runtime.block_on(online::chats(&plan)),
             "pictures" => runtime.block_on(online::pictures(&plan)),
@@ -77,6 +79,7 @@ fn main() {
             "stored" => runtime.block_on(stored::measure(&plan)),
             "startup" => runtime.block_on(startup::measure(&plan)),
             "idle" => runtime.block_on(idle::measure(plan.idle)),
+            "instructions" => runtime.block_on(instructions::measure()),
             "drain" => runtime.block_on(drain::measure(plan.drained)),
             _ => runtime.block_on(links::measure(&plan)),
         }

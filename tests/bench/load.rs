@@ -3,6 +3,7 @@
 //! Owns timing of requests; knows nothing about what answers.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,6 +145,14 @@ pub(crate) async fn run(target: &Target, job: Job, callers: usize, long: Duratio
         asking.push(Asking { caller: Caller::connect(target).await.expect("a connection"), job, n });
     }
     together(asking, job.warm_up, long, through).await
+}
+
+/// Lets one caller ask for these, one after the other.
+pub(crate) async fn one_by_one(target: &Target, job: Job, numbers: Range<u64>) {
+    let mut caller = Caller::connect(target).await.expect("a connection");
+    for n in numbers {
+        caller.timed(job, n, &mut Vec::new()).await;
+    }
 }
 
 /// For each caller its first: numbers of its own, so that no two ever send the same bytes.

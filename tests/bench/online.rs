@@ -45,6 +45,14 @@ const BIG_PICTURE: Asked = Asked { request: big_picture, timed: Timed::Whole, wa
 const FIRST_BYTE: Asked = Asked { request: streamed, timed: Timed::FirstByte, warm_up: load::WARM_UP };
 const EVENTS: Asked = Asked { request: streamed, timed: Timed::Events, warm_up: load::WARM_UP };
 
+/// A chat through the daemon.
+pub(crate) const CHAT_JOB: Job = Job { request: chat, is_right: is_ok, timed: Timed::Whole, warm_up: load::WARM_UP };
+
+/// What the configuration says of the mock, which is at `to`.
+pub(crate) fn configuration(to: &str) -> String {
+    format!("[[uplink]]\nname = \"mock\"\n{to}\nmax_in_flight = 256\n[cache]\nttl = \"0s\"\n")
+}
+
 /// One way to the mock.
 struct Way {
     name: &'static str,
@@ -78,7 +86,7 @@ impl Side {
                 format!("base_url = \"https://localhost:{}/v1\"\nca_file = \"{}\"", mock.tls.port(), ca_file.display())
             }
         };
-        place.configure(&format!("[[uplink]]\nname = \"mock\"\n{to}\nmax_in_flight = 256\n[cache]\nttl = \"0s\"\n"));
+        place.configure(&configuration(&to));
         let (daemon, _) = place.start().await;
         until_online(&Target::Unix(place.socket())).await;
         let nginx = Nginx::start(&mock, tls.is_some()).await;
@@ -194,11 +202,11 @@ fn chat(n: u64) -> Request<Full<Bytes>> {
     post(format!(r#"{{"model":"bench","messages":[{{"role":"user","content":"{TEXT} {n}"}}]}}"#).into())
 }
 
-fn streamed(n: u64) -> Request<Full<Bytes>> {
+pub(crate) fn streamed(n: u64) -> Request<Full<Bytes>> {
     post(format!(r#"{{"model":"bench","messages":[{{"role":"user","content":"{TEXT} {n}"}}],"stream":true}}"#).into())
 }
 
-fn picture(n: u64) -> Request<Full<Bytes>> {
+pub(crate) fn picture(n: u64) -> Request<Full<Bytes>> {
     static SAME: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![b'Q'; PICTURE_BYTES]));
     post(with_picture(&SAME, n))
 }

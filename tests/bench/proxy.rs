@@ -4,7 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -30,9 +30,14 @@ pub(crate) struct Proxy {
 
 impl Proxy {
     pub(crate) async fn start(to: SocketAddr) -> Proxy {
+        Proxy::start_under(&[], to).await
+    }
+
+    /// The same under another program, whose command line goes before its own.
+    pub(crate) async fn start_under(under: &[String], to: SocketAddr) -> Proxy {
         let dir = tempfile::tempdir().unwrap();
         let program = std::env::current_exe().unwrap();
-        let child = Command::new(program)
+        let child = wait::command(under, &program)
             .arg(FLAG)
             .arg(dir.path().join("proxy.sock"))
             .arg(to.to_string())

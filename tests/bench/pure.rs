@@ -66,7 +66,7 @@ fn online() -> Control {
     control
 }
 
-/// The three events of a plain request that goes well.
+/// The three events of a plain request that goes well and whose answer comes in pieces; one that is all there has no second one.
 fn live_request(control: &mut Control, ask: u64, effects: &mut Vec<Effect>) {
     effects.clear();
     control.handle(Event::Asked(ask), 2, effects);

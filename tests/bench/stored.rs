@@ -21,7 +21,7 @@ const MANY: usize = 64;
 const BODY_BYTES: usize = 1024;
 const PICTURE_BYTES: usize = 256 << 10;
 
-const CHAT: Job = Job { request: chat, is_right: is_ticket, timed: Timed::Whole, warm_up: load::WARM_UP };
+pub(crate) const CHAT: Job = Job { request: chat, is_right: is_ticket, timed: Timed::Whole, warm_up: load::WARM_UP };
 const PICTURE: Job = Job { request: picture, warm_up: load::WARM_UP_BIG, ..CHAT };
 
 /// Where a row's bytes go, and what counts them.
