@@ -403,6 +403,8 @@ fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bo
     }
     values.push(Value::Integer(sql(row.version + 1)));
     write(store, "request", &sum::REQUEST, &values)?;
+    // No trigger sums a new request, see `sum::watch`.
+    sum::renew(&store.conn, seq)?;
     attach(store, row, seq)?;
     device::restore(store, source_id, row.text(KEY).filter(|_| row.is_of_device()), seq)?;
     count(store, row, source_id, turn.state, kept);

@@ -1,7 +1,7 @@
 //! The checksum every row carries, and the triggers that keep it true.
 //!
-//! Owns which columns are summed and how. Never trusts a statement to remember: each connection of the spool has
-//! triggers of its own, so that no write of a row can leave its sum or its version behind.
+//! Owns which columns are summed and how. No change of a row can leave its sum or its version behind: each connection of the
+//! spool has triggers of its own. Only a new request's sum is its writer's duty (`accept.rs`, `adopt.rs`).
 
 use rusqlite::functions::FunctionFlags;
 use rusqlite::types::ValueRef;
@@ -110,7 +110,8 @@ pub(super) fn register(conn: &Connection) -> Result<(), SpoolError> {
 }
 
 /// Has the connection keep sums and versions from now on. Triggers of the connection and not of the file, so
-/// that the file holds plain tables only. A new request that brings its sum is not written a second time.
+/// that the file holds plain tables only. A new request brings its sum, and a row that comes back
+/// is summed after it: with a trigger for that, SQLite would keep a copy of each page first, in case the trigger fails.
 pub(super) fn watch(conn: &Connection) -> Result<(), SpoolError> {
     let changed = REQUEST[1..29].join(", ");
     let request = (call("", &REQUEST), "seq = new.seq");
@@ -121,9 +122,7 @@ pub(super) fn watch(conn: &Connection) -> Result<(), SpoolError> {
     let before = call("old.", &REQUEST);
     let next = request.0.replace(" version)", " version + 1)");
     conn.execute_batch(&format!(
-        "CREATE TEMP TRIGGER request_made AFTER INSERT ON main.request WHEN new.sum = x'' BEGIN
-            UPDATE request SET sum = {} WHERE {}; END;
-        CREATE TEMP TRIGGER request_changed AFTER UPDATE OF {changed} ON main.request BEGIN
+        "CREATE TEMP TRIGGER request_changed AFTER UPDATE OF {changed} ON main.request BEGIN
             UPDATE request SET version = version + 1, sum = iif(old.sum = {before}, {next}, x'') WHERE {}; END;
         CREATE TEMP TRIGGER answer_made AFTER INSERT ON main.answer BEGIN
             UPDATE answer SET sum = {} WHERE {}; END;
@@ -133,8 +132,6 @@ pub(super) fn watch(conn: &Connection) -> Result<(), SpoolError> {
             UPDATE source SET sum = {} WHERE {}; END;
         CREATE TEMP TRIGGER source_changed AFTER UPDATE OF name ON main.source BEGIN
             UPDATE source SET sum = {} WHERE {}; END;",
-        request.0,
-        request.1,
         request.1,
         answer.0,
         answer.1,
@@ -163,7 +160,7 @@ pub(super) fn call(prefix: &str, columns: &[&str]) -> String {
     format!("row_sum({})", names.join(", "))
 }
 
-/// Sums a row as it stands, damage and all: it is marked as such, and whole again in that.
+/// Sums a row as it stands: one that comes back, or a damaged one, which is marked as such and whole again in that.
 pub(super) fn renew(conn: &Connection, seq: u64) -> Result<(), SpoolError> {
     let text = format!("UPDATE request SET sum = {} WHERE seq = ?1", call("", &REQUEST));
     conn.prepare_cached(&text)?.execute([sql(seq)])?;

@@ -10,7 +10,7 @@ pub(super) async fn damage(spool: &Spool, change: &'static str) {
         .look(move |store| {
             store.conn.execute_batch("DROP TRIGGER temp.request_changed")?;
             store.conn.execute_batch(change)?;
-            let rest = ["request_made", "answer_made", "answer_changed", "source_made", "source_changed"];
+            let rest = ["answer_made", "answer_changed", "source_made", "source_changed"];
             for name in rest {
                 store.conn.execute_batch(&format!("DROP TRIGGER temp.{name}"))?;
             }
