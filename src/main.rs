@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 /// Requests spend their time waiting for others. With a second worker each hop between tasks may wake the other core: one
-/// caller's median was 0.67 times as long with one (docs/decisions.md).
+/// caller's median was 0.67 times as long with one (docs/decisions.md). Many connections get a thread beside this one.
 const WORKERS: usize = 1;
 
 /// Threads for what would hold up the worker: disk, names, large bodies to sum or to read. Body files use four at most, so

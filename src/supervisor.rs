@@ -123,9 +123,9 @@ pub async fn run(loaded: Loaded, again: Again<'_>) -> Result<Option<Handover>, S
     let app = App::new(gateway.clone(), options, models, links, later, stopped.clone());
     app.restore_repeats().await;
     let grace = settings.gateway.stop_grace;
-    let server = tokio::spawn(http::serve(app, listeners, shutting, stopped, grace));
+    let server = tokio::spawn(http::serve(app.clone(), listeners, shutting, stopped, grace));
     let (notice, notices) = watch::channel(None);
-    let pulse = tokio::spawn(systemd::keep(gateway.clone(), notices));
+    let pulse = tokio::spawn(systemd::keep(gateway.clone(), notices, move || app.second_thread()));
     if let Some(opening) = opening {
         opening.abort();
     }

@@ -1,7 +1,8 @@
 //! The service manager: READY, STATUS, RELOADING, WATCHDOG, STOPPING, and sockets it hands over.
 //!
-//! Pets the watchdog only on proof of progress: control has turned and the spool has committed since. While a configuration
-//! is taken over there is neither; there a bounded time is granted instead.
+//! Pets the watchdog only on proof of progress: control has turned and the spool has committed since, and the second thread that
+//! serves, where there is one, has run something. While a configuration is taken over there is nothing of it; there a bounded
+//! time is granted instead.
 
 use std::io;
 use std::os::unix::net::UnixListener;
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::gateway::Gateway;
 
@@ -51,8 +54,9 @@ pub fn inherited_socket() -> io::Result<Option<UnixListener>> {
     ListenFd::from_env().take_unix_listener(0)
 }
 
-/// Keeps the status line and the watchdog, for as long as there is progress. A `notice` comes before the line.
-pub async fn keep(gateway: Gateway, notice: watch::Receiver<Option<String>>) {
+/// Keeps the status line and the watchdog, for as long as there is progress. A `notice` comes before the line; `second` is the
+/// second thread that serves, once it has begun.
+pub async fn keep(gateway: Gateway, notice: watch::Receiver<Option<String>>, second: impl Fn() -> Option<Handle>) {
     let watchdog = sd_notify::watchdog_enabled();
     let every = watchdog.map_or(STATUS_EVERY, |limit| limit / 3);
     let mut turns = gateway.turns();
@@ -71,8 +75,12 @@ pub async fn keep(gateway: Gateway, notice: watch::Receiver<Option<String>>) {
         // A commit that returns proves that thread, SQLite and disk are alive; without a watchdog to pet it would
         // only wear the flash.
         let committed = gateway.spool().commit_probe().await.is_ok();
+        let serves = match second() {
+            Some(second) => timeout(every, second.spawn(async {})).await.is_ok(),
+            None => true,
+        };
         let now = gateway.turns();
-        if committed && now != turns {
+        if committed && serves && now != turns {
             notify(&[NotifyState::Watchdog]);
         }
         turns = now;

@@ -3,7 +3,10 @@
 //! Owns the grammar, the limit of depth and the byte positions; keeps nothing but the few short values that decisions
 //! need. Memory and file go through the same code, so they cannot disagree.
 
+use std::borrow::Cow;
 use std::ops::Range;
+
+use memchr::memchr2;
 
 /// Deepest nesting of JSON that is taken, from clients and from uplinks: what serde_json takes, far above what any
 /// API asks for, and a bound for every parser behind us.
@@ -468,44 +471,49 @@ impl Scan {
         Ok(())
     }
 
+    /// The key as it is meant. Most hold no escape and are read where they stand.
+    fn key_meant(&self) -> Option<Cow<'_, [u8]>> {
+        if !self.key.contains(&b'\\') {
+            return Some(Cow::Borrowed(&self.key));
+        }
+        let key: String = serde_json::from_slice(&[b"\"", &self.key[..], b"\""].concat()).ok()?;
+        Some(Cow::Owned(key.into_bytes()))
+    }
+
     /// Outside a prompt no inner key is kept.
     fn is_picture_key(&self) -> bool {
-        let is_it = |key: &[u8]| key == b"image_url";
-        let unescaped = || serde_json::from_slice::<String>(&[b"\"", &self.key[..], b"\""].concat());
-        is_it(&self.key) || (self.key.contains(&b'\\') && unescaped().is_ok_and(|key| is_it(key.as_bytes())))
+        self.key_meant().is_some_and(|key| *key == *b"image_url")
     }
 
     fn known_field(&self) -> Result<Option<usize>, Fault> {
         if self.key_too_long {
             return Ok(None);
         }
-        let quoted = [b"\"", &self.key[..], b"\""].concat();
-        let Ok(key) = serde_json::from_slice::<String>(&quoted) else { return Ok(None) };
-        let Some(field) = FIELDS.iter().position(|name| *name == key) else { return Ok(None) };
+        let known = self.key_meant().and_then(|key| FIELDS.iter().position(|name| name.as_bytes() == &*key));
+        let Some(field) = known else { return Ok(None) };
         if self.layout.members[field].is_some() { Err(Fault::Twice(FIELDS[field])) } else { Ok(Some(field)) }
     }
 }
 
-/// How many bytes from here are ordinary text: no quote, no escape, no control character. Eight at a time: pictures
-/// are megabytes of this.
+/// How many bytes from here are ordinary text: no quote, no escape, no control character. Pictures are megabytes of this.
 fn plain_text(bytes: &[u8]) -> usize {
+    let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+    first_control(&bytes[..end]).unwrap_or(end)
+}
+
+/// Where the first control character stands. Eight bytes at a time, and one branch for 64.
+fn first_control(bytes: &[u8]) -> Option<usize> {
     const ONES: u64 = u64::MAX / 255;
     const HIGHS: u64 = ONES << 7;
-    let zero_in = |word: u64| word.wrapping_sub(ONES) & !word;
-    let mut taken = 0;
-    for eight in bytes.chunks_exact(8) {
-        let Ok(eight) = <[u8; 8]>::try_from(eight) else { break };
-        let word = u64::from_le_bytes(eight);
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let quote = zero_in(word ^ (ONES * u64::from(b'"')));
-        let escape = zero_in(word ^ (ONES * u64::from(b'\\')));
-        if (control | quote | escape) & HIGHS != 0 {
-            break;
-        }
-        taken += 8;
-    }
-    let stops = |b: &u8| *b < 0x20 || *b == b'"' || *b == b'\\';
-    taken + bytes[taken..].iter().position(stops).unwrap_or(bytes.len() - taken)
+    const BLOCK: usize = 64;
+    // Exact up to the first byte below 0x20; behind it a borrow may mark others, which changes nothing.
+    let controls = |eight: &[u8]| {
+        let word = eight.try_into().map_or(0, u64::from_le_bytes);
+        word.wrapping_sub(ONES * 0x20) & !word & HIGHS
+    };
+    let is_clean = |block: &&[u8]| block.chunks_exact(8).fold(0, |found, eight| found | controls(eight)) == 0;
+    let clean = bytes.chunks_exact(BLOCK).take_while(is_clean).count() * BLOCK;
+    bytes[clean..].iter().position(|byte| *byte < 0x20).map(|at| clean + at)
 }
 
 fn next_digits(now: Digits, b: u8) -> Option<Digits> {

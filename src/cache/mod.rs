@@ -74,7 +74,7 @@ struct Inner {
     table: Arc<Mutex<Table>>,
     folder: Arc<Folder>,
     jobs: Sender<Job>,
-    reads: Semaphore,
+    reads: Arc<Semaphore>,
     shared: bool,
     time: Time,
 }
@@ -256,7 +256,7 @@ impl Inner {
         let writer = Writer { folder: folder.clone(), table: table.clone(), jobs: inbox, time, in_trouble: false };
         let _ = jobs.send(Job::Remove(gone));
         std::thread::Builder::new().name("cache".into()).spawn(move || writer.run())?;
-        Ok(Inner { table, folder, jobs, reads: Semaphore::new(READS_MAX), shared: options.shared, time })
+        Ok(Inner { table, folder, jobs, reads: Arc::new(Semaphore::new(READS_MAX)), shared: options.shared, time })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -267,8 +267,13 @@ impl Inner {
         let folder = self.folder.clone();
         let reading = async {
             // It is never closed.
-            let _permit = self.reads.acquire().await.ok()?;
-            tokio::task::spawn_blocking(move || folder.read(&key, &entry)).await.ok()
+            let permit = self.reads.clone().acquire_owned().await.ok()?;
+            let read = move || {
+                // As long as the thread is held, not only as long as somebody waits for it.
+                let _permit = permit;
+                folder.read(&key, &entry)
+            };
+            tokio::task::spawn_blocking(read).await.ok()
         };
         match tokio::time::timeout(READ_TIME, reading).await.ok()?? {
             Ok(body) => Some(body),

@@ -263,7 +263,7 @@ pub enum Event {
     AskedAside(AskId),
     /// The caller of a live request went away before its target was named.
     Withdrawn(AskId),
-    /// The answer's first byte arrived: the attempt is no longer taken back.
+    /// The answer has begun and more of it is to come: the attempt is no longer taken back.
     Answering(AttemptId),
     /// A stored request's body has left entirely; the next in order may follow.
     BodyOut(AttemptId),

@@ -8,6 +8,7 @@ mod notices;
 mod settling;
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -38,6 +39,12 @@ const SETTLE_RETRY: Duration = Duration::from_secs(1);
 const LAST_SETTLES: Duration = Duration::from_secs(2);
 /// Control is turned at least this often, whatever it waits for: a deadline that it forgot would cost no more than that.
 const IDLE_TURN: Duration = Duration::from_secs(5);
+
+/// Longer than any device runs; what is to be done is due before.
+const NEVER: Duration = Duration::from_hours(24 * 365 * 100);
+/// Inputs that are applied between two looks at everything else that the driver waits for: control handles as many in less than
+/// a millisecond, and a burst of that many callers costs one look.
+const INPUTS_AT_ONCE: usize = 64;
 
 pub(super) struct Driver {
     shared: Arc<Shared>,
@@ -116,20 +123,27 @@ impl Driver {
         self.turn(Event::Restored(restored));
         self.turn(Event::Ready(ready));
         self.sweep();
+        let (mut set_for, mut was_up) = (self.now(), true);
+        let mut timer = pin!(sleep_until(set_for));
         while !self.is_done() {
-            let (wake, sweep) = (self.wake_at(), self.sweep_at());
+            // One timer for all: each by itself would wake the board. It is set when what it is for changes or when it was up,
+            // for setting it costs as much as half a turn.
+            let sweep = self.sweep_at();
+            let due = self.due_at().min(sweep);
+            if due != set_for || was_up {
+                (set_for, was_up) = (due, false);
+                let now = self.now();
+                timer.as_mut().reset(due.min(now + IDLE_TURN).max(now));
+            }
             tokio::select! {
                 biased;
-                Some(input) = self.inbox.recv() => self.apply(input),
+                Some(input) = self.inbox.recv() => self.apply_all(input),
                 Ok(()) = tally.changed() => {
                     let (ready, requests) = {
                         let now = tally.borrow_and_update();
                         (now.ready, now.requests)
                     };
-                    if self.stored.0 != requests {
-                        self.stored = (requests, self.now());
-                    }
-                    self.turn(Event::Ready(ready));
+                    self.told_stored(ready, requests);
                 }
                 Some(()) = self.network.recv() => self.turn(Event::NetworkChanged),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
@@ -137,13 +151,9 @@ impl Driver {
                         tracing::error!(HOLDFAST_REASON = "internal", "a task of the gateway panicked; please report it");
                     }
                 }
-                // One timer for both: each by itself would wake the board.
-                () = sleep_until(wake.min(sweep)) => {
-                    if self.now() >= sweep {
-                        self.sweep();
-                    }
-                    self.cut_if_due();
-                    self.turn(Event::Tick);
+                () = &mut timer => {
+                    was_up = true;
+                    self.timer_is_up(sweep);
                 }
             }
         }
@@ -153,6 +163,30 @@ impl Driver {
         if timeout_at(end, self.wind_up()).await.is_err() {
             tracing::warn!("the spool did not take every outcome in time; the next start judges what is left");
         }
+    }
+
+    /// Applies an input and what else has come: a look at the timers costs as much as a turn.
+    fn apply_all(&mut self, first: Input) {
+        self.apply(first);
+        for _ in 1..INPUTS_AT_ONCE {
+            let Ok(input) = self.inbox.try_recv() else { break };
+            self.apply(input);
+        }
+    }
+
+    fn told_stored(&mut self, ready: u64, requests: [u64; 8]) {
+        if self.stored.0 != requests {
+            self.stored = (requests, self.now());
+        }
+        self.turn(Event::Ready(ready));
+    }
+
+    fn timer_is_up(&mut self, sweep: Instant) {
+        if self.now() >= sweep {
+            self.sweep();
+        }
+        self.cut_if_due();
+        self.turn(Event::Tick);
     }
 
     /// Waits for what is under way. A lease may still be on its way back: it is given back too.
@@ -183,12 +217,12 @@ impl Driver {
         self.swept + if quiet { QUIET_SWEEP_EVERY } else { SWEEP_EVERY }
     }
 
-    fn wake_at(&self) -> Instant {
+    /// When control wants a turn, or the grace is over.
+    fn due_at(&self) -> Instant {
         let started = Instant::from_std(self.shared.started);
-        let now = self.now();
-        let idle = now + IDLE_TURN;
-        let due = self.control.deadline_ms().map_or(idle, |ms| started + Duration::from_millis(ms + 1));
-        self.stop_at.map_or(due, |stop| due.min(stop)).min(idle).max(now)
+        let due = self.control.deadline_ms().map(|ms| started + Duration::from_millis(ms + 1));
+        let never = started + NEVER;
+        due.unwrap_or(never).min(self.stop_at.unwrap_or(never))
     }
 
     /// The grace is over: what is still in flight is taken back.

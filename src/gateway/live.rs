@@ -2,8 +2,10 @@
 //!
 //! Whatever way a caller goes away, control hears of it: both halves report when they are dropped.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -88,6 +90,12 @@ impl Live {
             self.shared.metrics.failed_over(attempt.cloud.name());
         }
         target
+    }
+
+    /// Reports how its last attempt ended; the caller has its answer. Control forgets the request with that.
+    pub fn end(&mut self, attempt: LiveAttempt, outcome: Outcome) {
+        attempt.end(outcome);
+        self.asked = false;
     }
 
     async fn await_target(&mut self, granted: oneshot::Receiver<Target>) -> Target {
@@ -183,9 +191,21 @@ impl LiveAttempt {
         self.said = summary.usage.map(|usage| (summary.model.clone(), usage));
     }
 
-    /// The answer has begun: control no longer takes the attempt back.
+    /// The answer has begun and more of it is to come: control no longer takes the attempt back.
     pub fn answering(&self) {
         self.shared.tell(Input::Event(Event::Answering(self.id)));
+    }
+
+    /// Reads an answer whose head is here. Control is told only where more is to come: most are all there.
+    pub async fn answered_by<T>(&self, reading: impl Future<Output = T>) -> T {
+        let mut reading = std::pin::pin!(reading);
+        match poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await {
+            Poll::Ready(read) => read,
+            Poll::Pending => {
+                self.answering();
+                reading.await
+            }
+        }
     }
 
     /// Reports how it ended; the caller has its answer.

@@ -90,10 +90,14 @@ impl Day {
     }
 
     pub(super) fn add(&mut self, entry: &Entry<'_>) {
-        let uplink = cut(entry.uplink);
-        let model = self.named(cut(entry.model), MODELS_MAX, |row| &row.model);
-        let source = self.named(cut(entry.source), SOURCES_MAX, |row| &row.source);
-        let at = self.place(uplink, &model, &source);
+        let (uplink, model, source) = (cut(entry.uplink), cut(entry.model), cut(entry.source));
+        // Nearly all are of a row that is there: only a new one asks whether there is room for its names.
+        let known = self.find(uplink, model, source);
+        let at = known.unwrap_or_else(|| {
+            let model = self.named(model, MODELS_MAX, |row| &row.model);
+            let source = self.named(source, SOURCES_MAX, |row| &row.source);
+            self.place(uplink, &model, &source)
+        });
         let row = &mut self.rows[at];
         row.attempts += 1;
         row.nano_usd = row.nano_usd.saturating_add(entry.nano_usd);
@@ -113,15 +117,16 @@ impl Day {
         if known.contains(name) || known.len() < most { name.to_owned() } else { OTHER.to_owned() }
     }
 
+    fn find(&self, uplink: &str, model: &str, source: &str) -> Option<usize> {
+        self.rows.iter().position(|row| row.uplink == uplink && row.model == model && row.source == source)
+    }
+
     fn place(&mut self, uplink: &str, model: &str, source: &str) -> usize {
-        let find = |rows: &[Row], model: &str, source: &str| {
-            rows.iter().position(|row| row.uplink == uplink && row.model == model && row.source == source)
-        };
-        if let Some(at) = find(&self.rows, model, source) {
+        if let Some(at) = self.find(uplink, model, source) {
             return at;
         }
         let (model, source) = if self.rows.len() < ROWS_MAX { (model, source) } else { (OTHER, OTHER) };
-        if let Some(at) = find(&self.rows, model, source) {
+        if let Some(at) = self.find(uplink, model, source) {
             return at;
         }
         let [uplink, model, source] = [uplink, model, source].map(str::to_owned);

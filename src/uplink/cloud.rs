@@ -12,17 +12,16 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, StatusCode, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::body::Spliced;
 use super::classify;
-use super::dial::Dial;
 use super::outgoing::{Left, Outgoing, Progress};
-use super::tls::{TlsError, client_config};
+use super::tls::TlsError;
 use crate::body::{Bodies, Body};
 use crate::clock::{self, Floor};
 use crate::control::event::{Check, Fault, KeyIndex, Outcome};
@@ -32,16 +31,8 @@ use crate::plant;
 pub const ANSWER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Largest list of models a probe reads.
 const PROBE_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Idle connections are closed before the middleboxes of mobile networks forget them.
-const POOL_IDLE: Duration = Duration::from_secs(45);
-/// What one connection holds back of a body on its way out, and of an answer on its way in: enough to fill the line,
-/// little enough for 64 of them.
-const BUFFER_BYTES: usize = 64 * 1024;
-const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// HTTP/2 pings on an idle connection, and how long one may go unanswered.
-const H2_PING_INTERVAL: Duration = Duration::from_secs(20);
-const H2_PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Least time between two looks at whether a body still moves, however short the time-outs are.
+const LOOK_MIN: Duration = Duration::from_millis(1);
 
 /// How the key is presented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,16 +145,18 @@ pub struct Whole {
 }
 
 mod keys;
+mod pools;
 
 pub use keys::{ApiKey, Keys};
-
-type Pool = Client<Dial, Outgoing>;
+use pools::{Pool, Pools};
 
 /// The client of one uplink.
 pub struct Cloud {
     options: Options,
     base: String,
-    pool: RwLock<Pool>,
+    /// `base`, taken apart once: each request's address is made from it.
+    address: Uri,
+    pools: RwLock<Pools>,
     /// As they are sent, one for each key.
     credentials: Vec<(HeaderName, HeaderValue)>,
     over_tls: bool,
@@ -178,9 +171,9 @@ impl Cloud {
             return Err(CloudError::Address(base));
         }
         let credentials = keys::credentials(&options)?;
-        let pool = RwLock::new(new_pool(&options)?);
+        let pools = RwLock::new(Pools::new(&options)?);
         let over_tls = uri.scheme_str() == Some("https");
-        Ok(Self { options, base, pool, credentials, over_tls })
+        Ok(Self { options, base, address: uri, pools, credentials, over_tls })
     }
 
     /// Its name.
@@ -210,9 +203,16 @@ impl Cloud {
 
     /// Forgets all connections: the network they belong to is gone.
     pub fn reset(&self) {
-        if let Ok(pool) = new_pool(&self.options) {
-            *self.pool.write().unwrap_or_else(PoisonError::into_inner) = pool;
+        if let Ok(pools) = Pools::new(&self.options) {
+            *self.pools.write().unwrap_or_else(PoisonError::into_inner) = pools;
         }
+    }
+
+    /// The connections of the thread that asks.
+    fn pool(&self) -> Pool {
+        let runtime = Handle::current().id();
+        let known = self.pools.read().unwrap_or_else(PoisonError::into_inner).of(runtime);
+        known.unwrap_or_else(|| self.pools.write().unwrap_or_else(PoisonError::into_inner).begin(runtime))
     }
 
     /// Sends with one of its keys and waits for the answer's head, unless it is taken back before. A body that had not left entirely never will then, so that it is
@@ -242,7 +242,7 @@ impl Cloud {
                 .iter()
                 .for_each(|(n, v)| tracing::debug!("{n}: {}", String::from_utf8_lossy(v.as_bytes())));
         }
-        let pool = self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let pool = self.pool();
         let times = self.options.timeouts;
         let answer = tokio::select! {
             biased;
@@ -315,8 +315,11 @@ impl Cloud {
 
     fn uri(&self, path: &str) -> Result<Uri, SendError> {
         let rest = path.strip_prefix("/v1").unwrap_or(path);
-        let refused = SendError { outcome: Outcome::Permanent(Fault::Refused) };
-        format!("{}{rest}", self.base).parse().map_err(|_| refused)
+        let refused = || SendError { outcome: Outcome::Permanent(Fault::Refused) };
+        let path = format!("{}{rest}", self.address.path().trim_end_matches('/'));
+        let mut parts = self.address.clone().into_parts();
+        parts.path_and_query = Some(PathAndQuery::from_maybe_shared(path).map_err(|_| refused())?);
+        Uri::from_parts(parts).map_err(|_| refused())
     }
 
     fn sign(&self, headers: &mut HeaderMap, key: KeyIndex) {
@@ -339,20 +342,22 @@ async fn in_time<T>(
     started: Instant,
 ) -> Result<T, Late> {
     let mut answer = std::pin::pin!(answer);
-    let mut wait = times.connect + times.first_byte;
+    // A body that moves can bring the end nearer: `idle` may be shorter than what was waited for before. Each end lies at
+    // least this far behind the move that set it, so looks this far apart overshoot none.
+    let look = times.first_byte.min(times.idle).max(LOOK_MIN);
     loop {
-        let left = (started + times.total).saturating_duration_since(clock::now());
-        let step = async {
-            tokio::select! {
-                biased;
-                answer = &mut answer => Some(answer),
-                () = progress.moved() => None,
-            }
+        let until = match progress.moved_at() {
+            None => progress.began() + times.connect + times.first_byte,
+            Some(at) if progress.is_out() => at + times.first_byte,
+            Some(at) => at + times.idle,
         };
-        match timeout(wait.min(left), step).await {
-            Ok(Some(answer)) => return Ok(answer),
-            Ok(None) => wait = if progress.is_out() { times.first_byte } else { times.idle },
-            Err(_) => return Err(Late),
+        let total = (started + times.total).saturating_duration_since(clock::now());
+        let left = until.saturating_duration_since(clock::timers_now()).min(total);
+        if let Ok(answer) = timeout(left.min(look), &mut answer).await {
+            return Ok(answer);
+        }
+        if left.is_zero() {
+            return Err(Late);
         }
     }
 }
@@ -362,25 +367,6 @@ fn fault_of(outcome: Outcome) -> Fault {
         Outcome::Unreachable(f) | Outcome::Transient(f) | Outcome::Permanent(f) | Outcome::Unknown(f) => f,
         _ => Fault::Reset,
     }
-}
-
-fn new_pool(options: &Options) -> Result<Pool, TlsError> {
-    let tls = client_config(options.ca_file.as_deref())?;
-    let over_tls = options.base_url.starts_with("https:");
-    let floor = over_tls.then(|| options.floor.clone());
-    let dial = Dial::over_tls(tls, options.timeouts.connect, options.timeouts.total, floor);
-    Ok(Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .http1_max_buf_size(BUFFER_BYTES)
-        .http2_max_send_buf_size(BUFFER_BYTES)
-        .http2_initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
-        .http2_initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
-        .http2_keep_alive_interval(H2_PING_INTERVAL)
-        .http2_keep_alive_timeout(H2_PING_TIMEOUT)
-        .http2_keep_alive_while_idle(true)
-        .build(dial))
 }
 
 impl Reply {
@@ -402,14 +388,17 @@ impl Reply {
 
     /// Reads until there are `bytes` of the body; `true` where it ended before, so that this is all of it.
     pub async fn beginning(&mut self, bytes: usize) -> Result<(Bytes, bool), SendError> {
-        let mut joined = BytesMut::new();
+        let mut joined = Joined::default();
         while joined.len() < bytes {
             match self.next().await {
-                None => return Ok((joined.freeze(), true)),
-                Some(part) => joined.extend_from_slice(&part?),
+                None => return Ok((joined.bytes(), true)),
+                Some(part) => joined.push(part?),
+            }
+            if self.body.is_end_stream() {
+                return Ok((joined.bytes(), true));
             }
         }
-        Ok((joined.freeze(), false))
+        Ok((joined.bytes(), false))
     }
 
     /// Takes the whole body in, in memory or as a file. What came before a failure is there too, with the failure.
@@ -448,23 +437,41 @@ impl Reply {
 
     /// Reads the whole body, up to `limit` bytes.
     pub async fn whole(mut self, limit: usize) -> Result<Whole, SendError> {
-        // Most answers are one piece: it is kept as it is.
-        let mut body = Bytes::new();
-        let mut joined = BytesMut::new();
+        let mut joined = Joined::default();
         while let Some(part) = self.next().await {
             let part = part?;
-            if body.len() + joined.len() + part.len() > limit {
+            if joined.len() + part.len() > limit {
                 return Err(SendError { outcome: Outcome::Unknown(Fault::TooLarge) });
             }
-            if body.is_empty() && joined.is_empty() {
-                body = part;
-            } else {
-                joined.extend_from_slice(&std::mem::take(&mut body));
-                joined.extend_from_slice(&part);
-            }
+            joined.push(part);
         }
-        let body = if joined.is_empty() { body } else { joined.freeze() };
-        Ok(Whole { status: self.status, headers: self.headers, body, body_out: self.body_out })
+        Ok(Whole { status: self.status, headers: self.headers, body: joined.bytes(), body_out: self.body_out })
+    }
+}
+
+/// Pieces of an answer as one. Most are one piece: it is kept as it is.
+#[derive(Default)]
+struct Joined {
+    first: Bytes,
+    all: BytesMut,
+}
+
+impl Joined {
+    fn len(&self) -> usize {
+        self.first.len() + self.all.len()
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        if self.len() == 0 {
+            self.first = piece;
+        } else {
+            self.all.extend_from_slice(&std::mem::take(&mut self.first));
+            self.all.extend_from_slice(&piece);
+        }
+    }
+
+    fn bytes(self) -> Bytes {
+        if self.all.is_empty() { self.first } else { self.all.freeze() }
     }
 }
 

@@ -9,16 +9,19 @@ use std::io;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Instant;
 
 use super::body::Spliced;
 use crate::body::Body as StoredBody;
+use crate::clock;
 
 const WAITING: u8 = 0;
 const BEGUN: u8 = 1;
@@ -36,14 +39,26 @@ pub enum Left {
     All,
 }
 
-/// How far a body got.
-#[derive(Debug, Clone, Default)]
+/// How far a body got, and when it last moved.
+#[derive(Debug, Clone)]
 pub struct Progress(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     state: AtomicU8,
-    moved: Notify,
+    began: Instant,
+    /// Milliseconds from `began` to the latest slice that was handed over, and one; 0 before the first.
+    moved_ms: AtomicU64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress(Arc::new(Shared {
+            state: AtomicU8::new(WAITING),
+            began: clock::timers_now(),
+            moved_ms: AtomicU64::new(0),
+        }))
+    }
 }
 
 impl Progress {
@@ -62,9 +77,16 @@ impl Progress {
         self.0.state.store(OUT, Ordering::Release);
     }
 
-    /// Resolves when a slice was handed over since the last look.
-    pub async fn moved(&self) {
-        self.0.moved.notified().await;
+    /// When it was made.
+    pub fn began(&self) -> Instant {
+        self.0.began
+    }
+
+    /// When the latest slice was handed over. To be looked at when a time is up: waking somebody for each slice would cost
+    /// more than handing it over.
+    pub fn moved_at(&self) -> Option<Instant> {
+        let ms = self.0.moved_ms.load(Ordering::Acquire).checked_sub(1)?;
+        Some(self.0.began + Duration::from_millis(ms))
     }
 
     /// From here on no further byte leaves. A connection lives on for a moment after its request was dropped, one of
@@ -81,9 +103,10 @@ impl Progress {
     /// False where it was taken back.
     fn reach(&self, state: u8) -> bool {
         let on = |before| (before != TAKEN_BACK).then_some(state);
-        let reached = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, on).is_ok();
-        self.0.moved.notify_one();
-        reached
+        // Before the state: with the last slice gone and an older time, an answer would be late at once.
+        let ms = clock::timers_now().duration_since(self.0.began).as_millis() as u64;
+        self.0.moved_ms.store(ms + 1, Ordering::Release);
+        self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, on).is_ok()
     }
 }
 

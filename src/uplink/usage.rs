@@ -2,8 +2,10 @@
 
 use std::io::{BufReader, Read};
 
+use memchr::memchr2_iter;
 use serde::Deserialize;
 
+use crate::body::scan::JSON_DEPTH_MAX;
 use crate::control::price::Usage;
 
 /// As far as an answer says.
@@ -53,7 +55,18 @@ impl Tokens {
 
 /// Reads an answer, or an event of one; empty where it is none.
 pub fn read(body: &[u8]) -> Summary {
-    serde_json::from_slice(body).map(Said::summary).unwrap_or_default()
+    parsed(body).unwrap_or_default()
+}
+
+/// The same, where the answer is whole; `None` where it is cut, is no JSON, or may be deeper than [`JSON_DEPTH_MAX`].
+pub fn read_whole(body: &[u8]) -> Option<Summary> {
+    // serde_json bounds no depth of what it skips. Brackets in texts count too: such an answer goes the long way.
+    let opened = memchr2_iter(b'{', b'[', body).count();
+    if opened <= JSON_DEPTH_MAX { parsed(body) } else { None }
+}
+
+fn parsed(body: &[u8]) -> Option<Summary> {
+    serde_json::from_slice(body).ok().map(Said::summary)
 }
 
 /// The same of a long answer, which need not be in memory. Blocks where it is a file.
@@ -78,6 +91,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_whole_answer_is_told_from_half_of_one_and_from_a_deep_one() {
+        let nested = |deep: usize| format!(r#"{{"a":{}1{}}}"#, "[".repeat(deep - 1), "]".repeat(deep - 1));
+        assert_eq!(read_whole(nested(JSON_DEPTH_MAX).as_bytes()), Some(Summary::default()));
+        assert_eq!(read_whole(nested(JSON_DEPTH_MAX + 1).as_bytes()), None);
+        for other in [r#"{"a":1"#, r#"{"a":"b"#, r#"{"a":1}}"#, "", "ok"] {
+            assert_eq!(read_whole(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
     fn model_and_tokens_are_found_where_they_are_said() {
         let chat = br#"{"model":"m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#;
         let usage = Some(Usage { prompt_tokens: 3, completion_tokens: 5 });
@@ -90,5 +113,6 @@ mod tests {
         assert_eq!(read(br#"{"usage":null}"#), Summary::default());
         assert_eq!(read(b"half of it"), Summary::default());
         assert_eq!(read_from(&chat[..]), read(chat));
+        assert_eq!(read_whole(chat), Some(read(chat)));
     }
 }

@@ -8,15 +8,14 @@ use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
 use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::Method;
 use hyper::body::{Frame, SizeHint};
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 
-use super::App;
 use super::call;
+use super::{App, Handler};
 use crate::telemetry::feed::{Event, Feed};
 
 /// What is shown of a body: enough to see what it asks, and little enough to be kept for a slow listener.
@@ -27,13 +26,13 @@ const RUN_MIN: usize = 100;
 const MARK: &[u8] = b";base64,";
 
 /// Shows both bodies of a request to whoever listens.
-pub async fn show(app: Arc<App>, request: Request, next: Next) -> Response {
-    let feed = app.gateway.feed();
+pub async fn show(app: Arc<App>, request: Request, handler: Handler) -> Response {
     let path = request.uri().path();
     let is_upload = path.starts_with("/v1/files") || path.starts_with("/v1/batches");
-    if !feed.has_body_listener() || request.method() != Method::POST || is_upload {
-        return next.run(request).await;
+    if !app.gateway.feed().has_body_listener() || request.method() != Method::POST || is_upload {
+        return handler.run(app, request).await;
     }
+    let feed = app.gateway.feed().clone();
     let (id, source) = (call::request_id(&request), call::source(&request));
     let about = |kind, route| {
         let mut event = Event::new(kind);
@@ -42,9 +41,9 @@ pub async fn show(app: Arc<App>, request: Request, next: Next) -> Response {
     };
     let asked = Shown::new(feed.clone(), about("request_body", Some(path.to_owned())), request.headers());
     let request = request.map(|body| Body::new(Tee { body, shown: asked }));
-    let response = next.run(request).await;
+    let response = handler.run(app, request).await;
     let route = response.headers().get("x-holdfast-route").and_then(|route| route.to_str().ok()).map(str::to_owned);
-    let answered = Shown::new(feed.clone(), about("answer_body", route), response.headers());
+    let answered = Shown::new(feed, about("answer_body", route), response.headers());
     response.map(|body| Body::new(Tee { body, shown: answered }))
 }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{timeout, timeout_at};
 
 use super::App;
 use super::cached::Keyed;
@@ -254,16 +254,14 @@ pub async fn read_body(bodies: &Bodies, request: Request<HttpBody>, limit: u64) 
         discard(request.into_body());
         return Err(Refusal::too_large(limit));
     }
-    let started = tokio::time::Instant::from_std(clock::now());
+    let started = clock::timers_now();
     let mut body = request.into_body();
     let mut read = bodies.receive(declared);
     loop {
         let allowed = BODY_TIME + Duration::from_secs(read.len() / BODY_BYTES_PER_S);
-        let frame = tokio::select! {
-            frame = timeout(BODY_IDLE, body.frame()) => frame,
-            () = sleep_until(started + allowed), if !plant::is(Fault::NoTimers) => return Err(too_slow()),
-        };
-        match frame {
+        let silent = clock::timers_now() + BODY_IDLE;
+        let until = if plant::is(Fault::NoTimers) { silent } else { silent.min(started + allowed) };
+        match timeout_at(until, body.frame()).await {
             Err(_) if plant::is(Fault::NoTimers) => {}
             Err(_) => return Err(too_slow()),
             Ok(None) => return Ok(read.finish().await?),

@@ -7,8 +7,8 @@
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Longest request line.
 const LINE_BYTES_MAX: usize = 8 * 1024;
-/// Most headers of one request.
-pub const HEADERS_MAX: usize = 100;
+/// Most headers of one request. It is hyper's own limit: told another one, hyper takes its list of them from the heap.
+const HEADERS_MAX: usize = 100;
 
 /// Why a head is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

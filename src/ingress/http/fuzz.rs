@@ -16,7 +16,7 @@ use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::framing::{self, Chunks, Framing, HEAD_BYTES_MAX, HEADERS_MAX};
+use super::framing::{self, Chunks, Framing, HEAD_BYTES_MAX};
 use super::guarded::{Guarded, Line};
 use super::{call, wants};
 use crate::control::types::Policy;
@@ -95,7 +95,7 @@ pub async fn served(bytes: &[u8], size: usize, reads: bool) -> Option<Vec<String
     });
     let stream = TokioIo::new(Guarded::new(Said { bytes, size: size.max(1) }, line.clone()));
     let mut server = http1::Builder::new();
-    server.header_read_timeout(None).max_headers(HEADERS_MAX + 1);
+    server.header_read_timeout(None);
     let ended = tokio::time::timeout(std::time::Duration::from_secs(5), server.serve_connection(stream, service)).await;
     ended.is_ok().then(|| methods.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

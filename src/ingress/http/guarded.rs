@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::framing::{self, Chunks, Framing, HEAD_BYTES_MAX, HeadFault, TOO_LONG, TOO_SLOW};
+use crate::clock;
 use crate::plant::{self, Fault};
 
 /// A request's head must be there by then.
@@ -24,6 +25,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(8);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(65);
 /// A peer that takes nothing of its answer for this long is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What is taken and thrown away behind a refused head: a client that writes a little more still reads why.
+const REFUSED_BYTES_MAX: usize = 256 * 1024;
 /// Bytes read at once while a head comes in.
 const READ_BYTES: usize = 2 * 1024;
 
@@ -64,8 +67,8 @@ enum Part {
     Head,
     Length(u64),
     Chunked(Chunks),
-    /// A head was refused: what comes now is thrown away.
-    Refused,
+    /// A head was refused: what comes now is thrown away, so many bytes more.
+    Refused(usize),
     /// A body that cannot be followed; its reader refuses it and the connection ends.
     Lost,
 }
@@ -80,7 +83,7 @@ pub struct Guarded<S> {
     /// Bytes at the front of `inbox` that may be passed on.
     passed: usize,
     first: bool,
-    read_wait: Option<Pin<Box<Sleep>>>,
+    read_wait: Wait,
     write_wait: Option<Pin<Box<Sleep>>>,
 }
 
@@ -88,15 +91,15 @@ impl<S> Guarded<S> {
     /// Guards a new connection.
     pub fn new(inner: S, line: Arc<Line>) -> Self {
         let (part, inbox) = (Part::Head, BytesMut::new());
-        Guarded { inner, line, part, inbox, passed: 0, first: true, read_wait: None, write_wait: None }
+        Guarded { inner, line, part, inbox, passed: 0, first: true, read_wait: Wait::default(), write_wait: None }
     }
 
     fn refuse(&mut self, fault: HeadFault) {
         *self.line.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
-        self.part = Part::Refused;
+        self.part = Part::Refused(REFUSED_BYTES_MAX);
         self.inbox = BytesMut::from(STAND_IN);
         self.passed = STAND_IN.len();
-        self.read_wait = None;
+        self.read_wait.end();
     }
 
     /// Finds out how much of the inbox may be passed on.
@@ -114,7 +117,7 @@ impl<S> Guarded<S> {
                     Ok(framing) => {
                         self.passed = end;
                         self.first = false;
-                        self.read_wait = None;
+                        self.read_wait.end();
                         self.part = match framing {
                             Framing::Length(0) => Part::Head,
                             Framing::Length(length) => Part::Length(length),
@@ -137,7 +140,10 @@ impl<S> Guarded<S> {
                 Err(()) => (self.passed, self.part) = (self.inbox.len(), Part::Lost),
             },
             Part::Lost => self.passed = self.inbox.len(),
-            Part::Refused => self.inbox.clear(),
+            Part::Refused(left) => {
+                *left = left.saturating_sub(self.inbox.len());
+                self.inbox.clear();
+            }
         }
     }
 
@@ -180,12 +186,42 @@ impl<S> Guarded<S> {
     /// Whether the head, or the next request, has been waited for long enough.
     fn waited(&mut self, cx: &mut Context<'_>) -> bool {
         if !matches!(self.part, Part::Head) || self.line.busy.load(Ordering::Acquire) || plant::is(Fault::NoTimers) {
-            self.read_wait = None;
+            self.read_wait.end();
             return false;
         }
         let limit = if self.first || !self.inbox.is_empty() { HEAD_TIMEOUT } else { IDLE_TIMEOUT };
-        let wait = self.read_wait.get_or_insert_with(|| Box::pin(sleep(limit)));
-        wait.as_mut().poll(cx).is_ready()
+        self.read_wait.poll(limit, cx)
+    }
+}
+
+/// A wait that begins anew with each request. Its timer is left as it is and set again only when it is up: setting one costs
+/// as much as reading a head.
+#[derive(Default)]
+struct Wait {
+    until: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Wait {
+    /// Begun or gone on with; true once it has taken `limit`.
+    fn poll(&mut self, limit: Duration, cx: &mut Context<'_>) -> bool {
+        let until = *self.until.get_or_insert_with(|| clock::timers_now() + limit);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() > until {
+            timer.as_mut().reset(until);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= until {
+                return true;
+            }
+            timer.as_mut().reset(until);
+        }
+        false
+    }
+
+    /// What was waited for has come.
+    fn end(&mut self) {
+        self.until = None;
     }
 }
 
@@ -201,17 +237,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             if matches!(me.part, Part::Length(_)) && me.inbox.is_empty() {
                 return me.poll_body(cx, buf);
             }
+            if matches!(me.part, Part::Refused(0)) {
+                // Whoever goes on writing reads no refusal. The connection ends when that is out.
+                return Poll::Pending;
+            }
             let mut scratch = [0; READ_BYTES];
             let mut part = ReadBuf::new(&mut scratch);
             match Pin::new(&mut me.inner).poll_read(cx, &mut part) {
                 Poll::Ready(Ok(())) if part.filled().is_empty() => {
                     // Behind a refusal the end of what comes must not end the answer.
-                    return if matches!(me.part, Part::Refused) { Poll::Pending } else { Poll::Ready(Ok(())) };
+                    return if matches!(me.part, Part::Refused(_)) { Poll::Pending } else { Poll::Ready(Ok(())) };
                 }
                 Poll::Ready(Ok(())) => {
                     if me.inbox.is_empty() && !me.first {
                         // The next head has begun: from here it has a head's time.
-                        me.read_wait = None;
+                        me.read_wait.end();
                     }
                     me.inbox.extend_from_slice(part.filled());
                 }
@@ -273,5 +313,36 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    async fn is_up(wait: &mut Wait, limit: Duration) -> bool {
+        poll_fn(|cx| Poll::Ready(wait.poll(limit, cx))).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_counts_from_its_own_beginning_whatever_the_timer_was_set_for() {
+        let (pass, second) = (|s| tokio::time::advance(Duration::from_secs(s)), Duration::from_secs);
+        let mut wait = Wait::default();
+        assert!(!is_up(&mut wait, second(65)).await);
+        pass(60).await;
+        wait.end();
+        assert!(!is_up(&mut wait, second(65)).await, "begun anew");
+        pass(64).await;
+        assert!(!is_up(&mut wait, second(65)).await, "the first one's time is up, not this one's");
+        pass(2).await;
+        assert!(is_up(&mut wait, second(65)).await);
+        wait.end();
+        assert!(!is_up(&mut wait, second(65)).await);
+        wait.end();
+        assert!(!is_up(&mut wait, second(8)).await);
+        pass(9).await;
+        assert!(is_up(&mut wait, second(8)).await, "a shorter one");
     }
 }

@@ -25,10 +25,11 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 
 use super::call::Peer;
-use super::framing::{HEADERS_MAX, HeadFault};
+use super::framing::HeadFault;
 use super::guarded::{Guarded, HEAD_TIMEOUT, Line};
 use super::peers::{PeerKey, Peers};
 use super::refusal::Refusal;
+use super::threads::OnThread;
 use super::{App, Tokens, router, serve_with_id};
 use crate::plant::{self, Fault};
 use hyper::StatusCode;
@@ -106,6 +107,28 @@ async fn accept_any(listeners: &[TcpListener]) -> io::Result<TcpStream> {
     futures_util::future::select_all(accepts).await.0.map(|(stream, _)| stream)
 }
 
+/// Serves a connection on its thread. A socket reports to the thread that it was made on: on another one it is made anew.
+fn begin<S, F>(thread: OnThread, stream: S, remade: fn(S) -> io::Result<S>, serve: impl FnOnce(S) -> F + Send + 'static)
+where
+    S: Send + 'static,
+    F: Future<Output = ()> + Send,
+{
+    let Some(elsewhere) = thread.elsewhere().cloned() else {
+        tokio::spawn(async move {
+            serve(stream).await;
+            drop(thread);
+        });
+        return;
+    };
+    elsewhere.spawn(async move {
+        match remade(stream) {
+            Ok(stream) => serve(stream).await,
+            Err(error) => tracing::warn!("a connection could not change its thread: {error}"),
+        }
+        drop(thread);
+    });
+}
+
 struct Server {
     router: axum::Router,
     app: Arc<App>,
@@ -123,7 +146,9 @@ impl Server {
             return;
         };
         let peer = user.map_or_else(|| "uid:unknown".to_owned(), |uid| format!("uid:{uid}"));
-        tokio::spawn(async move {
+        let thread = self.app.threads.enter();
+        let remade = |stream: UnixStream| UnixStream::from_std(stream.into_std()?);
+        begin(thread, stream, remade, move |stream| async move {
             self.connection(stream, Origin::Unix(peer), watcher).await;
             drop(place);
         });
@@ -138,7 +163,9 @@ impl Server {
             return;
         };
         let _ = stream.set_nodelay(true);
-        tokio::spawn(async move {
+        let thread = self.app.threads.enter();
+        let remade = |stream: TcpStream| TcpStream::from_std(stream.into_std()?);
+        begin(thread, stream, remade, move |stream| async move {
             match self.tls.clone() {
                 None => self.connection(stream, Origin::Tcp(here.ip()), watcher).await,
                 Some(tls) => {
@@ -173,8 +200,6 @@ impl Server {
             .timer(TokioTimer::new())
             // The guard's own: it tells idle from slow.
             .header_read_timeout(None)
-            // One more than the guard lets through: its words, not the library's.
-            .max_headers(HEADERS_MAX + 1)
             .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = watcher.watch(connection).await {
@@ -191,7 +216,7 @@ impl Server {
             Err(refusal) => return refusal.into_response(),
         };
         request.extensions_mut().insert(Peer(peer));
-        serve_with_id(self.router.clone(), request).await
+        serve_with_id(self.app.clone(), &self.router, request).await
     }
 
     fn identify(&self, request: &Request<Body>, origin: &Origin) -> Result<String, Refusal> {

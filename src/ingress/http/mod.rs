@@ -36,6 +36,7 @@ mod responses;
 mod spend;
 mod stream;
 mod tasks;
+mod threads;
 mod tokens;
 mod uplinks;
 mod wants;
@@ -52,6 +53,7 @@ use axum::response::Response;
 use axum::routing::{any, get, post};
 use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower::{ServiceExt, service_fn};
 use tower_http::decompression::RequestDecompression;
@@ -74,6 +76,7 @@ pub use models::Models;
 use places::Door;
 pub use record_json::record_json;
 use refusal::Refusal;
+use threads::Threads;
 pub use tokens::Tokens;
 
 /// What the HTTP side is configured with.
@@ -120,6 +123,8 @@ pub struct App {
     limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
     board: Board,
+    /// Kept by every request: the second thread ends after the last work on it, not with its last connection.
+    threads: Arc<Threads>,
     stop: watch::Receiver<bool>,
     started_unix_s: u64,
 }
@@ -163,9 +168,15 @@ impl App {
             limiter,
             reshaping,
             board,
+            threads: Arc::default(),
             stop,
             started_unix_s,
         })
+    }
+
+    /// The second thread, where it has begun.
+    pub fn second_thread(&self) -> Option<Handle> {
+        self.threads.second()
     }
 
     /// Recognises repeats of requests that were stored before this start.
@@ -240,10 +251,12 @@ impl App {
 
 /// All paths.
 fn router(app: Arc<App>) -> Router {
-    let limited = Router::new()
-        .route("/v1/chat/completions", post(openai::chat))
-        .route("/v1/completions", post(openai::completions))
-        .route("/v1/embeddings", post(openai::embeddings))
+    // Other methods of these find out here which one is right; their requests go past the router, see `straight`.
+    let endpoints = openai::ENDPOINTS.into_iter().fold(Router::new(), |router, endpoint| {
+        let serve = move |State(app): State<Arc<App>>, request: Request| openai::serve(app, endpoint, request);
+        router.route(endpoint, post(serve))
+    });
+    let limited = endpoints
         .route("/v1/chat/completions/{id}", get(admin::completion).delete(admin::cancel_completion))
         .route("/holdfast/v1/tasks/{which}", post(tasks::call))
         .route("/v1/files", post(files::create).get(files::list))
@@ -260,7 +273,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/{*rest}", any(passthrough::any_v1))
         .route("/api/{*rest}", any(ollama::any_api))
         // One layer for all that comes before: each costs every request a copy of the route and two boxes.
-        .layer(middleware::from_fn_with_state(app.clone(), admit));
+        .layer(middleware::from_fn_with_state(app.clone(), admit_routed));
     Router::new()
         .merge(limited)
         .route("/", get(health::page))
@@ -287,12 +300,40 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// Who answers once the steps are done that each request takes.
+#[derive(Clone)]
+enum Handler {
+    /// The router's choice.
+    Routed(Next),
+    /// One of [`openai::ENDPOINTS`].
+    Endpoint(&'static str),
+}
+
+impl Handler {
+    async fn run(self, app: Arc<App>, request: Request) -> Response {
+        match self {
+            Handler::Routed(next) => next.run(request).await,
+            Handler::Endpoint(endpoint) => openai::serve(app, endpoint, request).await,
+        }
+    }
+}
+
+/// The endpoints that nearly all requests are for go past the router, which copies and boxes each request several times.
+fn straight(request: &Request) -> Option<&'static str> {
+    let asked = request.uri().path();
+    let known = openai::ENDPOINTS.iter().find(|endpoint| **endpoint == asked);
+    known.copied().filter(|_| request.method() == Method::POST)
+}
+
 /// Serves a request under an id of its own, which the answer says.
-async fn serve_with_id(router: Router, mut request: Request) -> Response {
+async fn serve_with_id(app: Arc<App>, router: &Router, mut request: Request) -> Response {
     let id = clock::request_id();
     let theirs = request.headers().get("x-request-id").cloned();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+    let mut response = match straight(&request) {
+        Some(endpoint) => Box::pin(admit(app, request, Handler::Endpoint(endpoint))).await,
+        None => router.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
+    };
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert(HeaderName::from_static("x-request-id"), value);
@@ -303,8 +344,12 @@ async fn serve_with_id(router: Router, mut request: Request) -> Response {
     response
 }
 
+async fn admit_routed(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    admit(app, request, Handler::Routed(next)).await
+}
+
 /// Bounds the requests of one source in a time and those served at once; refuses while the process ends.
-async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn admit(app: Arc<App>, request: Request, handler: Handler) -> Response {
     if !app.gateway.is_accepting() {
         call::discard(request.into_body());
         return Refusal::stopping().into_response();
@@ -323,22 +368,22 @@ async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
             .retry_after(1)
             .into_response();
     };
-    let response = decode_and_serve(app, request, next).await;
+    let response = decode_and_serve(app, request, handler).await;
     // A stream is being served until its last byte: the place travels with its body.
     response.map(|body| Body::new(listen::Held::new(body, place)))
 }
 
 /// Unpacks a body that its client has packed, then serves; most come as they are.
-async fn decode_and_serve(app: Arc<App>, request: Request, next: Next) -> Response {
+async fn decode_and_serve(app: Arc<App>, request: Request, handler: Handler) -> Response {
     if is_unencoded(&request) {
-        return bodies::show(app, request, next).await;
+        return bodies::show(app, request, handler).await;
     }
     let inner = service_fn(|request: hyper::Request<_>| {
-        let (app, request, next) = (app.clone(), request.map(Body::new), next.clone());
+        let (app, request, handler) = (app.clone(), request.map(Body::new), handler.clone());
         async move {
             // The header of what was unpacked is gone.
             let response =
-                if is_unencoded(&request) { bodies::show(app, request, next).await } else { unknown_encoding() };
+                if is_unencoded(&request) { bodies::show(app, request, handler).await } else { unknown_encoding() };
             Ok::<_, Infallible>(response)
         }
     });

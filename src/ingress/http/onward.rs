@@ -28,8 +28,8 @@ pub const HELD_BACK_BYTES: usize = 64 * 1024;
 
 /// An answer whose beginning is here.
 pub enum Came {
-    /// It is all of it, or an error with as much of its words as is passed on.
-    Whole(Whole),
+    /// It is all of it, or an error with as much of its words as is passed on; and what it says of itself.
+    Whole(Whole, Summary),
     /// More follows.
     Begun(Box<Begun>),
 }
@@ -49,8 +49,13 @@ pub async fn begin(mut reply: Reply) -> (Outcome, Option<Came>) {
     };
     let whole = reply.with_body(first.clone());
     let outcome = classify::outcome(whole.status, &whole.headers, &first);
+    let passed = |said| (outcome, Some(Came::Whole(whole, said)));
     if outcome != Outcome::Delivered {
-        return (outcome, Some(Came::Whole(whole)));
+        return passed(usage::read(&first));
+    }
+    // What reads the tokens sees on its way that nothing is missing: most answers are read once.
+    if ended && let Some(said) = usage::read_whole(&first) {
+        return passed(said);
     }
     let mut scan = Scan::default();
     scan.feed(&first);
@@ -61,7 +66,7 @@ pub async fn begin(mut reply: Reply) -> (Outcome, Option<Came>) {
     } else if scan.is_cut() {
         (Outcome::Unknown(Fault::Truncated), None)
     } else {
-        (outcome, Some(Came::Whole(whole)))
+        passed(usage::read(&first))
     }
 }
 

@@ -2,29 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::response::Response;
 
 use super::call::Call;
 use super::{App, attach_now, cached, kept};
 use crate::spool::SpoolError;
 
-/// `POST /v1/chat/completions`.
-pub async fn chat(State(app): State<Arc<App>>, request: Request) -> Response {
-    serve(app, "/v1/chat/completions", request).await
-}
+/// What is understood here, by POST.
+pub const ENDPOINTS: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"];
 
-/// `POST /v1/completions`.
-pub async fn completions(State(app): State<Arc<App>>, request: Request) -> Response {
-    serve(app, "/v1/completions", request).await
-}
-
-/// `POST /v1/embeddings`.
-pub async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Response {
-    serve(app, "/v1/embeddings", request).await
-}
-
-async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Response {
+/// One of [`ENDPOINTS`].
+pub async fn serve(app: Arc<App>, endpoint: &'static str, request: Request) -> Response {
     match Call::read(app, endpoint, request).await {
         Ok(call) => answer(Arc::new(call)).await,
         Err(refusal) => refusal.into_response(),

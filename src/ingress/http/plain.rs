@@ -16,8 +16,8 @@ use super::refusal::Refusal;
 use crate::control::event::Outcome;
 use crate::control::types::Policy;
 use crate::gateway::{LiveAttempt, Target};
+use crate::uplink::body;
 use crate::uplink::cloud::{self, Cloud, Whole};
-use crate::uplink::{body, usage};
 
 /// Answers a plain request.
 pub async fn answer(call: Arc<Call>) -> Response {
@@ -30,17 +30,17 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 let origin = Origin::uplink(attempt.cloud().name());
                 match try_uplink(&call, &mut attempt).await {
                     (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
-                    (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole))) => {
-                        attempt.spent(&call.head.model, &usage::read(&whole.body));
-                        attempt.end(outcome);
+                    (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole, said))) => {
+                        attempt.spent(&call.head.model, &said);
+                        live.end(attempt, outcome);
                         call.app.answered(&call, &origin, class(&whole));
                         return answer::from_uplink(whole, &origin);
                     }
                     (Outcome::NoAnswer, _) => {
-                        attempt.end(Outcome::NoAnswer);
+                        live.end(attempt, Outcome::NoAnswer);
                         return call.app.refused(&call, Refusal::no_answer());
                     }
-                    (outcome @ (Outcome::RateLimited { .. } | Outcome::Blocked(_)), Some(Came::Whole(whole))) => {
+                    (outcome @ (Outcome::RateLimited { .. } | Outcome::Blocked(_)), Some(Came::Whole(whole, _))) => {
                         last = Some((whole, origin));
                         live.next(attempt, outcome).await
                     }
@@ -79,8 +79,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<
         Ok(reply) => reply,
         Err(outcome) => return (outcome, None),
     };
-    attempt.answering();
-    onward::begin(reply).await
+    attempt.answered_by(onward::begin(reply)).await
 }
 
 /// The call towards one uplink: the client's bytes, under that uplink's name for the model.

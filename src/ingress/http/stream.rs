@@ -186,13 +186,13 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
                 say(parts, Part::From(origin.clone())).await?;
                 match try_uplink(call, &mut attempt, parts).await? {
                     Tried::Done(outcome) => {
-                        attempt.end(outcome);
+                        live.end(attempt, outcome);
                         let how = if outcome == Outcome::Delivered { "ok" } else { outcome.class() };
                         call.app.answered(call, &origin, how);
                         return Ok(());
                     }
                     Tried::Refused(outcome @ Outcome::Permanent(_), whole) => {
-                        attempt.end(outcome);
+                        live.end(attempt, outcome);
                         return pass_refusal(call, parts, whole, &origin).await;
                     }
                     Tried::Refused(outcome, whole) => {

@@ -5,7 +5,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use hyper::header::{CACHE_CONTROL, HeaderMap};
+use hyper::header::{CACHE_CONTROL, HeaderMap, HeaderName};
 
 use super::refusal::Refusal;
 use crate::cache::worth::Wish;
@@ -22,6 +22,17 @@ const HOLD_SHARE: f64 = 0.9;
 const WORD_BYTES_MAX: usize = 255;
 /// Longest time to live a request may ask for: 30 days.
 const TTL_MAX: Duration = Duration::from_hours(720);
+
+// As names, so that each request looks them up without reading them anew.
+const OFFLINE: HeaderName = HeaderName::from_static("x-holdfast-offline");
+const PRIORITY: HeaderName = HeaderName::from_static("x-holdfast-priority");
+const TTL: HeaderName = HeaderName::from_static("x-holdfast-ttl");
+const CACHE: HeaderName = HeaderName::from_static("x-holdfast-cache");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const DEVICE: HeaderName = HeaderName::from_static("x-edge-device");
+const READ_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
+const TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-timeout");
 
 /// What the headers ask for.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,14 +69,14 @@ impl Wants {
         let stated = wait.or_else(|| stated(headers));
         let (cache, anew) = cache(headers)?;
         Ok(Self {
-            policy: word(headers, "x-holdfast-offline")?.unwrap_or(default_policy),
-            priority: word(headers, "x-holdfast-priority")?.unwrap_or_default(),
+            policy: word(headers, &OFFLINE)?.unwrap_or(default_policy),
+            priority: word(headers, &PRIORITY)?.unwrap_or_default(),
             ttl: ttl(headers)?,
             respond_async,
             wait,
             hold: stated.unwrap_or(HOLD_DEFAULT),
-            idempotency_key: bounded(headers, "idempotency-key")?,
-            label: bounded(headers, "x-edge-device")?.filter(|label| label != "true"),
+            idempotency_key: bounded(headers, &IDEMPOTENCY_KEY)?,
+            label: bounded(headers, &DEVICE)?.filter(|label| label != "true"),
             cache,
             anew,
             stated,
@@ -73,19 +84,22 @@ impl Wants {
     }
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-fn invalid(name: &str, expected: &str) -> Refusal {
+fn invalid(name: &HeaderName, expected: &str) -> Refusal {
     Refusal::bad_field("invalid_header", None::<&str>, format!("header {name}: {expected}"))
 }
 
-fn word<T: FromStr<Err = impl std::fmt::Display>>(headers: &HeaderMap, name: &str) -> Result<Option<T>, Refusal> {
+fn word<T: FromStr<Err = impl std::fmt::Display>>(
+    headers: &HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<T>, Refusal> {
     text(headers, name).map(|w| w.parse().map_err(|e: T::Err| invalid(name, &e.to_string()))).transpose()
 }
 
-fn bounded(headers: &HeaderMap, name: &str) -> Result<Option<String>, Refusal> {
+fn bounded(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>, Refusal> {
     let Some(value) = headers.get(name) else { return Ok(None) };
     let value = value.to_str().map_err(|_| invalid(name, "use printable ASCII"))?.trim();
     match value.len() {
@@ -96,7 +110,6 @@ fn bounded(headers: &HeaderMap, name: &str) -> Result<Option<String>, Refusal> {
 }
 
 fn ttl(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
-    let name = "x-holdfast-ttl";
     let expected = "use seconds or a duration such as 90s, 30m, 72h or 7d, at most 30d";
     let parse = |value: &str| {
         let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -110,14 +123,14 @@ fn ttl(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
         let seconds = digits.parse::<u64>().ok()?.checked_mul(unit)?;
         (1..=TTL_MAX.as_secs()).contains(&seconds).then(|| Duration::from_secs(seconds))
     };
-    text(headers, name).map(|value| parse(value).ok_or_else(|| invalid(name, expected))).transpose()
+    text(headers, &TTL).map(|value| parse(value).ok_or_else(|| invalid(&TTL, expected))).transpose()
 }
 
 /// RFC 7240; preferences that are not understood are ignored, as it demands.
 fn prefer(headers: &HeaderMap) -> (bool, Option<Duration>) {
     let mut respond_async = false;
     let mut wait = None;
-    let values = headers.get_all("prefer").iter().filter_map(|v| v.to_str().ok());
+    let values = headers.get_all(&PREFER).iter().filter_map(|v| v.to_str().ok());
     for preference in values.flat_map(|v| v.split([',', ';'])).map(str::trim) {
         if preference.eq_ignore_ascii_case("respond-async") {
             respond_async = true;
@@ -129,7 +142,7 @@ fn prefer(headers: &HeaderMap) -> (bool, Option<Duration>) {
 }
 
 fn stated(headers: &HeaderMap) -> Option<Duration> {
-    let stated = ["x-stainless-read-timeout", "x-stainless-timeout"].iter().find_map(|name| {
+    let stated = [&READ_TIMEOUT, &TIMEOUT].into_iter().find_map(|name| {
         let seconds: f64 = text(headers, name)?.parse().ok()?;
         (seconds.is_finite() && seconds > 0.0).then_some(seconds)
     });
@@ -138,12 +151,11 @@ fn stated(headers: &HeaderMap) -> Option<Duration> {
 
 /// What may come from the cache, and whether it must be new. Whoever refuses is heard before whoever asks for it.
 fn cache(headers: &HeaderMap) -> Result<(Wish, bool), Refusal> {
-    let name = "x-holdfast-cache";
-    let asked = match text(headers, name) {
+    let asked = match text(headers, &CACHE) {
         None | Some("") => Wish::Usual,
         Some(word) if word.eq_ignore_ascii_case("on") => Wish::On,
         Some(word) if word.eq_ignore_ascii_case("off") => Wish::Off,
-        Some(_) => return Err(invalid(name, "use on or off")),
+        Some(_) => return Err(invalid(&CACHE, "use on or off")),
     };
     let values = headers.get_all(CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok());
     let words: Vec<String> = values.flat_map(|v| v.split(',')).map(|word| word.trim().to_ascii_lowercase()).collect();

@@ -26,6 +26,25 @@ async fn a_slow_body_is_waited_for_and_a_silent_uplink_is_not() {
     assert!(progress.is_out(), "it was given up while it still moved");
 }
 
+/// The time for a body that does not move is shorter than the one for an answer, and counts from its latest move.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stops_moving_is_given_up_in_its_own_time() {
+    let second = Duration::from_secs;
+    let times = Timeouts { connect: second(2), first_byte: second(60), idle: second(5), total: second(3600) };
+    let (mut body, progress) = Outgoing::new(Body::from(vec![0; 320 * 1024]).into(), None);
+    let began = clock::timers_now();
+    let moves_once = async {
+        tokio::time::sleep(second(1)).await;
+        body.frame().await;
+        pending::<()>().await;
+    };
+    tokio::select! {
+        answer = in_time(pending::<()>(), &progress, times, clock::now()) => assert!(answer.is_err()),
+        () = moves_once => {}
+    }
+    assert_eq!((clock::timers_now() - began).as_secs(), 6);
+}
+
 /// An uplink at this address, behind TLS where `scheme` says so.
 fn cloud(scheme: &str, listener: &TcpListener) -> Cloud {
     let long = Duration::from_mins(1);
