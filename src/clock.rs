@@ -126,19 +126,8 @@ static IDS: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(random_u64()))
 /// uplink, which may see one, does not learn from it when the request came. Nothing is ordered by them.
 pub fn request_id() -> String {
     let number = IDS.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff_ffff;
-    let mut id = String::with_capacity("req_".len() + 32);
-    id.push_str("req_");
-    push_hex(&mut id, number, 12);
     let [a, b] = random();
-    push_hex(&mut id, a, 16);
-    push_hex(&mut id, b, 4);
-    id
-}
-
-/// The last so many hexadecimal digits of a number. Every request has an id: the formatter takes ten times as long.
-fn push_hex(text: &mut String, number: u64, digits: u32) {
-    let digit = |at: u32| char::from_digit((number >> (4 * at)) as u32 & 0xf, 16);
-    text.extend((0..digits).rev().filter_map(digit));
+    format!("req_{number:012x}{a:016x}{:04x}", b & 0xffff)
 }
 
 #[cfg(test)]

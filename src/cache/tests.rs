@@ -390,15 +390,9 @@ async fn a_disk_that_hangs_holds_no_more_than_its_share_of_memory() {
     let inner = opened.0.as_ref().unwrap();
     let (jobs, hangs) = std::sync::mpsc::channel();
     let (table, folder) = (inner.table.clone(), inner.folder.clone());
-    let reads = tokio::sync::Semaphore::new(1);
-    let cache = Cache(Some(std::sync::Arc::new(super::Inner {
-        table,
-        folder,
-        jobs,
-        reads: std::sync::Arc::new(reads),
-        shared: false,
-        time: inner.time,
-    })));
+    let reads = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
+    let cache =
+        Cache(Some(std::sync::Arc::new(super::Inner { table, folder, jobs, reads, shared: false, time: inner.time })));
     for n in 0..8u8 {
         cache.put(Key([1; 32]), Bytes::from(vec![n; ANSWER_BYTES_MAX]));
     }

@@ -40,8 +40,6 @@ const LAST_SETTLES: Duration = Duration::from_secs(2);
 /// Control is turned at least this often, whatever it waits for: a deadline that it forgot would cost no more than that.
 const IDLE_TURN: Duration = Duration::from_secs(5);
 
-/// Longer than any device runs; what is to be done is due before.
-const NEVER: Duration = Duration::from_hours(24 * 365 * 100);
 /// Inputs that are applied between two looks at everything else that the driver waits for: control handles as many in less than
 /// a millisecond, and a burst of that many callers costs one look.
 const INPUTS_AT_ONCE: usize = 64;
@@ -123,15 +121,16 @@ impl Driver {
         self.turn(Event::Restored(restored));
         self.turn(Event::Ready(ready));
         self.sweep();
-        let (mut set_for, mut was_up) = (self.now(), true);
-        let mut timer = pin!(sleep_until(set_for));
+        let mut timer = pin!(sleep_until(self.now()));
+        // What it is set for; nothing once it was up.
+        let mut set_for = None;
         while !self.is_done() {
             // One timer for all: each by itself would wake the board. It is set when what it is for changes or when it was up,
             // for setting it costs as much as half a turn.
             let sweep = self.sweep_at();
-            let due = self.due_at().min(sweep);
-            if due != set_for || was_up {
-                (set_for, was_up) = (due, false);
+            let due = self.due_at(sweep);
+            if set_for != Some(due) {
+                set_for = Some(due);
                 let now = self.now();
                 timer.as_mut().reset(due.min(now + IDLE_TURN).max(now));
             }
@@ -152,7 +151,7 @@ impl Driver {
                     }
                 }
                 () = &mut timer => {
-                    was_up = true;
+                    set_for = None;
                     self.timer_is_up(sweep);
                 }
             }
@@ -217,12 +216,11 @@ impl Driver {
         self.swept + if quiet { QUIET_SWEEP_EVERY } else { SWEEP_EVERY }
     }
 
-    /// When control wants a turn, or the grace is over.
-    fn due_at(&self) -> Instant {
+    /// When control wants a turn, the grace is over or a sweep is due, whichever comes first.
+    fn due_at(&self, sweep: Instant) -> Instant {
         let started = Instant::from_std(self.shared.started);
-        let due = self.control.deadline_ms().map(|ms| started + Duration::from_millis(ms + 1));
-        let never = started + NEVER;
-        due.unwrap_or(never).min(self.stop_at.unwrap_or(never))
+        let turn = self.control.deadline_ms().map(|ms| started + Duration::from_millis(ms + 1));
+        [turn, self.stop_at].into_iter().flatten().fold(sweep, Instant::min)
     }
 
     /// The grace is over: what is still in flight is taken back.

@@ -24,11 +24,11 @@ const DUMPS_MAX: usize = 100;
 /// What is counted: a name, the request, how many of it.
 type Row = (&'static str, Job, u64);
 
-const CHAT: Row = ("a chat, 600 bytes back", online::CHAT_JOB, COUNTED);
+const CHAT: Row = ("a chat, 600 bytes back", online::CHAT, COUNTED);
 const ONLINE: [Row; 3] = [
     CHAT,
-    ("a stream of ten events", Job { request: online::streamed, ..online::CHAT_JOB }, COUNTED),
-    ("a picture of 1 MiB", Job { request: online::picture, ..online::CHAT_JOB }, COUNTED_PICTURES),
+    ("a stream of ten events", online::FIRST_BYTE, COUNTED),
+    ("a picture of 1 MiB", online::PICTURE, COUNTED_PICTURES),
 ];
 const STORED: Row = ("1 KiB stored, alone in its commit", stored::CHAT, COUNTED);
 

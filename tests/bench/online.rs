@@ -32,21 +32,11 @@ const LOOK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is asked for on every way.
-#[derive(Clone, Copy)]
-struct Asked {
-    request: fn(u64) -> Request<Full<Bytes>>,
-    timed: Timed,
-    warm_up: u64,
-}
-
-const CHAT: Asked = Asked { request: chat, timed: Timed::Whole, warm_up: load::WARM_UP };
-const PICTURE: Asked = Asked { request: picture, timed: Timed::Whole, warm_up: load::WARM_UP };
-const BIG_PICTURE: Asked = Asked { request: big_picture, timed: Timed::Whole, warm_up: load::WARM_UP_BIG };
-const FIRST_BYTE: Asked = Asked { request: streamed, timed: Timed::FirstByte, warm_up: load::WARM_UP };
-const EVENTS: Asked = Asked { request: streamed, timed: Timed::Events, warm_up: load::WARM_UP };
-
-/// A chat through the daemon.
-pub(crate) const CHAT_JOB: Job = Job { request: chat, is_right: is_ok, timed: Timed::Whole, warm_up: load::WARM_UP };
+pub(crate) const CHAT: Job = Job { request: chat, is_right: is_ok, timed: Timed::Whole, warm_up: load::WARM_UP };
+pub(crate) const PICTURE: Job = Job { request: picture, ..CHAT };
+const BIG_PICTURE: Job = Job { request: big_picture, warm_up: load::WARM_UP_BIG, ..CHAT };
+pub(crate) const FIRST_BYTE: Job = Job { request: streamed, timed: Timed::FirstByte, ..CHAT };
+const EVENTS: Job = Job { request: streamed, timed: Timed::Events, ..CHAT };
 
 /// What the configuration says of the mock, which is at `to`.
 pub(crate) fn configuration(to: &str) -> String {
@@ -117,15 +107,14 @@ impl Side {
     }
 
     /// One table: a row for each way to the mock and number of callers.
-    async fn compare(&self, plan: &Plan, title: &str, callers: &[usize], asked: Asked) {
+    async fn compare(&self, plan: &Plan, title: &str, callers: &[usize], asked: Job) {
         println!("\n### {title}\n\n{}", stats::HEAD);
-        let Asked { request, timed, warm_up } = asked;
         let ways = self.ways();
         for &callers in callers {
             let mut cells = vec![Vec::<Cell>::new(); ways.len()];
             for _ in 0..plan.rounds {
                 for (way, cells) in ways.iter().zip(&mut cells) {
-                    let job = Job { request, is_right: way.is_right, timed, warm_up };
+                    let job = Job { is_right: way.is_right, ..asked };
                     cells.push(load::run(&way.target, job, callers, plan.cell, way.through).await);
                 }
             }
@@ -202,11 +191,11 @@ fn chat(n: u64) -> Request<Full<Bytes>> {
     post(format!(r#"{{"model":"bench","messages":[{{"role":"user","content":"{TEXT} {n}"}}]}}"#).into())
 }
 
-pub(crate) fn streamed(n: u64) -> Request<Full<Bytes>> {
+fn streamed(n: u64) -> Request<Full<Bytes>> {
     post(format!(r#"{{"model":"bench","messages":[{{"role":"user","content":"{TEXT} {n}"}}],"stream":true}}"#).into())
 }
 
-pub(crate) fn picture(n: u64) -> Request<Full<Bytes>> {
+fn picture(n: u64) -> Request<Full<Bytes>> {
     static SAME: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(vec![b'Q'; PICTURE_BYTES]));
     post(with_picture(&SAME, n))
 }

@@ -194,8 +194,8 @@ impl<S> Guarded<S> {
     }
 }
 
-/// A wait that begins anew with each request. Its timer is left as it is and set again only when it is up: setting one costs
-/// as much as reading a head.
+/// A wait that begins anew with each request. Its timer is left as it is and set again only when it is up too early or would be
+/// too late: setting one costs as much as reading a head.
 #[derive(Default)]
 struct Wait {
     until: Option<Instant>,
@@ -324,6 +324,29 @@ mod tests {
 
     async fn is_up(wait: &mut Wait, limit: Duration) -> bool {
         poll_fn(|cx| Poll::Ready(wait.poll(limit, cx))).await
+    }
+
+    /// A peer that writes as fast as it is read, and how much of it was.
+    struct Endless(usize);
+
+    impl AsyncRead for Endless {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let room = buf.remaining();
+            buf.put_slice(&vec![b'a'; room]);
+            self.0 += room;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn behind_a_refused_head_only_so_much_is_taken() {
+        let mut guarded = Guarded::new(Endless(0), Arc::default());
+        let mut bytes = [0; 1024];
+        let mut read = ReadBuf::new(&mut bytes);
+        poll_fn(|cx| Pin::new(&mut guarded).poll_read(cx, &mut read)).await.unwrap();
+        assert_eq!(read.filled(), STAND_IN);
+        let waits = poll_fn(|cx| Poll::Ready(Pin::new(&mut guarded).poll_read(cx, &mut read).is_pending())).await;
+        assert!(waits && guarded.inner.0 <= HEAD_BYTES_MAX + REFUSED_BYTES_MAX + 2 * READ_BYTES, "{}", guarded.inner.0);
     }
 
     #[tokio::test(start_paused = true)]

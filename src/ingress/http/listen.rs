@@ -108,25 +108,28 @@ async fn accept_any(listeners: &[TcpListener]) -> io::Result<TcpStream> {
 }
 
 /// Serves a connection on its thread. A socket reports to the thread that it was made on: on another one it is made anew.
-fn begin<S, F>(thread: OnThread, stream: S, remade: fn(S) -> io::Result<S>, serve: impl FnOnce(S) -> F + Send + 'static)
-where
+fn spawn_on<S, F>(
+    thread: OnThread,
+    stream: S,
+    remade: fn(S) -> io::Result<S>,
+    serve: impl FnOnce(S) -> F + Send + 'static,
+) where
     S: Send + 'static,
     F: Future<Output = ()> + Send,
 {
-    let Some(elsewhere) = thread.elsewhere().cloned() else {
-        tokio::spawn(async move {
-            serve(stream).await;
-            drop(thread);
-        });
-        return;
-    };
-    elsewhere.spawn(async move {
-        match remade(stream) {
+    let elsewhere = thread.elsewhere().cloned();
+    let serving = async move {
+        let stream = if thread.elsewhere().is_some() { remade(stream) } else { Ok(stream) };
+        match stream {
             Ok(stream) => serve(stream).await,
             Err(error) => tracing::warn!("a connection could not change its thread: {error}"),
         }
         drop(thread);
-    });
+    };
+    match elsewhere {
+        Some(elsewhere) => elsewhere.spawn(serving),
+        None => tokio::spawn(serving),
+    };
 }
 
 struct Server {
@@ -148,7 +151,7 @@ impl Server {
         let peer = user.map_or_else(|| "uid:unknown".to_owned(), |uid| format!("uid:{uid}"));
         let thread = self.app.threads.enter();
         let remade = |stream: UnixStream| UnixStream::from_std(stream.into_std()?);
-        begin(thread, stream, remade, move |stream| async move {
+        spawn_on(thread, stream, remade, move |stream| async move {
             self.connection(stream, Origin::Unix(peer), watcher).await;
             drop(place);
         });
@@ -165,7 +168,7 @@ impl Server {
         let _ = stream.set_nodelay(true);
         let thread = self.app.threads.enter();
         let remade = |stream: TcpStream| TcpStream::from_std(stream.into_std()?);
-        begin(thread, stream, remade, move |stream| async move {
+        spawn_on(thread, stream, remade, move |stream| async move {
             match self.tls.clone() {
                 None => self.connection(stream, Origin::Tcp(here.ip()), watcher).await,
                 Some(tls) => {

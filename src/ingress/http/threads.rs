@@ -36,8 +36,10 @@ impl Threads {
     pub fn enter(self: &Arc<Self>) -> OnThread {
         let [first, second] = self.open.each_ref().map(|open| open.load(Ordering::Relaxed));
         let wants_second = first >= FEW && second < first;
-        let second =
-            if wants_second { self.second.get_or_init(begin).as_ref().map(Runtime::handle).cloned() } else { None };
+        if wants_second {
+            self.second.get_or_init(begin);
+        }
+        let second = self.second().filter(|_| wants_second);
         let place = OnThread { threads: self.clone(), second };
         place.open().fetch_add(1, Ordering::Relaxed);
         place

@@ -7,6 +7,14 @@ use tokio::net::TcpListener;
 
 use super::*;
 
+/// Waits for an answer that never comes, while the line does this.
+async fn until_given_up(progress: &Progress, times: Timeouts, line: impl Future<Output = ()>) {
+    tokio::select! {
+        answer = in_time(pending::<()>(), progress, times, clock::now()) => assert!(answer.is_err()),
+        () = line => {}
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_body_is_waited_for_and_a_silent_uplink_is_not() {
     let second = Duration::from_secs;
@@ -19,10 +27,7 @@ async fn a_slow_body_is_waited_for_and_a_silent_uplink_is_not() {
         }
         pending::<()>().await;
     };
-    tokio::select! {
-        answer = in_time(pending::<()>(), &progress, times, clock::now()) => assert!(answer.is_err()),
-        () = slow_line => {}
-    }
+    until_given_up(&progress, times, slow_line).await;
     assert!(progress.is_out(), "it was given up while it still moved");
 }
 
@@ -38,10 +43,7 @@ async fn a_body_that_stops_moving_is_given_up_in_its_own_time() {
         body.frame().await;
         pending::<()>().await;
     };
-    tokio::select! {
-        answer = in_time(pending::<()>(), &progress, times, clock::now()) => assert!(answer.is_err()),
-        () = moves_once => {}
-    }
+    until_given_up(&progress, times, moves_once).await;
     assert_eq!((clock::timers_now() - began).as_secs(), 6);
 }
 
