@@ -62,6 +62,8 @@ struct Place {
 #[derive(Debug)]
 pub struct Receiving {
     bodies: Bodies,
+    /// Its length, where the client said it.
+    declared: Option<u64>,
     pieces: Vec<Bytes>,
     held: Held,
     current: BytesMut,
@@ -92,12 +94,12 @@ impl Bodies {
 
     /// Begins to take one in; `declared` is its length where the client said it.
     pub fn receive(&self, declared: Option<u64>) -> Receiving {
-        let first = usize::try_from(declared.unwrap_or(0)).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
         Receiving {
             bodies: self.clone(),
+            declared,
             pieces: Vec::new(),
             held: self.0.budget.hold(),
-            current: BytesMut::with_capacity(first),
+            current: BytesMut::new(),
             file: None,
             scan: Scan::default(),
             len: 0,
@@ -177,6 +179,9 @@ impl Receiving {
         self.scan.feed(data);
         self.len += data.len() as u64;
         while !data.is_empty() {
+            if self.current.is_empty() {
+                self.current.reserve(self.next_piece(self.len - data.len() as u64));
+            }
             let room = PIECE_BYTES - self.current.len();
             let (part, rest) = data.split_at(room.min(data.len()));
             self.current.put_slice(part);
@@ -205,6 +210,13 @@ impl Receiving {
                 Ok(body)
             }
         }
+    }
+
+    /// Room for the piece that begins there: a buffer that grows is copied at each step and ends up to twice as large as what is in it,
+    /// and only that counts against the memory for all. Of a body of unknown length the first piece alone grows.
+    fn next_piece(&self, at: u64) -> usize {
+        let left = self.declared.map_or(at, |declared| declared.saturating_sub(at));
+        usize::try_from(left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES))
     }
 
     /// Puts the current piece where it belongs.
@@ -293,4 +305,25 @@ fn read_back(begun: Option<Writing>, left: Vec<Bytes>) -> io::Result<Vec<Bytes>>
     }
     pieces.extend(left);
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_piece_takes_no_more_memory_than_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+        let bytes = vec![b' '; 4 * PIECE_BYTES + 100];
+        for (declared, grown) in [(Some(bytes.len() as u64), 0), (None, 1)] {
+            let mut receiving = bodies.receive(declared);
+            for part in bytes.chunks(10_000) {
+                receiving.push(part).await.unwrap();
+            }
+            let taken = std::mem::take(&mut receiving.pieces).into_iter().map(|piece| piece.try_into_mut().unwrap());
+            let taken: Vec<usize> = taken.map(|piece| piece.capacity()).collect();
+            assert_eq!(taken[grown..], [PIECE_BYTES; 4][grown..], "declared: {declared:?}");
+        }
+    }
 }
