@@ -17,7 +17,7 @@ const VALUE_BYTES_MAX: usize = 1024;
 const KEY_BYTES_MAX: usize = 21 * 6;
 
 /// The top-level members that decisions look at.
-pub const FIELDS: [&str; 14] = [
+pub const FIELDS: [&str; 15] = [
     "model",
     "stream",
     "stream_options",
@@ -29,13 +29,14 @@ pub const FIELDS: [&str; 14] = [
     "temperature",
     "background",
     "store",
+    "id",
     "messages",
     "prompt",
     "input",
 ];
 
 /// So many of them are read; of the others it matters that they are there.
-const FIELDS_READ: usize = 11;
+const FIELDS_READ: usize = 12;
 
 /// One top-level member.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Global;
 use super::exit::{CONFIG, Done, FAILED, Failure, IO, PERMISSION};
@@ -63,8 +63,8 @@ pub fn export(bodies: bool, file: Option<&Path>, global: &Global, out: &Out) -> 
     let settings = settings(global)?;
     let mut sink = Sink::open(file)?;
     let mut written = Ok(());
-    let lost = offline::export(&settings, bodies, &mut |value| {
-        written = sink.line(&value, out);
+    let lost = offline::export(&settings, bodies, &mut |line| {
+        written = sink.line(line, out);
         written.is_ok()
     });
     written.and_then(|()| sink.finish())?;
@@ -89,10 +89,10 @@ impl Sink {
     }
 
     /// One record.
-    pub fn line(&mut self, value: &Value, out: &Out) -> io::Result<()> {
+    pub fn line(&mut self, text: &str, out: &Out) -> io::Result<()> {
         match &mut self.0 {
-            Some(file) => writeln!(file, "{value}"),
-            None => out.json(value),
+            Some(file) => writeln!(file, "{text}"),
+            None => out.line(text),
         }
     }
 

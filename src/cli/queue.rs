@@ -215,7 +215,7 @@ async fn export(file: Option<&Path>, client: &Client, out: &Out) -> Done {
         for request in data(&page) {
             let id = text_at(request, "/id");
             match client.call(Method::GET, &path(&id)?).await {
-                Ok(record) => sink.line(&record, out)?,
+                Ok(record) => sink.line(&record.to_string(), out)?,
                 // Results age out while the export runs; what is gone is said, and the rest still comes.
                 Err(failure) if failure.message.contains("status 404") => out.note(&format!("{id}: no longer kept")),
                 Err(failure) => return Err(failure),

@@ -4,14 +4,10 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
-
 use super::{SupervisorError, spool_options};
 use crate::config::Settings;
 use crate::control::price::Prices;
-use crate::ingress::http::record_json;
+use crate::ingress::http::RecordJson;
 use crate::spool::{self, Fault, Offline, Shown};
 use crate::task::Book;
 
@@ -46,12 +42,12 @@ pub async fn repair(settings: &Settings) -> Result<(), SupervisorError> {
     spool::repair(spool_options(settings)).await.map_err(SupervisorError::of_spool)
 }
 
-/// Tells every request that is left as one JSON value, the body in base64 where wanted; gives what is lost.
+/// Tells every request that is left as one line of JSON, the body in base64 where wanted; gives what is lost.
 /// A `tell` that says no ends it. Changes nothing.
 pub fn export(
     settings: &Settings,
     bodies: bool,
-    tell: &mut dyn FnMut(Value) -> bool,
+    tell: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Vec<Finding>, SupervisorError> {
     // A schema file that is broken now is no reason to keep what is stored.
     let tasks = super::tasks(settings).unwrap_or_else(|fault| {
@@ -61,16 +57,12 @@ pub fn export(
     let prices = super::prices(settings);
     let offline = Offline::take(&settings.gateway.data_dir).map_err(SupervisorError::of_spool)?;
     let lost =
-        offline.export(&mut |shown| tell(line(&shown, &tasks, &prices, bodies))).map_err(SupervisorError::of_spool)?;
+        offline.export(&mut |shown| tell(&line(&shown, &tasks, &prices, bodies))).map_err(SupervisorError::of_spool)?;
     Ok(lost.into_iter().map(Finding::from).collect())
 }
 
 /// What `GET /holdfast/v1/requests/{id}` shows. Where it would stand in line is known to a running daemon only.
-fn line(shown: &Shown, tasks: &Book, prices: &Prices, bodies: bool) -> Value {
-    let mut value = record_json(&shown.record, tasks, prices);
-    value["position"] = Value::Null;
-    if bodies {
-        value["body_base64"] = shown.body.as_ref().map(|body| STANDARD.encode(body)).into();
-    }
-    value
+fn line(shown: &Shown, tasks: &Book, prices: &Prices, bodies: bool) -> String {
+    let record = RecordJson::of(&shown.record, tasks, prices).out_of_line();
+    if bodies { record.with_body(shown.body.as_deref()).text() } else { record.text() }
 }

@@ -4,6 +4,8 @@
 //! The peak is the kernel's own (`VmHWM`). Nothing is decoded on the way: the uplink gets the client's bytes.
 
 use holdfast::cli::simulate::Faults;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use crate::support::{Ask, Bench, Settings, until};
@@ -152,4 +154,51 @@ async fn long_answers_to_64_stored_requests() {
         assert_eq!(reply.unwrap().unwrap().json()["uplink"]["usage"]["total_tokens"], 3);
     }
     assert_peak(&bench, "records shown");
+}
+
+/// What was made of an answer waits for its readers where a body waits, and not once for each of them in memory.
+#[tokio::test]
+async fn long_answers_to_64_clients_who_do_not_read() {
+    let bench = Bench::offline(settings()).await;
+    let (mut records, mut responses) = (Vec::new(), Vec::new());
+    for n in 0..CLIENTS {
+        let body = format!(r#"{{"model":"gpt-4o","input":"long {n}","background":true}}"#);
+        let reply = bench.daemon.send(Ask::post("/v1/responses", body)).await;
+        responses.push(format!("/v1/responses/{}", reply.json()["id"].as_str().unwrap()));
+        records.push(format!("/holdfast/v1/requests/{}", reply.id()));
+    }
+    bench.uplink.set_faults(long_response()).await;
+    until("the backlog to drain", 120, || async { (bench.daemon.backlog().await == 0).then_some(()) }).await;
+    for (what, paths) in [("records", records), ("responses", responses)] {
+        let unread = answered(&bench, &paths).await;
+        assert_peak(&bench, &format!("{what} that nobody reads"));
+        drop(unread);
+    }
+}
+
+fn long_response() -> Faults {
+    let text = "long answer ".repeat(ANSWER_BYTES / 12);
+    let answer = format!(
+        r#"{{"id":"r","object":"response","model":"m","status":"completed","output":[{{"type":"message","role":"assistant","content":[{{"type":"output_text","text":"{text}"}}]}}],"usage":{{"input_tokens":1,"output_tokens":2,"total_tokens":3}}}}"#
+    );
+    Faults { answer: Some(answer), ..Faults::default() }
+}
+
+/// Asks on one connection each, and reads no more of the long answer than its head.
+async fn answered(bench: &Bench, paths: &[String]) -> Vec<UnixStream> {
+    let mut connections = Vec::new();
+    for path in paths {
+        let mut connection = UnixStream::connect(bench.daemon.socket()).await.unwrap();
+        connection.write_all(format!("GET {path} HTTP/1.1\r\nhost: hf\r\n\r\n").as_bytes()).await.unwrap();
+        connections.push(connection);
+    }
+    for connection in &mut connections {
+        let mut start = [0; 512];
+        connection.read_exact(&mut start).await.unwrap();
+        let start = String::from_utf8_lossy(&start).to_lowercase();
+        let length = start.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.and_then(|length| length.parse().ok()).unwrap_or_else(|| panic!("{start}"));
+        assert!(start.starts_with("http/1.1 200 ok") && length > ANSWER_BYTES, "{start}");
+    }
+    connections
 }

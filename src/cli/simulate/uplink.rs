@@ -101,7 +101,8 @@ impl Uplink {
             return faults::json(&call.faults, &openai::embeddings(body));
         }
         if path == "/responses" {
-            return faults::json(&call.faults, &openai::response(body));
+            let answer = call.faults.answer.clone();
+            return faults::text(&call.faults, answer.unwrap_or_else(|| openai::response(body).to_string()));
         }
         openai_answer(call, "uplink", path == "/chat/completions")
     }

@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, watch};
 use super::App;
 use super::answer::{self, Finished, Origin};
 use super::call;
-use super::record_json::record_json;
+use super::record_json::{self, RecordJson};
 use super::refusal::Refusal;
 use crate::clock;
 use crate::control::event::{Block, Fault};
@@ -261,8 +261,8 @@ pub async fn list(State(app): State<Arc<App>>, Query(query): Query1) -> Response
         Ok(records) => {
             let has_more = records.len() as u32 == limit && limit > 0;
             let next = records.last().filter(|_| has_more).map(|r| r.seq.to_string());
-            let data: Vec<Value> =
-                records.iter().map(|record| record_json(record, app.gateway.tasks(), app.gateway.prices())).collect();
+            let (tasks, prices) = (app.gateway.tasks(), app.gateway.prices());
+            let data: Vec<_> = records.iter().map(|record| RecordJson::of(record, tasks, prices)).collect();
             ok(&json!({"object": "list", "data": data, "has_more": has_more, "next": next}))
         }
     }
@@ -298,16 +298,17 @@ async fn find(app: &App, id: &str) -> Result<Record, Refusal> {
 /// `GET /holdfast/v1/requests/{id}`.
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     match find(&app, &id).await {
-        Ok(record) => {
-            let bytes = record.uplink.as_ref().map_or(0, |(answer, _)| answer.body.len());
-            let _room = app.reshaping(bytes).await;
-            let gateway = app.gateway.clone();
-            let shown = move || record_json(&record, gateway.tasks(), gateway.prices()).to_string();
-            let shown = tokio::task::spawn_blocking(shown).await;
-            answer::json(StatusCode::OK, shown.unwrap_or_default(), &Origin::default())
-        }
+        Ok(record) => shown(&app, record).await.unwrap_or_else(Refusal::into_response),
         Err(refusal) => refusal.into_response(),
     }
+}
+
+async fn shown(app: &App, record: Record) -> Result<Response, Refusal> {
+    let _room = app.reshaping(record_json::reshaped_bytes(&record)).await;
+    let gateway = app.gateway.clone();
+    let text = move || record_json::spliced(&record, gateway.tasks(), gateway.prices());
+    let text = tokio::task::spawn_blocking(text).await.map_err(|_| Refusal::unreadable_body())?;
+    Ok(answer::spliced(StatusCode::OK, text, &Origin::default()))
 }
 
 /// `DELETE /holdfast/v1/requests/{id}`: cancels.

@@ -15,6 +15,7 @@ use super::refusal::Refusal;
 use crate::body::Body as Stored;
 use crate::control::types::State;
 use crate::spool::record::Record;
+use crate::uplink::body::Spliced;
 use crate::uplink::classify;
 use crate::uplink::cloud::Whole;
 use crate::uplink::outgoing::Outgoing;
@@ -149,8 +150,13 @@ pub fn json(status: StatusCode, body: impl Into<Body>, origin: &Origin) -> Respo
 pub fn stored(status: StatusCode, body: Stored, origin: &Origin) -> Response {
     match body.in_one_piece() {
         Some(bytes) => json(status, bytes, origin),
-        None => json(status, Body::new(Outgoing::new(body.into(), None).0), origin),
+        None => spliced(status, body.into(), origin),
     }
+}
+
+/// The same with other text around it.
+pub fn spliced(status: StatusCode, text: Spliced, origin: &Origin) -> Response {
+    json(status, Body::new(Outgoing::new(text, None).0), origin)
 }
 
 /// What a finished record's caller gets: the uplink's answer, or why there is none.

@@ -13,7 +13,7 @@ use super::answer::{self, Finished, Origin};
 use super::attach::Handing;
 use super::call::Call;
 use super::offline::{self, Stored};
-use super::record_json::record_json;
+use super::record_json::RecordJson;
 use super::refusal::Refusal;
 use super::stream;
 use crate::clock;
@@ -64,7 +64,7 @@ async fn pending(call: &Call, accepted: &Accepted) -> Response {
     call.app.answered(call, &origin, "accepted");
     let mut response = answer::json(
         StatusCode::ACCEPTED,
-        record_json(&record, call.app.gateway.tasks(), call.app.gateway.prices()).to_string(),
+        RecordJson::of(&record, call.app.gateway.tasks(), call.app.gateway.prices()).text(),
         &origin,
     );
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));

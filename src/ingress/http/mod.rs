@@ -74,7 +74,7 @@ use call::{Call, RequestId};
 pub use listen::{Listeners, serve};
 pub use models::Models;
 use places::Door;
-pub use record_json::record_json;
+pub use record_json::RecordJson;
 use refusal::Refusal;
 use threads::Threads;
 pub use tokens::Tokens;
@@ -129,7 +129,7 @@ pub struct App {
     started_unix_s: u64,
 }
 
-/// Memory in KiB for answers that must be reshaped as a whole: shown inside a record, or made into events. What does
+/// Memory in KiB for answers that must be reshaped as a whole: made into events, or shown though they are no JSON. What does
 /// not fit waits its turn.
 const RESHAPING_KIB: usize = 8 * 1024;
 /// An answer being reshaped is there about this often: its bytes, their tree, the new text.

@@ -2,59 +2,165 @@
 
 use std::io::BufReader;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::body::Body;
-use crate::control::price::Prices;
+use crate::control::price::{Prices, Usage};
 use crate::control::types::State;
 use crate::gateway::agreement;
 use crate::spool::record::Record;
 use crate::task::{Book, Rule, WHOLE_BYTES_MAX, said};
+use crate::uplink::body::Spliced;
 
 /// Most of an answer that is no JSON that is shown.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
 
-/// The whole object; answers are there where the record brought their bytes. Blocks where one is a file.
-pub fn record_json(record: &Record, tasks: &Book, prices: &Prices) -> Value {
-    let created_s = record.created_unix_ms / 1000;
-    // Shown in wall time, decided in powered-on time: a board without a clock shows nonsense and expires right.
-    let expires = (!record.state.is_final()).then(|| (crate::clock::unix_ms() + record.ttl_left_ms) / 1000);
-    let mut value = json!({
-        "id": record.id,
-        "object": "holdfast.request",
-        "seq": record.seq,
-        "state": record.state.as_str(),
-        "reason": record.reason,
-        "source": record.source,
-        "label": record.label,
-        "endpoint": record.endpoint,
-        "model": record.model,
-        "priority": record.priority.as_str(),
-        "policy": record.policy.as_str(),
-        "created_at": created_s,
-        "expires_at": expires,
-        // The record counts failed ones; the one that brought the uplink's word is an attempt too.
-        "attempts": record.attempts + u32::from(record.uplink.is_some() && brought_the_end(record.state)),
-        "maybe_billed": record.maybe_billed,
-        "next_attempt_at": Value::Null,
-        "position": if record.state.is_final() { Value::Null } else { json!(record.position) },
-        "local": Value::Null,
-        "uplink": Value::Null,
-        // What failed before the answer came is history, and would read like a failure.
-        "last_error": record.last_error.as_ref().filter(|_| record.state != State::Answered).map(|e| json!({"kind": e.kind, "message": e.message})),
-    });
-    // Moved into its place, as the answers in them: the macro would copy them, and they may be megabytes.
-    value["local"] = local(record);
-    value["uplink"] = uplink(record, prices);
-    if let Some(task) = record.task {
-        value["task"] = json!(task);
-        value["result"] = result(record, tasks);
+/// The whole object, in the order of its names: the uplink's answer is the last of all. Answers are there where the record brought
+/// their bytes.
+#[derive(Serialize)]
+pub struct RecordJson<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agreement: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agreement_rule: Option<Value>,
+    attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<Value>,
+    /// Shown in wall time, decided in powered-on time: a board without a clock shows nonsense and expires right.
+    created_at: u64,
+    endpoint: &'a str,
+    expires_at: Option<u64>,
+    id: &'a str,
+    label: Option<&'a str>,
+    last_error: Option<ErrorJson<'a>>,
+    local: Value,
+    maybe_billed: bool,
+    model: &'a str,
+    next_attempt_at: (),
+    object: &'static str,
+    policy: &'static str,
+    position: Option<u64>,
+    priority: &'static str,
+    reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<Value>,
+    seq: u64,
+    source: &'a str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    task: Option<u16>,
+    uplink: Option<UplinkJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ErrorJson<'a> {
+    kind: &'a str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+struct UplinkJson<'a> {
+    at: u64,
+    cost_usd: Option<f64>,
+    latency_ms: u64,
+    model: &'a str,
+    name: &'a str,
+    status: u16,
+    usage: Option<Value>,
+    /// Last, so that it can follow as it came.
+    response: Value,
+}
+
+/// What a record's text ends with where the uplink's answer is left out.
+const NO_RESPONSE: &str = "null}}";
+
+/// The text of a record. An uplink's answer that is a JSON object stands in it as it came, and leaves in slices: it may be
+/// megabytes. Blocks where an answer is a file.
+pub fn spliced(record: &Record, tasks: &Book, prices: &Prices) -> Spliced {
+    let around = |answer: &Body| {
+        let text = RecordJson::around(record, tasks, prices, Value::Null).text();
+        let before = Bytes::copy_from_slice(text.strip_suffix(NO_RESPONSE)?.as_bytes());
+        let end = answer.len();
+        let edits = vec![(0..0, before), (end..end, Bytes::from_static(b"}}"))];
+        Some(Spliced { body: answer.clone(), edits })
+    };
+    let as_it_is = || Body::from(RecordJson::of(record, tasks, prices).text().into_bytes()).into();
+    as_it_came(record).and_then(around).unwrap_or_else(as_it_is)
+}
+
+/// Bytes of answers that [`spliced`] makes a tree of.
+pub fn reshaped_bytes(record: &Record) -> u64 {
+    let uplink = record.uplink.as_ref().filter(|_| as_it_came(record).is_none());
+    let local = record.local.as_ref().map_or(0, |(answer, _)| answer.body.len() as u64);
+    uplink.map_or(0, |(answer, _)| answer.body.len()) + local
+}
+
+fn as_it_came(record: &Record) -> Option<&Body> {
+    record.uplink.as_ref().map(|(answer, _)| &answer.body).filter(|body| !body.is_empty() && body.layout().is_ok())
+}
+
+impl<'a> RecordJson<'a> {
+    /// With the uplink's answer as a tree. Blocks where an answer is a file.
+    pub fn of(record: &'a Record, tasks: &Book, prices: &Prices) -> RecordJson<'a> {
+        let response = record.uplink.as_ref().map_or(Value::Null, |(answer, _)| response(&answer.body));
+        RecordJson::around(record, tasks, prices, response)
     }
-    if let Some((agreement, rule)) = agreement(record, tasks) {
-        value["agreement"] = json!(agreement.as_str());
-        value["agreement_rule"] = json!(rule.map(Rule::as_str));
+
+    fn around(record: &'a Record, tasks: &Book, prices: &Prices, response: Value) -> RecordJson<'a> {
+        let is_final = record.state.is_final();
+        let agreement = agreement(record, tasks);
+        let last_error = record.last_error.as_ref().map(|e| ErrorJson { kind: &e.kind, message: &e.message });
+        RecordJson {
+            agreement: agreement.map(|(agreement, _)| agreement.as_str()),
+            agreement_rule: agreement.map(|(_, rule)| rule.map(Rule::as_str).into()),
+            // The record counts failed ones; the one that brought the uplink's word is an attempt too.
+            attempts: record.attempts + u32::from(record.uplink.is_some() && brought_the_end(record.state)),
+            body_base64: None,
+            created_at: record.created_unix_ms / 1000,
+            endpoint: &record.endpoint,
+            expires_at: (!is_final).then(|| (crate::clock::unix_ms() + record.ttl_left_ms) / 1000),
+            id: &record.id,
+            label: record.label.as_deref(),
+            // What failed before the answer came is history, and would read like a failure.
+            last_error: last_error.filter(|_| record.state != State::Answered),
+            local: local(record),
+            maybe_billed: record.maybe_billed,
+            model: &record.model,
+            next_attempt_at: (),
+            object: "holdfast.request",
+            policy: record.policy.as_str(),
+            position: (!is_final).then_some(record.position),
+            priority: record.priority.as_str(),
+            reason: record.reason.as_deref(),
+            result: record.task.map(|_| result(record, tasks)),
+            seq: record.seq,
+            source: &record.source,
+            state: record.state.as_str(),
+            task: record.task,
+            uplink: uplink(record, prices, response),
+        }
     }
-    value
+
+    /// The same where nobody runs who knows its place in line.
+    #[must_use]
+    pub fn out_of_line(self) -> RecordJson<'a> {
+        RecordJson { position: None, ..self }
+    }
+
+    /// The same with what was asked; nothing where it is gone.
+    #[must_use]
+    pub fn with_body(self, body: Option<&[u8]>) -> RecordJson<'a> {
+        RecordJson { body_base64: Some(body.map(|body| STANDARD.encode(body)).into()), ..self }
+    }
+
+    /// As JSON.
+    pub fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
 }
 
 /// What a task's answer came to, the uplink's before the local model's; null while there is none, or no such task any
@@ -95,26 +201,24 @@ fn local(record: &Record) -> Value {
     })
 }
 
-fn uplink(record: &Record, prices: &Prices) -> Value {
-    record.uplink.as_ref().map_or(Value::Null, |(answer, at)| {
-        let usage = answer.usage.map(|u| {
-            json!({
-                "prompt_tokens": u.prompt_tokens,
-                "completion_tokens": u.completion_tokens,
-                "total_tokens": u.prompt_tokens + u.completion_tokens,
-            })
-        });
-        let mut value = json!({
-            "name": answer.uplink,
-            "model": answer.model,
-            "status": answer.status,
-            "at": at / 1000,
-            "latency_ms": answer.latency_ms,
-            "usage": usage,
-            "cost_usd": answer.usage.and_then(|usage| prices.cost_usd(&answer.model, usage)),
-        });
-        value["response"] = response(&answer.body);
-        value
+fn uplink<'a>(record: &'a Record, prices: &Prices, response: Value) -> Option<UplinkJson<'a>> {
+    let (answer, at) = record.uplink.as_ref()?;
+    let usage = |usage: Usage| {
+        json!({
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        })
+    };
+    Some(UplinkJson {
+        at: at / 1000,
+        cost_usd: answer.usage.and_then(|usage| prices.cost_usd(&answer.model, usage)),
+        latency_ms: answer.latency_ms,
+        model: &answer.model,
+        name: &answer.uplink,
+        status: answer.status,
+        usage: answer.usage.map(usage),
+        response,
     })
 }
 

@@ -2,14 +2,13 @@
 //!
 //! Owns the shape of a response that is not there yet. Its id follows from the stored request's, so nothing is kept twice.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::Body as HttpBody;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use hyper::{Method, StatusCode};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::answer::{self, Finished, Origin};
@@ -21,6 +20,7 @@ use crate::body::Body;
 use crate::clock;
 use crate::control::types::{Policy, State as RequestState};
 use crate::spool::record::Record;
+use crate::uplink::body::Spliced;
 use crate::uplink::classify;
 
 /// The path that these requests are stored under.
@@ -202,14 +202,12 @@ fn object(id: &str, record: &Record) -> Value {
 }
 
 async fn ended(app: &App, id: String, mut open: Value, record: Record) -> Result<Response, Refusal> {
-    let bytes = record.uplink.as_ref().map_or(0, |(answer, _)| answer.body.len());
-    let _room = app.reshaping(bytes).await;
     let (code, message) = match answer::finished(record.clone()) {
         Finished::Answer(body, origin) => {
-            let text = renamed(body, id).await.ok_or_else(Refusal::unreadable_body)?;
-            return Ok(answer::json(StatusCode::OK, text, &origin));
+            return Ok(answer::spliced(StatusCode::OK, renamed(&body, &id), &origin));
         }
         Finished::Refused(_, body, _) => {
+            let _room = app.reshaping(body.len()).await;
             let words = body.whole().await.ok().and_then(|text| classify::message(&text));
             ("invalid_prompt", words.unwrap_or_else(|| "the uplink refused it".to_owned()))
         }
@@ -219,16 +217,44 @@ async fn ended(app: &App, id: String, mut open: Value, record: Record) -> Result
     Ok(said(open, "failed", &record))
 }
 
-/// The uplink's own response under our id. Its values stay as they came, byte for byte.
-async fn renamed(body: Body, id: String) -> Option<String> {
-    let text = body.whole().await.ok()?;
-    let made = move || {
-        let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(&text).ok()?;
-        let id = serde_json::value::to_raw_value(&id).ok()?;
-        let background = serde_json::value::to_raw_value(&true).ok()?;
-        members.insert("id".to_owned(), &id);
-        members.insert("background".to_owned(), &background);
-        serde_json::to_string(&members).ok()
-    };
-    tokio::task::spawn_blocking(made).await.ok()?
+/// The uplink's own response under our id. Its other values leave as they came, in slices: they may be megabytes.
+fn renamed(body: &Body, id: &str) -> Spliced {
+    let mut spliced = Spliced::from(body.clone());
+    let Ok(layout) = body.layout() else { return spliced };
+    // What is not there is put behind a member that every response has.
+    let behind = ["id", "model"].into_iter().find_map(|name| layout.get(name)).map(|member| member.at.end);
+    for (name, value) in [("id", Value::from(id).to_string()), ("background", "true".to_owned())] {
+        let edit = match (layout.get(name), behind) {
+            (Some(member), _) => (member.at.clone(), value),
+            (None, Some(behind)) => (behind..behind, format!(",\"{name}\":{value}")),
+            (None, None) => continue,
+        };
+        spliced.edits.push((edit.0, edit.1.into()));
+    }
+    spliced.edits.sort_by_key(|(at, _)| (at.start, at.end));
+    spliced
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::uplink::outgoing::Outgoing;
+
+    #[tokio::test]
+    async fn a_response_gets_our_id_and_keeps_its_other_bytes() {
+        for (came, shown) in [
+            (r#" {"id":"r", "background": false,"n":1e0}"#, r#" {"id":"ours", "background": true,"n":1e0}"#),
+            (r#"{"background":false,"id":"r"}"#, r#"{"background":true,"id":"ours"}"#),
+            (r#"{"id":"r","n":1}"#, r#"{"id":"ours","background":true,"n":1}"#),
+            (r#"{"model":"m"}"#, r#"{"model":"m","id":"ours","background":true}"#),
+            (r#"{"n":1}"#, r#"{"n":1}"#),
+            ("[1]", "[1]"),
+        ] {
+            let body = Body::from(came.as_bytes().to_vec());
+            let sent = Outgoing::new(renamed(&body, "ours"), None).0.collect().await.unwrap().to_bytes();
+            assert_eq!(String::from_utf8_lossy(&sent), shown);
+        }
+    }
 }
