@@ -44,6 +44,25 @@ holdfast_only_its_lock() {
     install -D -m 0644 ${S}/Cargo.lock ${CARGO_LOCK_SRC_DIR}/Cargo.lock
 }
 
+# As in .cargo/config.toml, which is read where Cargo is started in that tree only.
+export LIBSQLITE3_FLAGS = "\
+    -DHAVE_FDATASYNC=1 \
+    -DSQLITE_DEFAULT_MEMSTATUS=0 \
+    -DSQLITE_DQS=0 \
+    -DSQLITE_OMIT_DEPRECATED \
+    -DSQLITE_OMIT_LOAD_EXTENSION \
+    -DSQLITE_OMIT_SHARED_CACHE \
+    -USQLITE_ENABLE_COLUMN_METADATA \
+    -USQLITE_ENABLE_DBSTAT_VTAB \
+    -USQLITE_ENABLE_FTS3 \
+    -USQLITE_ENABLE_FTS3_PARENTHESIS \
+    -USQLITE_ENABLE_FTS5 \
+    -USQLITE_ENABLE_LOAD_EXTENSION \
+    -USQLITE_ENABLE_RTREE \
+    -USQLITE_ENABLE_STAT4 \
+    -USQLITE_SOUNDEX \
+"
+
 # Bitbake splits debug information off and strips; a binary that is stripped already would hide the sources' names from it.
 export CARGO_PROFILE_RELEASE_STRIP = "false"
 CARGO_BUILD_FLAGS:append = " --bin holdfast"
