@@ -68,11 +68,13 @@ pub enum Fault {
     ControlHangs,
     /// The spool's thread stands still from the next acceptance on.
     SpoolHangs,
+    /// The second thread that serves stands still from its first connection on.
+    SecondThreadHangs,
 }
 
 impl Fault {
     /// Every mistake there is.
-    pub const ALL: [Fault; 31] = [
+    pub const ALL: [Fault; 32] = [
         Fault::AckBeforeCommit,
         Fault::SynchronousNormal,
         Fault::SendingNotSynced,
@@ -104,6 +106,7 @@ impl Fault {
         Fault::CacheSendsEach,
         Fault::ControlHangs,
         Fault::SpoolHangs,
+        Fault::SecondThreadHangs,
     ];
 
     /// The name by which it is switched on.
@@ -140,6 +143,7 @@ impl Fault {
             Fault::CacheSendsEach => "cache-sends-each",
             Fault::ControlHangs => "control-hangs",
             Fault::SpoolHangs => "spool-hangs",
+            Fault::SecondThreadHangs => "second-thread-hangs",
         }
     }
 }

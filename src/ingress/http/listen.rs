@@ -119,6 +119,9 @@ fn spawn_on<S, F>(
 {
     let elsewhere = thread.elsewhere().cloned();
     let serving = async move {
+        if thread.elsewhere().is_some() && plant::is(Fault::SecondThreadHangs) {
+            plant::hang();
+        }
         let stream = if thread.elsewhere().is_some() { remade(stream) } else { Ok(stream) };
         match stream {
             Ok(stream) => serve(stream).await,

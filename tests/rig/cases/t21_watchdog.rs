@@ -22,12 +22,19 @@ const HANGS_MS: u64 = 3_600_000;
 /// Everything up to the first sign of life.
 const START_MAX: Duration = Duration::from_secs(40);
 const PETS: u32 = 4;
+/// Connections that a second thread joins for, where there is a second core.
+const MANY: usize = 8;
 const DISK_HANGS: &str = "disk-hangs";
 
 pub const CASE: Case = Case {
     id: "T21",
     what: "the watchdog: a hang is not petted, a slow disk is",
-    faults: &[Planted::In(Fault::ControlHangs), Planted::In(Fault::SpoolHangs), Planted::Around(DISK_HANGS)],
+    faults: &[
+        Planted::In(Fault::ControlHangs),
+        Planted::In(Fault::SpoolHangs),
+        Planted::In(Fault::SecondThreadHangs),
+        Planted::Around(DISK_HANGS),
+    ],
     run,
 };
 
@@ -73,6 +80,7 @@ fn watch(dir: &Path, library: &Path) -> io::Result<Result<u32, String>> {
     }
     let ms = if case::environment().as_deref() == Some(DISK_HANGS) { HANGS_MS } else { SLOW_MS };
     std::fs::write(&delay, ms.to_string())?;
+    let _many: Vec<_> = (0..MANY).map(|_| daemon::Line::open(&daemon::socket(dir))).collect::<io::Result<_>>()?;
     // Where control or the spool hangs, neither of these is answered.
     let socket = daemon::socket(dir);
     std::thread::spawn(move || daemon::Line::open(&socket)?.store("work for the spool"));
