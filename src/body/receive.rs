@@ -111,8 +111,8 @@ impl Bodies {
 
     /// The same for an answer that was paid for: it may use the disk's reserve, and where a disk takes nothing it is
     /// kept in memory whatever the others hold. The number of stored requests sent at once bounds that.
-    pub fn receive_paid(&self) -> Receiving {
-        Receiving { paid: true, ..self.receive(None) }
+    pub fn receive_paid(&self, declared: Option<u64>) -> Receiving {
+        Receiving { paid: true, ..self.receive(declared) }
     }
 
     /// A body in memory as a durable file. One that is a file already is used as it is, unless a row names it: then
@@ -196,6 +196,10 @@ impl Receiving {
     /// The whole body.
     pub async fn finish(mut self) -> Result<Body, ReceiveError> {
         if !self.current.is_empty() {
+            if self.declared.is_none() {
+                // The room that was left for more would be kept with it.
+                self.current = BytesMut::from(&self.current[..]);
+            }
             self.seal().await?;
         }
         let layout = std::mem::take(&mut self.scan).finish();
@@ -213,9 +217,14 @@ impl Receiving {
     }
 
     /// Room for the piece that begins there: a buffer that grows is copied at each step and ends up to twice as large as what is in it,
-    /// and only that counts against the memory for all. Of a body of unknown length the first piece alone grows.
+    /// and only that counts against the memory for all. Of a body of unknown length the first piece alone grows, as few are
+    /// longer.
     fn next_piece(&self, at: u64) -> usize {
-        let left = self.declared.map_or(at, |declared| declared.saturating_sub(at));
+        let left = match self.declared {
+            Some(declared) => declared.saturating_sub(at),
+            None if at == 0 => 0,
+            None => PIECE_BYTES as u64,
+        };
         usize::try_from(left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES))
     }
 
@@ -309,10 +318,12 @@ fn read_back(begun: Option<Writing>, left: Vec<Bytes>) -> io::Result<Vec<Bytes>>
 
 #[cfg(test)]
 mod tests {
+    use super::super::Content;
     use super::*;
 
     #[tokio::test]
     async fn a_piece_takes_no_more_memory_than_is_counted() {
+        // Of a body of unknown length the first one grew while it came.
         let dir = tempfile::tempdir().unwrap();
         let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
         let bytes = vec![b' '; 4 * PIECE_BYTES + 100];
@@ -321,9 +332,11 @@ mod tests {
             for part in bytes.chunks(10_000) {
                 receiving.push(part).await.unwrap();
             }
-            let taken = std::mem::take(&mut receiving.pieces).into_iter().map(|piece| piece.try_into_mut().unwrap());
-            let taken: Vec<usize> = taken.map(|piece| piece.capacity()).collect();
-            assert_eq!(taken[grown..], [PIECE_BYTES; 4][grown..], "declared: {declared:?}");
+            let body = Arc::into_inner(receiving.finish().await.unwrap().0).unwrap();
+            let Content::Memory { pieces, .. } = body.content else { panic!("it fits into memory") };
+            let taken = pieces.into_iter().map(|piece| piece.try_into_mut().unwrap().capacity());
+            let wanted = [PIECE_BYTES, PIECE_BYTES, PIECE_BYTES, PIECE_BYTES, 100];
+            assert_eq!(taken.collect::<Vec<_>>()[grown..], wanted[grown..], "declared: {declared:?}");
         }
     }
 }

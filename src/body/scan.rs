@@ -16,7 +16,7 @@ const VALUE_BYTES_MAX: usize = 1024;
 /// Longest top-level key that can be one of ours: 21 letters, each as a six-byte escape.
 const KEY_BYTES_MAX: usize = 21 * 6;
 
-/// The top-level members that decisions look at.
+/// The top-level members that decisions look at, and the name that an answer has.
 pub const FIELDS: [&str; 15] = [
     "model",
     "stream",
@@ -492,7 +492,9 @@ impl Scan {
         }
         let known = self.key_meant().and_then(|key| FIELDS.iter().position(|name| name.as_bytes() == &*key));
         let Some(field) = known else { return Ok(None) };
-        if self.layout.members[field].is_some() { Err(Fault::Twice(FIELDS[field])) } else { Ok(Some(field)) }
+        // Nothing is decided by a name: the last one stands, as with other readers.
+        let decides = FIELDS[field] != "id";
+        if decides && self.layout.members[field].is_some() { Err(Fault::Twice(FIELDS[field])) } else { Ok(Some(field)) }
     }
 }
 

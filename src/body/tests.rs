@@ -188,7 +188,7 @@ async fn what_was_paid_for_stays_in_memory_where_the_disk_takes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().join("gone"), 1, u64::MAX);
     let bytes = request(20 << 20);
-    let mut receiving = bodies.receive_paid();
+    let mut receiving = bodies.receive_paid(None);
     for part in bytes.chunks(1 << 20) {
         receiving.push(part).await.unwrap();
     }
@@ -204,7 +204,7 @@ async fn what_was_paid_for_may_use_the_reserve() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().to_owned(), 1, u64::MAX);
     let bytes = request(20 << 20);
-    let mut receiving = bodies.receive_paid();
+    let mut receiving = bodies.receive_paid(None);
     receiving.push(&bytes).await.unwrap();
     let body = receiving.finish().await.unwrap();
     assert!(body.file().is_some());

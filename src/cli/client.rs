@@ -67,9 +67,14 @@ impl Client {
 
     /// Asks the gateway about itself: a short answer, soon, and JSON.
     pub async fn call(&self, method: Method, path: &str) -> Result<Value, Failure> {
+        self.answer(method, path).await?.json()
+    }
+
+    /// The same, as it came.
+    pub async fn answer(&self, method: Method, path: &str) -> Result<Answer, Failure> {
         let late = || Failure::new(NO_DAEMON, format!("the daemon at {} does not answer", self.socket.display()));
         let work = async { self.stream(method, path, &[], Bytes::new()).await?.whole().await };
-        tokio::time::timeout(PATIENCE, work).await.map_err(|_| late())??.success()?.json()
+        tokio::time::timeout(PATIENCE, work).await.map_err(|_| late())??.success()
     }
 
     /// Sends one request; the answer's body is read by the caller. `headers` have lower-case names.

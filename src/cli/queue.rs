@@ -140,17 +140,24 @@ fn table(page: &Value, now_ms: u64) -> Vec<String> {
 }
 
 async fn show(id: &str, client: &Client, out: &Out) -> Done {
-    let request = client.call(Method::GET, &path(id)?).await?;
-    if out.json {
-        out.json(&request)?;
+    let text = record(id, client).await?;
+    let request = serde_json::from_str(&text).ok().filter(|_| !out.json);
+    let Some(request) = request else {
+        out.line(&text)?;
         return Ok(0);
-    }
+    };
     let mut lines = Vec::new();
     flatten("", &request, &mut lines);
     for line in lines {
         out.line(&line)?;
     }
     Ok(0)
+}
+
+/// A record as it came, on one line: an answer in it may be JSON that not every reader takes (half a surrogate pair, 1e400).
+async fn record(id: &str, client: &Client) -> Result<String, Failure> {
+    let answer = client.answer(Method::GET, &path(id)?).await?;
+    Ok(String::from_utf8_lossy(&answer.body).replace(['\r', '\n'], " "))
 }
 
 /// `key: value` for every field that holds something; of an answer only its text.
@@ -214,8 +221,8 @@ async fn export(file: Option<&Path>, client: &Client, out: &Out) -> Done {
         let page = client.call(Method::GET, &query(&filter)).await?;
         for request in data(&page) {
             let id = text_at(request, "/id");
-            match client.call(Method::GET, &path(&id)?).await {
-                Ok(record) => sink.line(&record.to_string(), out)?,
+            match record(&id, client).await {
+                Ok(record) => sink.line(&record, out)?,
                 // Results age out while the export runs; what is gone is said, and the rest still comes.
                 Err(failure) if failure.message.contains("status 404") => out.note(&format!("{id}: no longer kept")),
                 Err(failure) => return Err(failure),

@@ -11,11 +11,13 @@ use crate::config::Settings;
 use crate::spool::{self, SpoolError};
 
 /// Everything that is ever made in a data folder, and what it is to people. The lock stays: it is empty.
-const KEPT: [(&str, &str); 16] = [
+const KEPT: [(&str, &str); 18] = [
     ("bodies", "pictures and other large bodies"),
     ("spool.db", "requests and answers"),
     ("spool.db-wal", "the latest requests and answers"),
     ("spool.db-shm", "an index of those"),
+    ("spool.db.v1", "requests and answers as an older version left them"),
+    ("spool.db.copy", "a copy of those that was not finished"),
     ("outcomes.log", "how requests ended"),
     ("outcomes.log.1", "how older requests ended"),
     ("quarantine", "damaged files that were set aside"),
@@ -104,10 +106,12 @@ mod tests {
         fs::write(dir.path().join("bodies/a"), "123").unwrap();
         std::os::unix::fs::symlink(other.path(), dir.path().join("cache")).unwrap();
         fs::write(dir.path().join("letters"), "").unwrap();
+        fs::write(dir.path().join("spool.db.v1"), "").unwrap();
         fs::write(dir.path().join(LOCK), "").unwrap();
         let found = items(dir.path()).unwrap();
         let told: Vec<_> = found.iter().map(|item| (item.what.is_some(), item.path.file_name().unwrap())).collect();
-        assert_eq!(told, [(true, "bodies".as_ref()), (true, "cache".as_ref()), (false, "letters".as_ref())]);
+        let wanted = [(true, "bodies"), (true, "cache"), (false, "letters"), (true, "spool.db.v1")];
+        assert_eq!(told, wanted.map(|(is_ours, name)| (is_ours, name.as_ref())));
         assert_eq!(found[0].bytes, 3);
         found.iter().filter(|item| item.what.is_some()).for_each(|item| remove(&item.path).unwrap());
         assert!(other.path().join("theirs").exists() && dir.path().join("letters").exists());

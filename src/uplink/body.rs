@@ -121,7 +121,7 @@ fn require_list(field: &'static str, layout: &Layout) -> Result<(), HeadError> {
 /// A body with a few places that read differently on the way out. Nothing is copied.
 #[derive(Debug, Clone)]
 pub struct Spliced {
-    /// The client's own bytes.
+    /// The bytes as they came.
     pub body: Body,
     /// What stands in place of which bytes, in order.
     pub edits: Vec<(Range<u64>, Bytes)>,

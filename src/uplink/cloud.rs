@@ -403,7 +403,7 @@ impl Reply {
 
     /// Takes the whole body in, in memory or as a file. What came before a failure is there too, with the failure.
     pub async fn receive(&mut self, bodies: &Bodies, bytes_max: u64) -> (Body, Option<Outcome>) {
-        let mut receiving = bodies.receive_paid();
+        let mut receiving = bodies.receive_paid(self.length());
         let failed = loop {
             match self.next().await {
                 None => break None,

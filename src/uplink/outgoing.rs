@@ -1,4 +1,4 @@
-//! A request body on its way out: handed over in slices, and able to say how far it got.
+//! A body on its way out, a request's or a long answer's: handed over in slices, and able to say how far it got.
 //!
 //! Whether a body had begun to leave decides between "nothing was sent" and "it may have been billed"; whether it
 //! still moves, between a slow line and a dead one.

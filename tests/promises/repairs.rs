@@ -1,8 +1,9 @@
 //! A damaged data folder in the hands of somebody at the device: look, take out what is left, mend.
 
+use holdfast::cli::simulate::Faults;
 use serde_json::Value;
 
-use crate::support::{Ask, Bench, Settings};
+use crate::support::{Ask, Bench, Settings, until};
 
 /// A stopped daemon whose data folder holds `count` requests that wait.
 async fn stopped(count: usize) -> (Bench, Vec<String>) {
@@ -79,5 +80,23 @@ async fn a_damaged_folder_is_told_exported_and_mended() {
         })
         .await;
         assert_eq!(bench.answered(&format!("stored {n}")), 1);
+    }
+}
+
+/// Grammar allows it, and a server that cuts an answer in the middle of an emoji may write it.
+#[tokio::test]
+async fn an_answer_that_not_every_reader_takes_is_shown_and_exported() {
+    let bench = Bench::offline(Settings::default()).await;
+    let strange = bench.daemon.send(Ask::chat("an emoji").header("prefer", "respond-async")).await.id();
+    let answer = "{\"id\":\"c\",\n\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"half \\ud83d\"}}]}";
+    bench.uplink.set_faults(Faults { answer: Some(answer.to_owned()), ..Faults::default() }).await;
+    until("the answer", 30, || async { (bench.daemon.backlog().await == 0).then_some(()) }).await;
+    bench.uplink.set_faults(Faults::default()).await;
+    let other = bench.daemon.send(Ask::chat("hello").header("prefer", "respond-async, wait=20")).await.id();
+    for arguments in [&["queue", "export"][..], &["queue", "show", &strange], &["--json", "queue", "show", &strange]] {
+        let (code, text) = bench.daemon.tool(arguments).await;
+        assert!(code == 0 && text.contains("half \\ud83d"), "{arguments:?}: {text}");
+        let lines = if arguments.len() == 2 { 2 } else { 1 };
+        assert!(text.lines().count() == lines && text.contains(&other) == (lines == 2), "{arguments:?}: {text}");
     }
 }

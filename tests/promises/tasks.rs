@@ -185,7 +185,9 @@ async fn the_record_of_a_task_shows_what_its_answer_came_to() {
     let reply = bench.daemon.send(weld().header("prefer", "wait=20")).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let id = reply.header("x-holdfast-id").to_owned();
-    let offline = bench.daemon.record(&id).await;
+    // The caller does not wait until its local answer is on record.
+    let recorded = || async { Some(bench.daemon.record(&id).await).filter(|record| !record["local"].is_null()) };
+    let offline = until("the local answer on record", 20, recorded).await;
     assert_eq!((&offline["state"], &offline["task"]), (&json!("queued"), &json!(12)), "{offline}");
     assert_eq!(offline["result"]["source"], "local:llama3.2:latest", "{offline}");
     bench.recover().await;

@@ -298,17 +298,20 @@ async fn find(app: &App, id: &str) -> Result<Record, Refusal> {
 /// `GET /holdfast/v1/requests/{id}`.
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     match find(&app, &id).await {
-        Ok(record) => shown(&app, record).await.unwrap_or_else(Refusal::into_response),
+        Ok(record) => shown(&app, record, StatusCode::OK, &Origin::default()).await,
         Err(refusal) => refusal.into_response(),
     }
 }
 
-async fn shown(app: &App, record: Record) -> Result<Response, Refusal> {
+/// A record with its answers, which may be long.
+pub async fn shown(app: &App, record: Record, status: StatusCode, origin: &Origin) -> Response {
     let _room = app.reshaping(record_json::reshaped_bytes(&record)).await;
     let gateway = app.gateway.clone();
     let text = move || record_json::spliced(&record, gateway.tasks(), gateway.prices());
-    let text = tokio::task::spawn_blocking(text).await.map_err(|_| Refusal::unreadable_body())?;
-    Ok(answer::spliced(StatusCode::OK, text, &Origin::default()))
+    match tokio::task::spawn_blocking(text).await {
+        Ok(text) => answer::spliced(status, text, origin),
+        Err(_) => Refusal::unreadable_body().into_response(),
+    }
 }
 
 /// `DELETE /holdfast/v1/requests/{id}`: cancels.

@@ -9,6 +9,7 @@ use axum::response::Response;
 use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue, RETRY_AFTER};
 
+use super::admin;
 use super::answer::{self, Finished, Origin};
 use super::attach::Handing;
 use super::call::Call;
@@ -62,13 +63,14 @@ async fn pending(call: &Call, accepted: &Accepted) -> Response {
     };
     let origin = Origin { route: None, id: Some(record.id.clone()), state: Some(record.state), ..Origin::default() };
     call.app.answered(call, &origin, "accepted");
-    let mut response = answer::json(
-        StatusCode::ACCEPTED,
-        RecordJson::of(&record, call.app.gateway.tasks(), call.app.gateway.prices()).text(),
-        &origin,
-    );
+    let mut response = if accepted.existing {
+        admin::shown(&call.app, record, StatusCode::ACCEPTED, &origin).await
+    } else {
+        let text = RecordJson::of(&record, call.app.gateway.tasks(), call.app.gateway.prices()).text();
+        answer::json(StatusCode::ACCEPTED, text, &origin)
+    };
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(1));
-    if let Ok(location) = HeaderValue::from_str(&offline::location(&record.id)) {
+    if let Ok(location) = HeaderValue::from_str(&offline::location(&accepted.id)) {
         response.headers_mut().insert(hyper::header::LOCATION, location);
     }
     response

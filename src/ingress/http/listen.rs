@@ -118,11 +118,12 @@ fn spawn_on<S, F>(
     F: Future<Output = ()> + Send,
 {
     let elsewhere = thread.elsewhere().cloned();
+    let moves = elsewhere.is_some();
     let serving = async move {
-        if thread.elsewhere().is_some() && plant::is(Fault::SecondThreadHangs) {
+        if moves && plant::is(Fault::SecondThreadHangs) {
             plant::hang();
         }
-        let stream = if thread.elsewhere().is_some() { remade(stream) } else { Ok(stream) };
+        let stream = if moves { remade(stream) } else { Ok(stream) };
         match stream {
             Ok(stream) => serve(stream).await,
             Err(error) => tracing::warn!("a connection could not change its thread: {error}"),

@@ -129,8 +129,8 @@ pub struct App {
     started_unix_s: u64,
 }
 
-/// Memory in KiB for answers that must be reshaped as a whole: made into events, or shown though they are no JSON. What does
-/// not fit waits its turn.
+/// Memory in KiB for answers that must be reshaped as a whole: made into events, or shown in a record though they are the local
+/// model's or no JSON object. What does not fit waits its turn.
 const RESHAPING_KIB: usize = 8 * 1024;
 /// An answer being reshaped is there about this often: its bytes, their tree, the new text.
 const RESHAPING_COPIES: u64 = 4;

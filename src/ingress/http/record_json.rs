@@ -40,6 +40,7 @@ pub struct RecordJson<'a> {
     local: Value,
     maybe_billed: bool,
     model: &'a str,
+    /// Nothing says when: the drain decides as it goes.
     next_attempt_at: (),
     object: &'static str,
     policy: &'static str,
@@ -78,13 +79,13 @@ struct UplinkJson<'a> {
 /// What a record's text ends with where the uplink's answer is left out.
 const NO_RESPONSE: &str = "null}}";
 
-/// The text of a record. An uplink's answer that is a JSON object stands in it as it came, and leaves in slices: it may be
-/// megabytes. Blocks where an answer is a file.
+/// The text of a record. An uplink's answer that the scanner takes, so a JSON object, stands in it as it came, and leaves in slices:
+/// it may be megabytes. Blocks where an answer is a file.
 pub fn spliced(record: &Record, tasks: &Book, prices: &Prices) -> Spliced {
     let around = |answer: &Body| {
-        let text = RecordJson::around(record, tasks, prices, Value::Null).text();
-        let before = Bytes::copy_from_slice(text.strip_suffix(NO_RESPONSE)?.as_bytes());
-        let end = answer.len();
+        let mut text = RecordJson::around(record, tasks, prices, Value::Null).text();
+        text.truncate(text.strip_suffix(NO_RESPONSE)?.len());
+        let (before, end) = (Bytes::from(text), answer.len());
         let edits = vec![(0..0, before), (end..end, Bytes::from_static(b"}}"))];
         Some(Spliced { body: answer.clone(), edits })
     };
@@ -100,7 +101,7 @@ pub fn reshaped_bytes(record: &Record) -> u64 {
 }
 
 fn as_it_came(record: &Record) -> Option<&Body> {
-    record.uplink.as_ref().map(|(answer, _)| &answer.body).filter(|body| !body.is_empty() && body.layout().is_ok())
+    record.uplink.as_ref().map(|(answer, _)| &answer.body).filter(|body| body.layout().is_ok())
 }
 
 impl<'a> RecordJson<'a> {
@@ -236,4 +237,76 @@ fn response(body: &Body) -> Value {
 /// An uplink's word that ended the request; what came of a cut answer is kept with one that still waits.
 fn brought_the_end(state: State) -> bool {
     matches!(state, State::Answered | State::Dead)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::control::types::{Policy, Priority};
+    use crate::spool::record::{LocalAnswer, UplinkAnswer};
+    use crate::uplink::outgoing::Outgoing;
+
+    fn answered(state: State, by_uplink: &str, by_local: Option<&str>) -> Record {
+        let uplink = UplinkAnswer {
+            uplink: "cloud".to_owned(),
+            model: "m".to_owned(),
+            status: 200,
+            content_type: "application/json".to_owned(),
+            latency_ms: 1,
+            usage: Some(Usage { prompt_tokens: 1, completion_tokens: 2 }),
+            body: by_uplink.as_bytes().to_vec().into(),
+        };
+        let local = |text: &str| LocalAnswer { model: "l".to_owned(), latency_ms: 1, body: text.to_owned().into() };
+        Record {
+            seq: 1,
+            id: "req_1".to_owned(),
+            state,
+            reason: None,
+            source: "uid:1000".to_owned(),
+            label: None,
+            endpoint: "/v1/chat/completions".to_owned(),
+            model: "m".to_owned(),
+            priority: Priority::Normal,
+            policy: Policy::Both,
+            created_unix_ms: 1000,
+            ttl_left_ms: 0,
+            attempts: 0,
+            maybe_billed: false,
+            body_bytes: 2,
+            body_hash: [0; 32],
+            task: Some(7),
+            position: 0,
+            last_error: None,
+            local: by_local.map(|text| (local(text), 1)),
+            uplink: Some((uplink, 1)),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_put_in_as_it_came_says_the_same_as_its_tree() {
+        let (tasks, prices) = (Book::default(), Prices::default());
+        for (came, is_put_in) in [
+            (r#"{"choices":[{"message":{"content":"a\u00e4"}}]}"#, true),
+            (" {\n\"a\" : 1.50 }\n ", true),
+            (r#"{"model":1,"model":2}"#, false),
+            (r#"{"choices":[{"mess"#, false),
+            ("[1]", false),
+            ("<html>", false),
+            ("", false),
+        ] {
+            for local in [None, Some(r#"{"b":1}"#)] {
+                let record = answered(State::Answered, came, local);
+                let spliced = spliced(&record, &tasks, &prices);
+                assert_eq!(spliced.edits.is_empty(), !is_put_in, "{came}");
+                let sent = Outgoing::new(spliced, None).0.collect().await.unwrap().to_bytes();
+                let shown: Value = serde_json::from_slice(&sent).unwrap_or_else(|error| panic!("{came}: {error}"));
+                let tree: Value = serde_json::from_str(&RecordJson::of(&record, &tasks, &prices).text()).unwrap();
+                assert_eq!(shown, tree, "{came}");
+                let reshaped = if is_put_in { 0 } else { came.len() as u64 };
+                assert_eq!(reshaped_bytes(&record), reshaped + local.map_or(0, |text| text.len() as u64));
+            }
+        }
+    }
 }

@@ -25,6 +25,8 @@ use crate::uplink::classify;
 
 /// The path that these requests are stored under.
 const ENDPOINT: &str = "/v1/responses";
+/// So far into a response its first brace is looked for, behind blanks.
+const START_BYTES_MAX: usize = 4096;
 /// What our ids begin with; the stored request's digits follow.
 const PREFIX: &str = "resp_hf_";
 
@@ -217,21 +219,27 @@ async fn ended(app: &App, id: String, mut open: Value, record: Record) -> Result
     Ok(said(open, "failed", &record))
 }
 
-/// The uplink's own response under our id. Its other values leave as they came, in slices: they may be megabytes.
+/// The uplink's own response under our id. Its other values leave as they came, in slices: they may be megabytes. What the
+/// scanner does not take (a deciding field twice) leaves as it is.
 fn renamed(body: &Body, id: &str) -> Spliced {
     let mut spliced = Spliced::from(body.clone());
     let Ok(layout) = body.layout() else { return spliced };
-    // What is not there is put behind a member that every response has.
-    let behind = ["id", "model"].into_iter().find_map(|name| layout.get(name)).map(|member| member.at.end);
+    let mut missing = String::new();
     for (name, value) in [("id", Value::from(id).to_string()), ("background", "true".to_owned())] {
-        let edit = match (layout.get(name), behind) {
-            (Some(member), _) => (member.at.clone(), value),
-            (None, Some(behind)) => (behind..behind, format!(",\"{name}\":{value}")),
-            (None, None) => continue,
-        };
-        spliced.edits.push((edit.0, edit.1.into()));
+        match layout.get(name) {
+            Some(member) => spliced.edits.push((member.at.clone(), value.into())),
+            None => missing += &format!("\"{name}\":{value},"),
+        }
     }
-    spliced.edits.sort_by_key(|(at, _)| (at.start, at.end));
+    let start = body.start(START_BYTES_MAX).unwrap_or_default();
+    if let Some(brace) = start.iter().position(|byte| *byte == b'{').filter(|_| !missing.is_empty()) {
+        let behind = brace as u64 + 1;
+        if start[brace + 1..].trim_ascii_start().starts_with(b"}") {
+            missing.pop();
+        }
+        spliced.edits.push((behind..behind, missing.into()));
+    }
+    spliced.edits.sort_by_key(|(at, _)| at.start);
     spliced
 }
 
@@ -247,9 +255,10 @@ mod tests {
         for (came, shown) in [
             (r#" {"id":"r", "background": false,"n":1e0}"#, r#" {"id":"ours", "background": true,"n":1e0}"#),
             (r#"{"background":false,"id":"r"}"#, r#"{"background":true,"id":"ours"}"#),
-            (r#"{"id":"r","n":1}"#, r#"{"id":"ours","background":true,"n":1}"#),
-            (r#"{"model":"m"}"#, r#"{"model":"m","id":"ours","background":true}"#),
-            (r#"{"n":1}"#, r#"{"n":1}"#),
+            (r#"{"id":"r","n":{"id":1}}"#, r#"{"background":true,"id":"ours","n":{"id":1}}"#),
+            (r#"{"id":"r","id":"s"}"#, r#"{"background":true,"id":"r","id":"ours"}"#),
+            (r#" {"n":1}"#, r#" {"id":"ours","background":true,"n":1}"#),
+            ("{ }", r#"{"id":"ours","background":true }"#),
             ("[1]", "[1]"),
         ] {
             let body = Body::from(came.as_bytes().to_vec());

@@ -132,15 +132,15 @@ async fn fill(app: &App, task: &Task, bytes: &Bytes) -> Result<Body, Refusal> {
 
 /// The body as one, in memory or in a file, as all bodies are.
 async fn joined(app: &App, filled: &Filled, images: &[(Picture, &str)]) -> Result<Body, Refusal> {
-    let mut receiving = app.gateway.spool().bodies().receive(None);
-    for piece in &filled.pieces {
-        match piece {
-            Piece::Json(json) => receiving.push(json).await?,
-            Piece::Picture(index) => {
-                let data = images.get(*index).map_or("", |(_, data)| data);
-                receiving.push(data.as_bytes()).await?;
-            }
-        }
+    let texts = filled.pieces.iter().map(|piece| match piece {
+        Piece::Json(json) => json.as_ref(),
+        Piece::Picture(index) => images.get(*index).map_or("", |(_, data)| data).as_bytes(),
+    });
+    let texts: Vec<&[u8]> = texts.collect();
+    let length = texts.iter().map(|text| text.len() as u64).sum();
+    let mut receiving = app.gateway.spool().bodies().receive(Some(length));
+    for text in texts {
+        receiving.push(text).await?;
     }
     Ok(receiving.finish().await?)
 }

@@ -22,7 +22,7 @@ const HANGS_MS: u64 = 3_600_000;
 /// Everything up to the first sign of life.
 const START_MAX: Duration = Duration::from_secs(40);
 const PETS: u32 = 4;
-/// Connections that a second thread joins for, where there is a second core.
+/// Connections that a second thread joins for. Where there is but one core none does, and its hang is not caught.
 const MANY: usize = 8;
 const DISK_HANGS: &str = "disk-hangs";
 
