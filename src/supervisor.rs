@@ -47,7 +47,7 @@ pub use self::reload::Again;
 const JUST_CAME: Duration = Duration::from_millis(100);
 /// What the last outcomes, the cache and the spool may take to be on the disk after the grace.
 const CLOSING_MAX: Duration = Duration::from_secs(10);
-/// How long the next image may take to open the spool before the watchdog may doubt it: a damaged one is read as a whole.
+/// How long the next image may take to open the spool before the watchdog may doubt it: one of an older version is copied.
 const OPENING_MAX: Duration = Duration::from_mins(10);
 
 /// Why the daemon does not run.
