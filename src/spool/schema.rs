@@ -22,7 +22,8 @@ const PAGE_SIZE: u64 = 4096;
 const ROW_BYTES: u64 = 2048;
 /// Slack of the page cap, so that it stops a runaway and never ordinary work.
 const HEADROOM_BYTES: u64 = 64 << 20;
-/// Versions in order; each runs in one transaction and changes a table, by which a version is told from a flipped bit.
+/// Versions in order; each runs in one transaction and changes a table, by which a version is told from a flipped bit. The copy
+/// that is kept of each (`migrate::keep`) is among what `supervisor/reset.rs` removes.
 pub(super) const MIGRATIONS: [&str; 2] = [V1, V2];
 /// The newest version this program knows.
 pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;

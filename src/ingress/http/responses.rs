@@ -206,7 +206,7 @@ fn object(id: &str, record: &Record) -> Value {
 async fn ended(app: &App, id: String, mut open: Value, record: Record) -> Result<Response, Refusal> {
     let (code, message) = match answer::finished(record.clone()) {
         Finished::Answer(body, origin) => {
-            return Ok(answer::spliced(StatusCode::OK, renamed(&body, &id), &origin));
+            return Ok(answer::spliced(StatusCode::OK, renamed(&body, &id).await, &origin));
         }
         Finished::Refused(_, body, _) => {
             let _room = app.reshaping(body.len()).await;
@@ -221,7 +221,7 @@ async fn ended(app: &App, id: String, mut open: Value, record: Record) -> Result
 
 /// The uplink's own response under our id. Its other values leave as they came, in slices: they may be megabytes. What the
 /// scanner does not take (a deciding field twice) leaves as it is.
-fn renamed(body: &Body, id: &str) -> Spliced {
+async fn renamed(body: &Body, id: &str) -> Spliced {
     let mut spliced = Spliced::from(body.clone());
     let Ok(layout) = body.layout() else { return spliced };
     let mut missing = String::new();
@@ -231,13 +231,15 @@ fn renamed(body: &Body, id: &str) -> Spliced {
             None => missing += &format!("\"{name}\":{value},"),
         }
     }
-    let start = body.start(START_BYTES_MAX).unwrap_or_default();
-    if let Some(brace) = start.iter().position(|byte| *byte == b'{').filter(|_| !missing.is_empty()) {
-        let behind = brace as u64 + 1;
-        if start[brace + 1..].trim_ascii_start().starts_with(b"}") {
-            missing.pop();
+    if !missing.is_empty() {
+        let start = body.start_off_thread(START_BYTES_MAX).await.unwrap_or_default();
+        if let Some(brace) = start.iter().position(|byte| *byte == b'{') {
+            let behind = brace as u64 + 1;
+            if start[brace + 1..].trim_ascii_start().starts_with(b"}") {
+                missing.pop();
+            }
+            spliced.edits.push((behind..behind, missing.into()));
         }
-        spliced.edits.push((behind..behind, missing.into()));
     }
     spliced.edits.sort_by_key(|(at, _)| at.start);
     spliced
@@ -262,7 +264,7 @@ mod tests {
             ("[1]", "[1]"),
         ] {
             let body = Body::from(came.as_bytes().to_vec());
-            let sent = Outgoing::new(renamed(&body, "ours"), None).0.collect().await.unwrap().to_bytes();
+            let sent = Outgoing::new(renamed(&body, "ours").await, None).0.collect().await.unwrap().to_bytes();
             assert_eq!(String::from_utf8_lossy(&sent), shown);
         }
     }
