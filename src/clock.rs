@@ -2,8 +2,8 @@
 //!
 //! Everything else takes `now` as an argument, so a week of outages runs in a test in milliseconds.
 
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A monotonic instant, for tasks that measure how long something took.
@@ -121,13 +121,31 @@ fn random<const N: usize>() -> [u64; N] {
 /// Where this process's ids begin, and how many there were.
 static IDS: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(random_u64()));
 
+/// Random numbers fetched at once for ids: a call of the kernel for each would cost more than the id itself.
+const AHEAD: usize = 64;
+/// Those that are left.
+static RANDOM: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
+fn random_pair() -> [u64; 2] {
+    let mut ahead = RANDOM.lock().unwrap_or_else(PoisonError::into_inner);
+    if ahead.len() < 2 {
+        ahead.extend(random::<AHEAD>());
+    }
+    [ahead.pop(), ahead.pop()].map(Option::unwrap_or_default)
+}
+
 /// A fresh request id: `req_` and 32 hexadecimal digits. The first 12 count on from a random number of this process, the rest
 /// is random. Ids that follow one another lie together in the spool's index, where random ones cost a page each; and an
 /// uplink, which may see one, does not learn from it when the request came. Nothing is ordered by them.
 pub fn request_id() -> String {
-    let number = IDS.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff_ffff;
-    let [a, b] = random();
-    format!("req_{number:012x}{a:016x}{:04x}", b & 0xffff)
+    let number = IDS.fetch_add(1, Ordering::Relaxed);
+    let [a, b] = random_pair();
+    let mut id = String::with_capacity(36);
+    id.push_str("req_");
+    for (bits, digits) in [(number, 12), (a, 16), (b, 4)] {
+        id.extend((0..digits).rev().filter_map(|at| char::from_digit((bits >> (4 * at) & 0xf) as u32, 16)));
+    }
+    id
 }
 
 #[cfg(test)]

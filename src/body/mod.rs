@@ -120,7 +120,12 @@ impl Body {
 
     /// Has [`Body::hash`] ready; a large body is hashed off the threads that serve. An error where its file cannot be read.
     pub async fn hashed(&self) -> io::Result<()> {
-        if self.0.hash.get().is_some() || (self.len() <= PIECE_BYTES as u64 && self.file().is_none()) {
+        if self.0.hash.get().is_some() {
+            return Ok(());
+        }
+        if self.len() <= PIECE_BYTES as u64 && self.file().is_none() {
+            // Here rather than by whoever asks first: that is the one thread that writes the spool.
+            self.hash();
             return Ok(());
         }
         let body = self.clone();

@@ -109,13 +109,19 @@ fn add(
     Ok(Accepted { id: new.id.clone(), seq, existing: false, finished: false })
 }
 
-/// The number of a source that needs no making and no mending. The callers of one batch are mostly the same few.
+/// Names of sources that are remembered; most gateways have fewer.
+const SOURCES_MAX: usize = 1_024;
+
+/// The number of a source that needs no making and no mending. Callers are mostly the same few.
 fn known_source(store: &mut Store, name: &str) -> Result<Option<i64>, SpoolError> {
     if let Some(id) = store.asked.sources.get(name) {
         return Ok(Some(*id));
     }
     let known = sources::known(&store.conn, name)?;
     if let Some(id) = known {
+        if store.asked.sources.len() >= SOURCES_MAX {
+            store.asked.sources.clear();
+        }
         store.asked.sources.insert(name.to_owned(), id);
     }
     Ok(known)
@@ -176,12 +182,14 @@ fn has_pages(store: &mut Store, size: u64) -> Result<bool, SpoolError> {
         return Ok(true);
     }
     let ask = |text: &str| store.conn.prepare_cached(text)?.query_row([], |r| r.get(0).map(num));
-    let (cap, used) = (ask("PRAGMA max_page_count")?, ask("PRAGMA page_count")?);
+    let cap = store.asked.page_cap.map_or_else(|| ask("PRAGMA max_page_count"), Ok)?;
+    let used = ask("PRAGMA page_count")?;
     let mut free = cap.saturating_sub(used);
     if free < wanted.saturating_add(PAGES_KEPT) {
         // The list of free pages is asked only where it matters.
         free = free.saturating_add(ask("PRAGMA freelist_count")?);
     }
+    store.asked.page_cap = Some(cap);
     store.asked.pages = free.checked_sub(wanted.saturating_add(PAGES_KEPT));
     Ok(store.asked.pages.is_some())
 }
@@ -202,17 +210,9 @@ pub(super) fn is_full(store: &Store, size: u64) -> bool {
         || store.counts.kept_bytes.saturating_add(size) > store.options.max_bytes
 }
 
-pub(super) fn check_source(store: &mut Store, source_id: i64) -> Result<(), SpoolError> {
-    let written = if let Some(written) = store.asked.unfinished.get(&source_id) {
-        *written
-    } else {
-        let mut find = store.conn.prepare_cached("SELECT unfinished FROM source WHERE source_id = ?1")?;
-        let written: i64 = find.query_row([source_id], |r| r.get(0))?;
-        store.asked.unfinished.insert(source_id, written);
-        written
-    };
-    let unfinished = num(written.saturating_add(store.deltas.unfinished_of(source_id)).max(0));
-    if unfinished >= store.options.per_source_backlog { Err(SpoolError::SourceFull) } else { Ok(()) }
+pub(super) fn check_source(store: &Store, source_id: i64) -> Result<(), SpoolError> {
+    let is_full = store.lanes.unfinished_of(source_id) >= store.options.per_source_backlog;
+    if is_full { Err(SpoolError::SourceFull) } else { Ok(()) }
 }
 
 /// The oldest waiting request of the lowest priority below `above`; at most three look-ups.

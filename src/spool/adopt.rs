@@ -265,8 +265,8 @@ pub(super) fn adopt_doubt(store: &mut Store, seq: &InDoubt) -> Result<Adopted, S
 /// Labels some of what waits and is held back for its age, where nothing of the log is left that could speak for it;
 /// says how many.
 pub(super) fn doubt_older(store: &mut Store, most: u32) -> Result<usize, SpoolError> {
-    let text = "SELECT seq FROM request INDEXED BY request_state
-        WHERE state = 0 AND maybe_billed = 0 AND seq < ?1 ORDER BY seq LIMIT ?2";
+    let text = "SELECT seq FROM request INDEXED BY request_queued
+        WHERE state = 0 AND maybe_billed = 0 AND seq < ?1 ORDER BY priority, seq LIMIT ?2";
     let seqs: Vec<u64> = {
         let mut statement = store.conn.prepare_cached(text)?;
         let below = sql(store.rescue.behind.below());

@@ -69,8 +69,8 @@ fn is_damaged(store: &Store, seq: u64) -> Result<bool, SpoolError> {
     Ok(marked || !sum::holds(&store.conn, seq)?)
 }
 
-pub(super) const IN_STATE: &str = "SELECT seq FROM request INDEXED BY request_state WHERE state = ?1 AND seq >= ?3
-    AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT ?2";
+pub(super) const IN_STATE: &str = "SELECT seq FROM request INDEXED BY request_state WHERE state = ?1 AND state > 0
+    AND seq >= ?3 AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT ?2";
 
 /// Deletes up to [`PURGE_MAX`] records of one final state; returns how many.
 pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> {
@@ -99,7 +99,7 @@ pub(super) fn forget(store: &mut Store, id: &str) -> Result<bool, SpoolError> {
     Ok(true)
 }
 
-/// The first `limit` sequence numbers in a state that nothing holds back.
+/// The first `limit` sequence numbers in a state that nothing holds back; of what waits, none.
 pub(super) fn seqs_in(store: &Store, state: State, limit: u32) -> Result<Vec<u64>, SpoolError> {
     let (behind, from) = store.rescue.behind.bounds();
     let mut statement = store.conn.prepare_cached(IN_STATE)?;

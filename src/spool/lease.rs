@@ -17,16 +17,10 @@ const LEASE_MAX: u32 = 256;
 /// Overdue or damaged requests one lease may meet and end on its way, so that its time stays bounded.
 const OVERDUE_MAX: u32 = 256;
 
-/// The lane whose turn it is: most urgent first, then the one served longest ago.
-pub(super) const NEXT_LANE: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
-    WHERE ready > 0 ORDER BY priority, served, source_id LIMIT 1";
 /// The oldest ready request of a lane.
 pub(super) const NEXT_IN_LANE: &str = "SELECT seq FROM request INDEXED BY request_ready
     WHERE state = 0 AND deferred = 0 AND priority = ?1 AND source_id = ?2 ORDER BY seq LIMIT 1";
 
-/// Every lane with work, in the order of their turns.
-const LANES: &str = "SELECT priority, source_id FROM lane INDEXED BY lane_turn
-    WHERE ready > 0 ORDER BY priority, served, source_id";
 /// The oldest ready request of a lane whose model and number are none of the lists, from a number on, and that may not
 /// have been billed where that matters. It reads past the others: as many as may wait.
 const NEXT_AROUND: &str = "SELECT seq FROM request INDEXED BY request_ready
@@ -64,7 +58,6 @@ pub(super) fn lease(
             }
             break;
         }
-        store.write_deltas()?;
         let Some(row) = next_but(store, except, labelled_left > 0)? else { break };
         if !sum::holds(&store.conn, row.seq)? {
             store.set_aside(&row)?;
@@ -73,6 +66,7 @@ pub(super) fn lease(
         }
         if !sources::holds(&store.conn, row.source_id)? {
             sources::mend(&store.conn)?;
+            store.asked.sources.clear();
         }
         if row.expires_at <= store.powered.now_ms() {
             store.end_untold(&row, State::Expired, "ttl")?;
@@ -92,19 +86,14 @@ fn next_but(store: &mut Store, except: Option<&str>, labelled: bool) -> Result<O
         return next(store);
     }
     let unheard = serde_json::json!(store.unheard).to_string();
-    let lanes: Vec<(i64, i64)> = {
-        let mut statement = store.conn.prepare_cached(LANES)?;
-        let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        rows.collect::<Result<_, _>>()?
-    };
-    for (priority, source_id) in lanes {
+    for (priority, source_id) in store.lanes.in_turn() {
         let (behind, from) = store.rescue.behind.bounds();
         let bounds = params![priority, source_id, except.unwrap_or("[]"), behind, from, labelled, unheard];
         let mut statement = store.conn.prepare_cached(NEXT_AROUND)?;
         let seq: Option<i64> = statement.query_row(bounds, |r| r.get(0)).optional()?;
         drop(statement);
         if let Some(seq) = seq {
-            serve(store, priority, source_id)?;
+            store.lanes.served((priority, source_id));
             return listed(store, seq).map(Some);
         }
     }
@@ -117,31 +106,17 @@ fn listed(store: &Store, seq: i64) -> Result<Standing, SpoolError> {
     row.ok_or_else(|| SpoolError::Damaged("an index names a waiting request that its table does not have".into()))
 }
 
-/// Remembers that it was this lane's turn.
-fn serve(store: &mut Store, priority: i64, source_id: i64) -> Result<(), SpoolError> {
-    store.counts.turn += 1;
-    let text = "UPDATE lane SET served = ?3 WHERE priority = ?1 AND source_id = ?2";
-    store.conn.prepare_cached(text)?.execute([priority, source_id, sql(store.counts.turn)])?;
-    Ok(())
-}
-
 fn next(store: &mut Store) -> Result<Option<Standing>, SpoolError> {
-    loop {
-        let lane: Option<(i64, i64)> =
-            store.conn.prepare_cached(NEXT_LANE)?.query_row([], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
-        let Some((priority, source_id)) = lane else { return Ok(None) };
-        serve(store, priority, source_id)?;
-        let seq: Option<i64> =
-            store.conn.prepare_cached(NEXT_IN_LANE)?.query_row([priority, source_id], |r| r.get(0)).optional()?;
-        match seq {
-            Some(seq) => return listed(store, seq).map(Some),
-            // A lane that promises what it does not have can only come from damage; it is corrected.
-            None => store
-                .conn
-                .prepare_cached("UPDATE lane SET ready = 0 WHERE priority = ?1 AND source_id = ?2")?
-                .execute([priority, source_id])?,
-        };
+    while let Some(lane) = store.lanes.next() {
+        let seq: Option<i64> = store.conn.prepare_cached(NEXT_IN_LANE)?.query_row(lane, |r| r.get(0)).optional()?;
+        if let Some(seq) = seq {
+            store.lanes.served(lane);
+            return listed(store, seq).map(Some);
+        }
+        // A lane that promises what it does not have can only come from damage; it is corrected.
+        store.lanes.nothing_ready(lane);
     }
+    Ok(None)
 }
 
 const DRAW: &str = "SELECT r.id, s.name, r.endpoint, r.model, r.priority, r.attempts, r.maybe_billed,

@@ -1,6 +1,6 @@
 //! Starting: the lock, the database, what an earlier process left half done.
 //!
-//! Owns the rule for requests found in `sending`; its cost never grows with the backlog.
+//! Owns the rule for requests found in `sending`; of the backlog it reads an index of what is ready, to count it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, watch};
 use super::accept::FreeSpace;
 use super::ballast::Ballast;
 use super::codes::sql;
-use super::deltas::Deltas;
 use super::handle::{Seen, Spool};
+use super::lanes::Lanes;
 use super::outcomes::{self, Outcomes};
 use super::powered::{Mark, Powered};
 use super::record::Tally;
@@ -107,7 +107,7 @@ fn attach(options: &Arc<Options>, base: Base) -> Result<Store, SpoolError> {
         told: Vec::new(),
         free: FreeSpace::default(),
         asked: Asked::default(),
-        deltas: Deltas::default(),
+        lanes: Lanes::default(),
         is_half_written: false,
         has_written: false,
         orphans: sweep::Orphans::default(),
@@ -288,7 +288,7 @@ pub(super) fn start_over(store: &mut Store) -> Result<(), SpoolError> {
     floors.raise(&mut counts, &mut mark);
     (store.conn, store.counts) = (conn, counts);
     (store.effects, store.scrub) = (store::Effects::default(), Scrub::default());
-    store.device_keys = 0;
+    (store.device_keys, store.lanes) = (0, Lanes::default());
     store.save()?;
     store.rescue.is_unused = false;
     Ok(())
@@ -317,6 +317,7 @@ fn adopt(store: &mut Store) -> Result<Tally, SpoolError> {
     settle_orphans(store)?;
     sweep::undo_stale(store)?;
     store.device_keys = device::keys(&store.conn)?;
+    store.lanes = Lanes::count(&store.conn)?;
     let tally = read::tally(store, 0)?;
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
@@ -419,7 +420,7 @@ pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, Spo
     store.conn = schema::connect(&files::database(&store.options.data_dir), &store.options)?;
     // Frames whose sync failed may exist in memory only; nothing may ever be appended behind them.
     checkpoint(&store.conn)?;
-    store.counts = store::load(&store.conn)?.1;
+    (store.counts, store.lanes) = (store::load(&store.conn)?.1, Lanes::count(&store.conn)?);
     let landed = store.counts.turn == doubtful.turn && doubtful.turn != doubtful.good.turn;
     store.effects = if landed { doubtful.effects.clone() } else { store::Effects::default() };
     if landed && !doubtful.is_told {
@@ -444,6 +445,7 @@ pub(super) fn reopen(store: &mut Store, doubtful: &Doubtful) -> Result<bool, Spo
     }
     store.save()?;
     store.conn.execute_batch("COMMIT")?;
+    store.lanes.stand();
     Ok(false)
 }
 

@@ -89,7 +89,7 @@ pub(super) const BEHIND: &str = "SELECT count(*), coalesce(sum(deferred = 0), 0)
     INDEXED BY request_queued WHERE state = 0 AND priority = ?1 AND seq >= ?2 LIMIT ?3)";
 
 /// A new request is told its place at once, so that one must not cost a walk along the whole backlog: where few
-/// stand behind, the lanes' counters say how many stand before.
+/// stand behind, the lanes say how many stand before.
 fn position(store: &Store, record: &Record) -> Result<u64, SpoolError> {
     if record.state != State::Queued {
         return Ok(0);
@@ -101,8 +101,7 @@ fn position(store: &Store, record: &Record) -> Result<u64, SpoolError> {
         let place = params![rank, seq, POSITION_MAX];
         return Ok(num(store.conn.prepare_cached(BEFORE)?.query_row(place, |r| r.get(0))?));
     }
-    let text = "SELECT coalesce(sum(ready), 0) FROM lane WHERE priority <= ?1";
-    let ready = store.conn.prepare_cached(text)?.query_row([rank], |r| r.get(0).map(num))?;
+    let ready = store.lanes.ready_through(rank);
     Ok(ready.saturating_sub(behind).min(u64::from(POSITION_MAX)))
 }
 
@@ -138,29 +137,49 @@ pub(super) fn list(store: &Store, filter: &Filter) -> Result<Vec<Record>, SpoolE
 }
 
 pub(super) fn plain_list(state: Option<State>) -> (String, Vec<Value>) {
-    match state {
-        None => (format!("{RECORD} WHERE seq > ?1 ORDER BY seq LIMIT ?2"), Vec::new()),
-        Some(state) => (
-            format!("{RECORD} WHERE state = ?3 AND seq > ?1 ORDER BY seq LIMIT ?2"),
-            vec![Value::from(state_code(state))],
-        ),
-    }
+    let text = match state {
+        None => format!("{RECORD} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
+        Some(State::Queued) => merged(&by_priority("request_queued", "state = 0")),
+        Some(state) => {
+            let code = state_code(state);
+            format!("{RECORD} WHERE state = {code} AND state > 0 AND seq > ?1 ORDER BY seq LIMIT ?2")
+        }
+    };
+    (text, Vec::new())
 }
 
-/// The index is by state within a source, so a listing of all states merges one run of each.
+/// What waits stands in other indexes than what does not, so a listing of all states merges a run of each.
 pub(super) fn source_list(source_id: i64, state: Option<State>) -> (String, Vec<Value>) {
     let states = state.map_or(State::ALL.to_vec(), |state| vec![state]);
-    let runs: Vec<String> = states.into_iter().map(state_code).map(run_of_state).collect();
-    let union = runs.join(" UNION ALL ");
-    let text = format!("{RECORD} WHERE seq IN (SELECT seq FROM ({union}) ORDER BY seq LIMIT ?2) ORDER BY seq");
-    (text, vec![Value::from(source_id)])
+    let runs = states.into_iter().flat_map(|state| match state {
+        State::Queued => {
+            let mut runs = by_priority("request_ready", "state = 0 AND deferred = 0 AND source_id = ?3");
+            runs.push(run("request_aside", "state = 0 AND deferred > 0 AND source_id = ?3"));
+            runs
+        }
+        state => {
+            vec![run("request_source", &format!("state = {} AND state > 0 AND source_id = ?3", state_code(state)))]
+        }
+    });
+    (merged(&runs.collect::<Vec<_>>()), vec![Value::from(source_id)])
 }
 
-fn run_of_state(code: i64) -> String {
+fn by_priority(index: &str, of: &str) -> Vec<String> {
+    let ranks = 0..=Priority::Low.rank();
+    ranks.map(|rank| run(index, &format!("{of} AND priority = {rank}"))).collect()
+}
+
+/// One walk along an index, in ascending order.
+fn run(index: &str, of: &str) -> String {
     format!(
-        "SELECT seq FROM (SELECT seq FROM request INDEXED BY request_source
-        WHERE source_id = ?3 AND state = {code} AND seq > ?1 ORDER BY seq LIMIT ?2)"
+        "SELECT seq FROM (SELECT seq FROM request INDEXED BY {index} WHERE {of} AND seq > ?1 ORDER BY seq LIMIT ?2)"
     )
+}
+
+/// The records that several runs name, in ascending order.
+fn merged(runs: &[String]) -> String {
+    let union = runs.join(" UNION ALL ");
+    format!("{RECORD} WHERE seq IN (SELECT seq FROM ({union}) ORDER BY seq LIMIT ?2) ORDER BY seq")
 }
 
 fn source_id(store: &Store, name: &str) -> Result<Option<i64>, SpoolError> {
@@ -269,15 +288,25 @@ pub(super) fn attachable(
 }
 
 pub(super) const OLDEST_IN_STATE: &str = "SELECT accepted_at FROM request INDEXED BY request_state
-    WHERE state = ?1 ORDER BY seq LIMIT 1";
+    WHERE state = ?1 AND state > 0 ORDER BY seq LIMIT 1";
+/// The same of what waits, where each priority has a line of its own.
+pub(super) const OLDEST_QUEUED: &str = "SELECT min((SELECT accepted_at FROM request INDEXED BY request_queued
+    WHERE state = 0 AND priority = p.column1 ORDER BY seq LIMIT 1)) FROM (VALUES (0), (1), (2), (3)) p";
+
+/// When the oldest request in a state was accepted.
+fn oldest_in(store: &Store, state: State) -> Result<Option<u64>, SpoolError> {
+    let at: Option<Option<i64>> = match state {
+        State::Queued => store.conn.prepare_cached(OLDEST_QUEUED)?.query_row([], |r| r.get(0)).optional()?,
+        _ => store.conn.prepare_cached(OLDEST_IN_STATE)?.query_row([state_code(state)], |r| r.get(0)).optional()?,
+    };
+    Ok(at.flatten().map(num))
+}
 
 /// What the handle shows without asking the thread.
 pub(super) fn tally(store: &Store, commits: u64) -> Result<Tally, SpoolError> {
     let mut oldest = None;
     for state in State::ALL.into_iter().filter(|s| !s.is_final() && store.counts.requests[*s as usize] > 0) {
-        let mut statement = store.conn.prepare_cached(OLDEST_IN_STATE)?;
-        let at = statement.query_row([state_code(state)], |r| r.get(0).map(num)).optional()?;
-        oldest = [oldest, at].into_iter().flatten().min();
+        oldest = [oldest, oldest_in(store, state)?].into_iter().flatten().min();
     }
     let c = &store.counts;
     Ok(Tally {

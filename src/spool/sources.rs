@@ -34,7 +34,7 @@ pub(super) fn number(conn: &Connection, name: &str) -> Result<i64, SpoolError> {
         match find(conn, name)? {
             Some((id, Some(true))) => return Ok(id),
             None if !is_wrong(conn)? => {
-                conn.prepare_cached("INSERT INTO source (name, unfinished) VALUES (?1, 0)")?.execute([name])?;
+                conn.prepare_cached("INSERT INTO source (name) VALUES (?1)")?.execute([name])?;
                 return Ok(conn.last_insert_rowid());
             }
             _ => mend(conn)?,

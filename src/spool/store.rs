@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::ballast::Ballast;
 use super::codes::{self, num, sql, state_code};
-use super::deltas::Deltas;
+use super::lanes::Lanes;
 use super::outcomes::{Line, Outcomes};
 use super::powered::{Mark, Powered};
 use super::{Condition, Options, SpoolError, device, sum};
@@ -24,7 +24,7 @@ pub(super) struct Counts {
     pub(super) kept_bytes: u64,
     pub(super) answer_bytes: u64,
     pub(super) next_seq: u64,
-    /// Counts leases and commits; a lane remembers the turn it was served in. Each commit has its own.
+    /// Counts commits: each has its own.
     pub(super) turn: u64,
     /// How often this spool was opened; names deferrals and files.
     pub(super) starts: u64,
@@ -135,16 +135,16 @@ pub(super) const FOR_EVER: i64 = i64::MAX;
 const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, maybe_billed, body_bytes, body_kept,
     body_file, expires_at, ttl_ms, version, content IS NOT NULL AND policy = 1 FROM request";
 
-/// What the batch that runs has asked the database once, for all of its acceptances. Emptied when a batch begins and when
-/// an operation is rolled back; the counters also when the table is written.
+/// What was asked of the database once for many acceptances. Emptied when the file is opened anew and when anything is
+/// rolled back, because a source may go with it.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
-    /// Numbers of sources, by name; at most one for each write of a batch.
+    /// Numbers of sources, by name; emptied when it is full, and when a name was mended.
     pub(super) sources: HashMap<String, i64>,
-    /// Pages that may still be taken below the cap, without those that are kept for outcomes.
+    /// The cap on the file's pages.
+    pub(super) page_cap: Option<u64>,
+    /// Pages that this batch may still take below the cap, without those that are kept for outcomes.
     pub(super) pages: Option<u64>,
-    /// Unfinished requests by source, as its table has them; at most one for each write of a batch.
-    pub(super) unfinished: HashMap<i64, i64>,
 }
 
 /// The connection and what belongs to it.
@@ -164,8 +164,7 @@ pub(super) struct Store {
     pub(super) told: Vec<(u64, String, State)>,
     pub(super) free: super::accept::FreeSpace,
     pub(super) asked: Asked,
-    /// Changes of counters that are not in their tables yet.
-    pub(super) deltas: Deltas,
+    pub(super) lanes: Lanes,
     /// An unguarded operation failed after it had written something: its batch cannot stand.
     pub(super) is_half_written: bool,
     /// The unguarded operation that runs has written something.
@@ -195,9 +194,15 @@ pub(super) struct Faults {
 }
 
 impl Store {
-    /// Forgets what belongs to one batch: before each transaction, and after one that was undone.
+    /// Before each transaction.
+    pub(super) fn begin_batch(&mut self) {
+        (self.asked.pages, self.is_half_written) = (None, false);
+    }
+
+    /// After a transaction that was undone, and before the file is opened anew.
     pub(super) fn forget_batch(&mut self) {
-        (self.asked, self.deltas, self.is_half_written) = (Asked::default(), Deltas::default(), false);
+        self.lanes.take_back(0);
+        (self.asked, self.is_half_written) = (Asked::default(), false);
     }
 
     /// Gives the reserve up. An older reading of the free space must not let a new request have it.
@@ -211,7 +216,7 @@ impl Store {
         &mut self,
         work: impl FnOnce(&mut Store) -> Result<T, SpoolError>,
     ) -> Result<T, SpoolError> {
-        let (counts, effects, deltas) = (self.counts, self.effects.lengths(), self.deltas.clone());
+        let (counts, effects, changes) = (self.counts, self.effects.lengths(), self.lanes.changes());
         self.conn.prepare_cached("SAVEPOINT one")?.execute([])?;
         let done = work(self).and_then(|value| {
             self.conn.prepare_cached("RELEASE one")?.execute([])?;
@@ -219,7 +224,8 @@ impl Store {
         });
         self.note(&done);
         if done.is_err() {
-            (self.counts, self.deltas) = (counts, deltas);
+            self.counts = counts;
+            self.lanes.take_back(changes);
             self.effects.truncate(effects);
             self.asked = Asked::default();
             self.has_written = false;
@@ -314,12 +320,12 @@ impl Store {
         lower(&mut self.counts.requests[row.state as usize], 1);
         if !row.state.is_final() {
             lower(&mut self.counts.backlog_bytes, row.body_bytes);
-            self.deltas.add_unfinished(row.source_id, -1);
         }
         if stops_ready {
             lower(&mut self.counts.ready, 1);
-            self.deltas.add_ready(row.priority, row.source_id, -1);
         }
+        let (unfinished, ready) = (i64::from(!row.state.is_final()), i64::from(stops_ready));
+        self.lanes.change((row.priority, row.source_id), -unfinished, -ready);
     }
 
     /// Counts a row in as it comes to stand in `to`.
@@ -327,12 +333,11 @@ impl Store {
         self.counts.requests[to as usize] += 1;
         if !to.is_final() {
             self.counts.backlog_bytes += row.body_bytes;
-            self.deltas.add_unfinished(row.source_id, 1);
         }
         if gets_ready {
             self.counts.ready += 1;
-            self.deltas.add_ready(row.priority, row.source_id, 1);
         }
+        self.lanes.change((row.priority, row.source_id), i64::from(!to.is_final()), i64::from(gets_ready));
     }
 
     /// Ends a row with a reason; an expired or cancelled one keeps its body for `retry`.
@@ -419,7 +424,6 @@ impl Store {
 
     /// Writes clock and counters; part of every transaction that changes anything.
     pub(super) fn save(&mut self) -> Result<(), SpoolError> {
-        self.write_deltas()?;
         let (c, mark) = (&self.counts, self.powered.mark());
         let r = c.requests.map(sql);
         self.conn.prepare_cached(SAVE)?.execute(params![

@@ -221,7 +221,7 @@ impl Writer {
         if self.broken.is_some() {
             return Err(SpoolError::Storage("the spool could not be opened again after a failed write".into()));
         }
-        self.store.forget_batch();
+        self.store.begin_batch();
         self.store.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let given_back = self.store.guarded(|store| lease::give_back(store, abandoned));
         match given_back {
@@ -352,6 +352,7 @@ impl Writer {
 
     fn publish(&mut self) {
         let store = &mut self.store;
+        store.lanes.stand();
         store.held.extend(store.effects.held.drain(..));
         for seq in store.effects.freed.drain(..) {
             store.held.remove(&seq);

@@ -11,12 +11,13 @@ use crate::config::Settings;
 use crate::spool::{self, SpoolError};
 
 /// Everything that is ever made in a data folder, and what it is to people. The lock stays: it is empty.
-const KEPT: [(&str, &str); 18] = [
+const KEPT: [(&str, &str); 19] = [
     ("bodies", "pictures and other large bodies"),
     ("spool.db", "requests and answers"),
     ("spool.db-wal", "the latest requests and answers"),
     ("spool.db-shm", "an index of those"),
     ("spool.db.v1", "requests and answers as an older version left them"),
+    ("spool.db.v2", "requests and answers as an older version left them"),
     ("spool.db.copy", "a copy of those that was not finished"),
     ("outcomes.log", "how requests ended"),
     ("outcomes.log.1", "how older requests ended"),

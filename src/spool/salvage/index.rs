@@ -239,7 +239,10 @@ impl Pass<'_> {
             self.report.sources_damaged += 1;
             let damaged = &mut self.index.sources_damaged;
             if sure && damaged.len() < PLACES_MAX {
-                let sum = rows::blob(&values, rows::SOURCE_SUM).unwrap_or_default().to_vec();
+                let sum = match rows::source_sum(&values) {
+                    Some(Value::Blob(sum)) => sum.clone(),
+                    _ => Vec::new(),
+                };
                 damaged.entry(cell.rowid).or_insert((name, sum));
             }
             return false;

@@ -210,7 +210,7 @@ impl Offline {
 }
 
 /// Does what a start does about a damaged database, whatever this one looks like, and waits for its end: it is set
-/// aside whole, an empty one takes its place, and each row comes back that can be read. So counters, lanes and sums are
+/// aside whole, an empty one takes its place, and each row comes back that can be read. So counters and sums are
 /// made anew, and what cannot be read is on record as damaged. A newer spool is refused. Where the salvage stops, what
 /// was set aside stays due for the next start.
 pub async fn repair(options: Options) -> Result<(), SpoolError> {
@@ -256,15 +256,12 @@ const COUNTERS: &str = "
     SELECT 'evicted', evicted = (SELECT count(*) FROM request WHERE state = 6) FROM service UNION ALL
     SELECT 'dead', dead = (SELECT count(*) FROM request WHERE state = 7) FROM service UNION ALL
     SELECT 'ready', ready = (SELECT count(*) FROM request WHERE state = 0 AND deferred = 0) FROM service UNION ALL
-    SELECT 'lanes', ready = (SELECT coalesce(sum(ready), 0) FROM lane) FROM service UNION ALL
     SELECT 'next_seq', next_seq > (SELECT coalesce(max(seq), 0) FROM request) FROM service UNION ALL
     SELECT 'backlog_bytes', backlog_bytes = (SELECT coalesce(sum(body_bytes), 0) FROM request WHERE state < 3)
         FROM service UNION ALL
     SELECT 'answer_bytes', answer_bytes = (SELECT coalesce(sum(size), 0) FROM answer) FROM service UNION ALL
     SELECT 'kept_bytes', kept_bytes = (SELECT coalesce(sum(body_bytes), 0) FROM request WHERE body_kept = 1)
-        + (SELECT coalesce(sum(size), 0) FROM answer) FROM service UNION ALL
-    SELECT 'unfinished of a source', NOT EXISTS (SELECT 1 FROM source s WHERE unfinished <>
-        (SELECT count(*) FROM request r WHERE r.source_id = s.source_id AND r.state < 3))";
+        + (SELECT coalesce(sum(size), 0) FROM answer) FROM service";
 
 fn wrong_counters(conn: &Connection) -> Result<Vec<String>, SpoolError> {
     let mut statement = conn.prepare(COUNTERS)?;

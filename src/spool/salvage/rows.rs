@@ -30,7 +30,6 @@ pub(super) const ANSWER_HASH: usize = 11;
 pub(super) const ANSWER_BYTES: usize = 12;
 pub(super) const ANSWER_FILE: usize = 13;
 const ANSWER_SUM: usize = 14;
-pub(super) const SOURCE_SUM: usize = 3;
 const POWERED_MS: usize = 3;
 const NEXT_SEQ: usize = 5;
 /// What every id begins with.
@@ -50,7 +49,7 @@ pub(super) enum Kind {
 }
 
 /// A column a letter: n null, i integer, t tet, b blob; capital: that or null. One line a version.
-const PATTERNS: [(Kind, &str); 10] = [
+const PATTERNS: [(Kind, &str); 11] = [
     (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTT"),
     (Kind::Request, "ntiiiiiiiiiiiittTTibiTTTTBiIiib"),
     (Kind::Body, "nb"),
@@ -58,6 +57,7 @@ const PATTERNS: [(Kind, &str); 10] = [
     (Kind::Answer, "iittitiIIiibBTb"),
     (Kind::Source, "nti"),
     (Kind::Source, "ntib"),
+    (Kind::Source, "ntb"),
     (Kind::Service, "ntiiiiiiiiiiiiiiiii"),
     (Kind::Service, "ntiiiiiiiiiiiiiiiiii"),
     (Kind::Schema, "tttiT"),
@@ -122,8 +122,13 @@ pub(super) fn answer(values: &[Value]) -> Worth {
 /// Judges a decoded row of `source` and gives its name.
 pub(super) fn source(values: &mut [Value], rowid: i64) -> (Option<String>, Worth) {
     values[0] = Value::Integer(rowid);
-    let worth = worth(values, 0..=1, SOURCE_SUM);
+    let worth = by_sum(values.iter().take(2).map(ValueRef::from), source_sum(values));
     (text(values, 1).map(str::to_owned), worth)
+}
+
+/// The sum of a source: the last of its columns, where it is a version with sums.
+pub(super) fn source_sum(values: &[Value]) -> Option<&Value> {
+    values.last().filter(|last| matches!(last, Value::Blob(_)))
 }
 
 /// The next sequence number and the powered-on milliseconds that a row of `service` names.

@@ -529,6 +529,7 @@ async fn the_scrub_finds_what_nobody_asked_for() {
 async fn cap(spool: &Spool, more: i64) {
     spool
         .look(move |store| {
+            store.asked.page_cap = None;
             let pages: i64 = store.conn.query_row("PRAGMA page_count", [], |r| r.get(0))?;
             Ok(store.conn.query_row(&format!("PRAGMA max_page_count={}", pages + more), [], |r| r.get::<_, i64>(0))?)
         })

@@ -1,11 +1,13 @@
 //! From a released schema to the newest: nothing lost, a copy kept, all or nothing.
 
 use super::*;
+use crate::control::types::State;
+use crate::spool::record::Filter;
 use crate::spool::schema;
 
-/// A spool as version 1 left it, with requests in several states.
-pub(super) async fn version_1(dir: &Path) {
-    let (old, spool) = fresh();
+/// A spool as an older version left it: "a" answered, "b" and "c" ready.
+async fn older(dir: &Path, version: usize) {
+    let (from, spool) = fresh();
     for id in ["a", "b", "c"] {
         take(&spool, NewRequest { idempotency_key: Some(format!("key {id}")), ..request(id) }).await;
     }
@@ -13,25 +15,33 @@ pub(super) async fn version_1(dir: &Path) {
     spool.settle(seq, answered("yes")).await.unwrap();
     spool.close().await;
     let conn = rusqlite::Connection::open(files::database(dir)).unwrap();
-    conn.execute_batch(schema::V1).unwrap();
-    let from = files::database(old.path());
-    conn.execute("ATTACH ?1 AS new", [from.to_str().unwrap()]).unwrap();
-    for table in ["source", "request", "body", "answer", "lane"] {
-        let columns: String = conn
-            .query_row(&format!("SELECT group_concat(name, ', ') FROM pragma_table_info('{table}', 'main')"), [], |r| {
-                r.get(0)
-            })
-            .unwrap();
-        conn.execute_batch(&format!("INSERT INTO main.{table} ({columns}) SELECT {columns} FROM new.{table}")).unwrap();
+    schema::MIGRATIONS[..version].iter().for_each(|text| conn.execute_batch(text).unwrap());
+    conn.execute("ATTACH ?1 AS new", [files::database(from.path()).to_str().unwrap()]).unwrap();
+    for table in ["source", "request", "body", "answer"] {
+        copy(&conn, table);
     }
     conn.execute_batch(&format!(
-        "UPDATE service SET next_seq = 4, queued = 2, answered = 1, ready = 2,
-            backlog_bytes = (SELECT sum(body_bytes) FROM request WHERE state < 3),
-            kept_bytes = (SELECT sum(body_bytes) FROM request WHERE state < 3) + 3, answer_bytes = 3;
-        DETACH new; PRAGMA application_id={}; PRAGMA user_version=1;",
+        "INSERT INTO lane SELECT priority, source_id, 2, 0 FROM main.request WHERE id = 'b';
+        UPDATE service SET next_seq = 4, queued = 2, answered = 1, ready = 2,
+            backlog_bytes = (SELECT sum(body_bytes) FROM main.request WHERE state < 3),
+            kept_bytes = (SELECT sum(body_bytes) FROM main.request WHERE state < 3) + 3, answer_bytes = 3;
+        DETACH new; PRAGMA application_id={}; PRAGMA user_version={version};",
         schema::APPLICATION_ID
     ))
     .unwrap();
+}
+
+/// What both versions of a table have; the counter of a source is no column any more.
+fn copy(conn: &rusqlite::Connection, table: &str) {
+    let shared = format!(
+        "SELECT group_concat(name, ', ') FROM pragma_table_info('{table}', 'main')
+        WHERE name IN (SELECT name FROM pragma_table_info('{table}', 'new'))"
+    );
+    let columns: String = conn.query_row(&shared, [], |r| r.get(0)).unwrap();
+    let counter = if table == "source" { (", unfinished", ", 2") } else { ("", "") };
+    let text =
+        format!("INSERT INTO main.{table} ({columns}{}) SELECT {columns}{} FROM new.{table}", counter.0, counter.1);
+    conn.execute_batch(&text).unwrap();
 }
 
 fn version_of(path: &Path) -> u32 {
@@ -40,17 +50,22 @@ fn version_of(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn version_1_is_taken_over_whole() {
-    let dir = tempfile::tempdir().unwrap();
-    version_1(dir.path()).await;
-    let spool = open(options(dir.path())).unwrap();
-    assert_counted(&spool).await;
-    let answer = spool.get("a".into()).await.unwrap().unwrap().uplink.unwrap().0;
-    assert_eq!(&answer.body.in_one_piece().unwrap()[..], b"yes");
-    assert_eq!(leased(&spool, 9).await, ["b", "c"], "their sums were made");
-    let copy = dir.path().join("spool.db.v1");
-    assert_eq!(version_of(&copy), 1);
-    spool.close().await;
-    assert!(!copy.exists(), "kept until the first clean stop");
-    assert_eq!(version_of(&files::database(dir.path())), schema::KNOWN);
+async fn older_versions_are_taken_over_whole() {
+    for version in 1..schema::KNOWN {
+        let dir = tempfile::tempdir().unwrap();
+        older(dir.path(), version as usize).await;
+        let spool = open(options(dir.path())).unwrap();
+        assert_counted(&spool).await;
+        let answer = spool.get("a".into()).await.unwrap().unwrap().uplink.unwrap().0;
+        assert_eq!(&answer.body.in_one_piece().unwrap()[..], b"yes");
+        let queued = Filter { state: Some(State::Queued), source: Some(request("b").source), ..Filter::default() };
+        let listed = spool.list(Filter { limit: 9, ..queued }).await.unwrap();
+        assert_eq!(listed.iter().map(|record| &record.id[..]).collect::<Vec<_>>(), ["b", "c"]);
+        assert_eq!(leased(&spool, 9).await, ["b", "c"], "their sums were made");
+        let copy = dir.path().join(format!("spool.db.v{version}"));
+        assert_eq!(version_of(&copy), version);
+        spool.close().await;
+        assert!(!copy.exists(), "kept until the first clean stop");
+        assert_eq!(version_of(&files::database(dir.path())), schema::KNOWN);
+    }
 }

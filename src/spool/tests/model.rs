@@ -67,7 +67,8 @@ struct Model {
     rows: BTreeMap<u64, Row>,
     next: u64,
     turn: u64,
-    served: BTreeMap<(u8, u8), u64>,
+    /// When each lane with ready rows was served, or came to have some.
+    turns: BTreeMap<(u8, u8), u64>,
     /// Sources in the order of their first acceptance, which breaks ties among lanes.
     sources: Vec<u8>,
 }
@@ -100,6 +101,19 @@ impl Model {
         Ok((self.next, false))
     }
 
+    /// After each step: lanes that came to have ready rows stand at the end of the line, in the order of their rows.
+    fn line_up(&mut self) {
+        let ready = self.rows.values().filter(|r| r.state == State::Queued && !r.deferred);
+        let lanes: Vec<_> = ready.map(|r| (r.priority, r.source)).collect();
+        self.turns.retain(|lane, _| lanes.contains(lane));
+        for lane in lanes {
+            self.turns.entry(lane).or_insert_with(|| {
+                self.turn += 1;
+                self.turn
+            });
+        }
+    }
+
     fn lease(&mut self, max: u32) -> Vec<u64> {
         let mut leased = Vec::new();
         while leased.len() < max as usize {
@@ -107,12 +121,12 @@ impl Model {
             let ready = self.rows.iter().filter(|(_, r)| r.state == State::Queued && !r.deferred);
             let next = ready.min_by_key(|(seq, r)| {
                 let lane = (r.priority, r.source);
-                (r.priority, self.served.get(&lane).copied().unwrap_or(0), rank(r.source), **seq)
+                (r.priority, self.turns.get(&lane).copied().unwrap_or(0), rank(r.source), **seq)
             });
             let Some(seq) = next.map(|(seq, _)| *seq) else { break };
             let row = self.rows.get_mut(&seq).unwrap();
             self.turn += 1;
-            self.served.insert((row.priority, row.source), self.turn);
+            self.turns.insert((row.priority, row.source), self.turn);
             row.state = if row.overdue { State::Expired } else { State::Sending };
             if !row.overdue {
                 leased.push(seq);
@@ -152,6 +166,9 @@ impl Model {
                 row.maybe_billed = true;
             }
         }
+        // A start knows no turns.
+        let ready = self.rows.values().filter(|r| r.state == State::Queued);
+        self.turns = ready.map(|r| ((r.priority, r.source), 0)).collect();
     }
 }
 
@@ -248,6 +265,7 @@ async fn play(script: Vec<Step>) {
                 assert_counted(&spool).await;
             }
         }
+        model.line_up();
         same(&spool, &model).await;
     }
     assert_counted(&spool).await;

@@ -246,7 +246,7 @@ async fn what_a_failed_commit_left_on_disk_is_removed_when_opened_anew() {
     // As if the commits after the second row had reported failure and landed all the same.
     spool
         .look(|store| {
-            store.conn.execute_batch("UPDATE request SET state = 1 WHERE seq = 2; UPDATE lane SET ready = 1")?;
+            store.conn.execute_batch("UPDATE request SET state = 1 WHERE seq = 2")?;
             (store.counts.requests[0], store.counts.requests[1], store.counts.ready) = (1, 2, 1);
             store.save()?;
             let good = crate::spool::store::Counts { next_seq: 3, turn: 0, ..store.counts };
@@ -271,7 +271,7 @@ async fn what_a_transaction_counted_goes_with_it() {
     // As if a start had counted a row of a source that went with the damaged file.
     spool
         .look(|store| {
-            store.deltas.add_ready(2, 77, 1);
+            store.lanes.change((2, 77), 1, 1);
             crate::spool::open::start_over(store)
         })
         .await
