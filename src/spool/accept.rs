@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
+use rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{OptionalExtension, params, params_from_iter};
 
@@ -72,7 +73,7 @@ fn find_or_add(
     new: &NewRequest,
     file: Option<Staged>,
 ) -> Result<Accepted, SpoolError> {
-    let source_id = source_id.map_or_else(|| sources::number(&store.conn, &new.source), Ok)?;
+    let source_id = source_id.map_or_else(|| sources::number(store, &new.source), Ok)?;
     let key = match &new.device {
         None => match known(store, source_id, new)? {
             Some(known) => return Ok(known),
@@ -309,7 +310,11 @@ fn insert(
     debug_assert!(row.iter().map(|(name, _)| *name).eq(sum::REQUEST), "a row is summed in the table's order");
     let sum = sum::of(row.iter().map(|(_, value)| *value));
     let values = row.iter().map(|(_, value)| *value).chain([ValueRef::Blob(&sum)]);
-    store.conn.prepare_cached(&INSERT)?.execute(params_from_iter(values.map(ToSqlOutput::Borrowed)))?;
+    let inserted = store.conn.prepare_cached(&INSERT)?.execute(params_from_iter(values.map(ToSqlOutput::Borrowed)));
+    inserted.map_err(|error| match error.sqlite_error().map(|known| known.extended_code) {
+        Some(SQLITE_CONSTRAINT_FOREIGNKEY) => sources::gone(),
+        _ => error.into(),
+    })?;
     // SQLite takes a refused row back by itself; a failure from here on would leave half a request.
     store.wrote();
     if file.is_none() {

@@ -373,7 +373,7 @@ fn turn(store: &Store, row: &SalvagedRow, state: State, held: bool) -> Turn {
 
 fn insert(store: &mut Store, row: &SalvagedRow, id: &str, state: State, held: bool) -> Result<(), SpoolError> {
     let name = row.source.clone().unwrap_or_else(|| sources::lost_name(row.int(SOURCE_ID)));
-    let source_id = sources::number(&store.conn, &name)?;
+    let source_id = sources::number(store, &name)?;
     let mut turn = turn(store, row, state, held);
     let mut values = row.values.clone();
     if is_taken(store, source_id, row)? {

@@ -100,17 +100,23 @@ impl Lanes {
 
     /// Takes back all but the first `kept` changes of the batch.
     pub(super) fn take_back(&mut self, kept: usize) {
-        while self.changes.len() > kept {
-            let Some(Change { lane, unfinished, ready }) = self.changes.pop() else { return };
+        let undone = self.changes.split_off(kept.min(self.changes.len()));
+        for Change { lane, unfinished, ready } in undone.iter().rev().copied() {
             self.apply(Change { lane, unfinished: -unfinished, ready: -ready });
         }
+        self.forget_empty(&undone);
     }
 
     /// The batch is committed: its changes stand, and what has no work any more is forgotten.
     pub(super) fn stand(&mut self) {
-        for Change { lane, .. } in self.changes.drain(..) {
-            if self.waiting.get(&lane).is_some_and(|waiting| waiting.ready <= 0) {
-                self.waiting.remove(&lane);
+        let stood = std::mem::take(&mut self.changes);
+        self.forget_empty(&stood);
+    }
+
+    fn forget_empty(&mut self, changes: &[Change]) {
+        for Change { lane, .. } in changes {
+            if self.waiting.get(lane).is_some_and(|waiting| waiting.ready <= 0) {
+                self.waiting.remove(lane);
             }
             if self.unfinished.get(&lane.1).is_some_and(|count| *count <= 0) {
                 self.unfinished.remove(&lane.1);
@@ -231,6 +237,12 @@ mod tests {
         assert_eq!((lanes.unfinished_of(1), lanes.unfinished_of(2), lanes.next()), (3, 0, Some(A)));
         lanes.take_back(0);
         assert_eq!(lanes.counts(), before);
+        // A lane that never was has no old turn.
+        lanes.change(B, 1, 1);
+        lanes.served(A);
+        lanes.take_back(0);
+        lanes.change(B, 1, 1);
+        assert_eq!(lanes.next(), Some(A));
     }
 
     #[test]

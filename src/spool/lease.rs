@@ -65,8 +65,7 @@ pub(super) fn lease(
             continue;
         }
         if !sources::holds(&store.conn, row.source_id)? {
-            sources::mend(&store.conn)?;
-            store.asked.sources.clear();
+            store.mend_sources()?;
         }
         if row.expires_at <= store.powered.now_ms() {
             store.end_untold(&row, State::Expired, "ttl")?;

@@ -16,7 +16,7 @@ const KEEP_MAX_MS: u64 = 30 * 24 * 3_600_000;
 
 /// Takes one mark back where the database has none that is as new.
 pub(super) fn adopt_mark(store: &mut Store, mark: &Mark) -> Result<Adopted, SpoolError> {
-    let source_id = sources::number(&store.conn, &mark.source)?;
+    let source_id = sources::number(store, &mark.source)?;
     let now = store.powered.now_ms();
     let changed = match &mark.what {
         What::Key { key, until_ms } => {

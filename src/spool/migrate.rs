@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use super::schema::{APPLICATION_ID, KNOWN, MIGRATIONS};
+use super::schema::{APPLICATION_ID, FIRST_WITH_SUMS, KNOWN, MIGRATIONS};
 use super::{SpoolError, files, sum};
 use crate::plant::{self, Fault};
 
@@ -31,10 +31,13 @@ pub(super) fn run(conn: &mut Connection, path: &Path) -> Result<(), SpoolError> 
 }
 
 fn steps(conn: &Connection, version: u32) -> Result<(), SpoolError> {
-    for text in &MIGRATIONS[version as usize..] {
+    for (before, text) in (0u32..).zip(MIGRATIONS).skip(version as usize) {
         conn.execute_batch(text)?;
+        // Once only: what has sums already may be damaged, and a new sum would make that true.
+        if before + 1 == FIRST_WITH_SUMS {
+            sum::fill(conn)?;
+        }
     }
-    sum::fill(conn)?;
     conn.execute_batch(&format!("PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={KNOWN}"))?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Starting: the lock, the database, what an earlier process left half done.
 //!
-//! Owns the rule for requests found in `sending`; of the backlog it reads an index of what is ready, to count it.
+//! Owns the rule for requests found in `sending`; of the backlog it reads indexes, to count it.
 
 use std::collections::HashSet;
 use std::fs::File;

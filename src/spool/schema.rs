@@ -22,11 +22,15 @@ const PAGE_SIZE: u64 = 4096;
 const ROW_BYTES: u64 = 2048;
 /// Slack of the page cap, so that it stops a runaway and never ordinary work.
 const HEADROOM_BYTES: u64 = 64 << 20;
-/// Versions in order; each runs in one transaction and changes a table, by which a version is told from a flipped bit. The copy
-/// that is kept of each (`migrate::keep`) is among what `supervisor/reset.rs` removes.
+/// Versions in order; those that are due run in one transaction. Each changes a table, by which a version is told from a flipped
+/// bit ([`IS_NEWEST`] says it of the last). The copy that is kept of each (`migrate::keep`) is among what
+/// `supervisor/reset.rs` removes.
 pub(super) const MIGRATIONS: [&str; 3] = [V1, V2, V3];
 /// The newest version this program knows.
 pub(super) const KNOWN: u32 = MIGRATIONS.len() as u32;
+
+/// The version whose rows have sums first.
+pub(super) const FIRST_WITH_SUMS: u32 = 2;
 
 /// Version 1. `state`: see `codes.rs`; final is `state >= 3`. `deferred` holds the start (`service.starts`)
 /// in which a row was deferred, 0 where it is not. Bytes live apart from `request`, because SQLite rewrites a
@@ -129,8 +133,12 @@ DROP INDEX request_state;
 CREATE INDEX request_state ON request (state, seq) WHERE state > 0;
 DROP INDEX request_source;
 CREATE INDEX request_source ON request (source_id, state, seq) WHERE state > 0;
-CREATE INDEX request_aside ON request (source_id, seq) WHERE state = 0 AND deferred > 0;
+CREATE INDEX request_aside ON request (source_id, seq, deferred) WHERE state = 0 AND deferred > 0;
 ";
+
+/// Whether what the newest version took away is gone and what it brought is there.
+const IS_NEWEST: &str = "SELECT group_concat(name) = 'request_aside' FROM sqlite_schema
+    WHERE name IN ('request_aside', 'lane')";
 
 /// Opens the database and brings it to the newest version; refuses what is foreign or newer, untouched.
 pub(super) fn connect(path: &Path, options: &Options) -> Result<Connection, SpoolError> {
@@ -208,7 +216,8 @@ pub(super) fn refuse(conn: &Connection) -> Result<(), SpoolError> {
     let version = number("user_version")? as u32;
     judge(number("application_id")? as u32, version)?;
     if version == KNOWN {
-        return Ok(());
+        let is_so = conn.query_row(IS_NEWEST, [], |r| r.get(0))?;
+        return if is_so { Ok(()) } else { Err(misnamed()) };
     }
     let found = tables(conn)?;
     let known = (0..=KNOWN).find(|version| tables_of(*version).is_ok_and(|tables| tables == found));
@@ -216,8 +225,12 @@ pub(super) fn refuse(conn: &Connection) -> Result<(), SpoolError> {
         Some(known) if known == version => Ok(()),
         None if version > KNOWN => Err(SpoolError::Newer { found: version, known: KNOWN }),
         None if version == 0 => Err(foreign()),
-        _ => Err(SpoolError::Damaged("the version of spool.db is not that of its tables".into())),
+        _ => Err(misnamed()),
     }
+}
+
+fn misnamed() -> SpoolError {
+    SpoolError::Damaged("the version of spool.db is not that of its tables".into())
 }
 
 /// Tables and columns, in an order of their own.

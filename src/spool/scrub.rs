@@ -65,8 +65,7 @@ fn next(store: &Store) -> Result<Vec<u64>, SpoolError> {
 /// attempt's end.
 pub(super) fn set_right(store: &mut Store, wrong: &Wrong) -> Result<(), SpoolError> {
     if wrong.sources {
-        sources::mend(&store.conn)?;
-        store.asked.sources.clear();
+        store.mend_sources()?;
     }
     // Of what is behind a better copy may be on its way.
     for seq in &wrong.seqs {

@@ -6,6 +6,7 @@
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::store::Store;
 use super::sum::{self, SOURCE};
 use super::{SpoolError, codes};
 use crate::plant::{self, Fault};
@@ -29,15 +30,15 @@ pub(super) fn believed<'a>(id: i64, in_row: Option<&'a str>, sum: &[u8], in_inde
 
 /// The number of a source, made where it is new. A damaged name is mended before one is taken for new: or its keys
 /// would be forgotten, or become another's.
-pub(super) fn number(conn: &Connection, name: &str) -> Result<i64, SpoolError> {
+pub(super) fn number(store: &mut Store, name: &str) -> Result<i64, SpoolError> {
     for _ in 0..2 {
-        match find(conn, name)? {
+        match find(&store.conn, name)? {
             Some((id, Some(true))) => return Ok(id),
-            None if !is_wrong(conn)? => {
-                conn.prepare_cached("INSERT INTO source (name) VALUES (?1)")?.execute([name])?;
-                return Ok(conn.last_insert_rowid());
+            None if !is_wrong(&store.conn)? => {
+                store.conn.prepare_cached("INSERT INTO source (name) VALUES (?1)")?.execute([name])?;
+                return Ok(store.conn.last_insert_rowid());
             }
-            _ => mend(conn)?,
+            _ => store.mend_sources()?,
         }
     }
     Err(gone())
@@ -189,6 +190,6 @@ fn mend_all(conn: &Connection, all: &[Stored]) -> Result<(), SpoolError> {
     Ok(conn.execute_batch("REINDEX main.source")?)
 }
 
-fn gone() -> SpoolError {
+pub(super) fn gone() -> SpoolError {
     SpoolError::Damaged("a source that requests or an index name is not in its table".into())
 }

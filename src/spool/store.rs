@@ -12,7 +12,7 @@ use super::codes::{self, num, sql, state_code};
 use super::lanes::Lanes;
 use super::outcomes::{Line, Outcomes};
 use super::powered::{Mark, Powered};
-use super::{Condition, Options, SpoolError, device, sum};
+use super::{Condition, Options, SpoolError, device, sources, sum};
 use crate::control::types::State;
 
 /// Everything that is counted instead of asked; persisted with each commit in the row `service`.
@@ -265,6 +265,12 @@ impl Store {
         // Damage that is brought from elsewhere says nothing about this file.
         self.hurt = hurt;
         done
+    }
+
+    /// Gives damaged sources their names back. A number that is remembered may be another's then.
+    pub(super) fn mend_sources(&mut self) -> Result<(), SpoolError> {
+        self.asked.sources.clear();
+        sources::mend(&self.conn)
     }
 
     /// Remembers that the file is damaged, whoever met it.

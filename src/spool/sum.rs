@@ -66,7 +66,7 @@ pub(super) const ANSWER_VALUES: [&str; 14] = [
     ANSWER[0], ANSWER[1], ANSWER[2], ANSWER[3], ANSWER[4], ANSWER[5], ANSWER[6], ANSWER[7], ANSWER[8], ANSWER[9],
     ANSWER[10], ANSWER[11], "bytes", "file",
 ];
-/// Summed columns of `source`; its `unfinished` is a counter that can be counted again.
+/// Summed columns of `source`.
 pub(super) const SOURCE: [&str; 2] = ["source_id", "name"];
 
 /// Bytes of a row's sum.
@@ -146,7 +146,7 @@ pub(super) fn watch(conn: &Connection) -> Result<(), SpoolError> {
     Ok(())
 }
 
-/// Sums every row of a database that had no sums before; part of the migration to version 2.
+/// Sums every row of a database that had no sums before: part of the migration to version 2 and of no other.
 pub(super) fn fill(conn: &Connection) -> Result<(), SpoolError> {
     for (table, columns) in [("request", &REQUEST[..]), ("answer", &ANSWER[..]), ("source", &SOURCE[..])] {
         conn.execute_batch(&format!("UPDATE {table} SET sum = {}", call("", columns)))?;

@@ -248,13 +248,13 @@ fn complaints(conn: &Connection) -> Result<Vec<Fault>, SpoolError> {
 /// Each counter with the count that it repeats.
 const COUNTERS: &str = "
     SELECT 'queued', queued = (SELECT count(*) FROM request WHERE state = 0) FROM service UNION ALL
-    SELECT 'sending', sending = (SELECT count(*) FROM request WHERE state = 1) FROM service UNION ALL
-    SELECT 'unknown', unknown = (SELECT count(*) FROM request WHERE state = 2) FROM service UNION ALL
-    SELECT 'answered', answered = (SELECT count(*) FROM request WHERE state = 3) FROM service UNION ALL
-    SELECT 'expired', expired = (SELECT count(*) FROM request WHERE state = 4) FROM service UNION ALL
-    SELECT 'cancelled', cancelled = (SELECT count(*) FROM request WHERE state = 5) FROM service UNION ALL
-    SELECT 'evicted', evicted = (SELECT count(*) FROM request WHERE state = 6) FROM service UNION ALL
-    SELECT 'dead', dead = (SELECT count(*) FROM request WHERE state = 7) FROM service UNION ALL
+    SELECT 'sending', sending = (SELECT count(*) FROM request WHERE state = 1 AND state > 0) FROM service UNION ALL
+    SELECT 'unknown', unknown = (SELECT count(*) FROM request WHERE state = 2 AND state > 0) FROM service UNION ALL
+    SELECT 'answered', answered = (SELECT count(*) FROM request WHERE state = 3 AND state > 0) FROM service UNION ALL
+    SELECT 'expired', expired = (SELECT count(*) FROM request WHERE state = 4 AND state > 0) FROM service UNION ALL
+    SELECT 'cancelled', cancelled = (SELECT count(*) FROM request WHERE state = 5 AND state > 0) FROM service UNION ALL
+    SELECT 'evicted', evicted = (SELECT count(*) FROM request WHERE state = 6 AND state > 0) FROM service UNION ALL
+    SELECT 'dead', dead = (SELECT count(*) FROM request WHERE state = 7 AND state > 0) FROM service UNION ALL
     SELECT 'ready', ready = (SELECT count(*) FROM request WHERE state = 0 AND deferred = 0) FROM service UNION ALL
     SELECT 'next_seq', next_seq > (SELECT coalesce(max(seq), 0) FROM request) FROM service UNION ALL
     SELECT 'backlog_bytes', backlog_bytes = (SELECT coalesce(sum(body_bytes), 0) FROM request WHERE state < 3)

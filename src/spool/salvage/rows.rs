@@ -177,10 +177,13 @@ pub(super) fn id_entry(values: &[Value]) -> Option<(&str, i64)> {
     }
 }
 
-/// An entry of the index of states that says "being sent". Entries of other indexes may look the same.
+/// An entry of the index of states that says "being sent". SQLite puts the row's number behind every entry, here a second
+/// time. No other index has three numbers but that of answers, whose second is 0 or 1.
 pub(super) fn sending_entry(values: &[Value]) -> Option<u64> {
     match values {
-        [Value::Integer(state), Value::Integer(seq)] if *state == codes::state_code(State::Sending) => {
+        [Value::Integer(state), Value::Integer(seq), Value::Integer(row)]
+            if *state == codes::state_code(State::Sending) && seq == row =>
+        {
             u64::try_from(*seq).ok()
         }
         _ => None,

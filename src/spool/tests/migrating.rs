@@ -69,3 +69,31 @@ async fn older_versions_are_taken_over_whole() {
         assert_eq!(version_of(&files::database(dir.path())), schema::KNOWN);
     }
 }
+
+#[tokio::test]
+async fn what_was_damaged_before_stays_so_and_a_name_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    older(dir.path(), 2).await;
+    let conn = rusqlite::Connection::open(files::database(dir.path())).unwrap();
+    conn.execute_batch("UPDATE request SET model = 'another' WHERE id = 'b'").unwrap();
+    drop(conn);
+    let source = request("c").source;
+    super::sources::flip(dir.path(), &source, super::sources::In::Row, 1);
+    let spool = open(options(dir.path())).unwrap();
+    assert_eq!(leased(&spool, 9).await, ["c"]);
+    assert_eq!(spool.get("b".into()).await.unwrap().unwrap().reason.as_deref(), Some("damaged"));
+    assert_eq!(spool.get("c".into()).await.unwrap().unwrap().source, source);
+}
+
+#[tokio::test]
+async fn an_older_file_that_is_called_the_newest_is_salvaged() {
+    let dir = tempfile::tempdir().unwrap();
+    older(dir.path(), 2).await;
+    let conn = rusqlite::Connection::open(files::database(dir.path())).unwrap();
+    conn.execute_batch(&format!("PRAGMA user_version={}", schema::KNOWN)).unwrap();
+    drop(conn);
+    let spool = open(options(dir.path())).unwrap();
+    assert!(spool.salvaged().await.unwrap());
+    assert_eq!(leased(&spool, 9).await, ["b", "c"]);
+    assert_counted(&spool).await;
+}

@@ -5,13 +5,13 @@ use crate::spool::sources;
 
 /// Where a name stands in the file.
 #[derive(Clone, Copy, PartialEq)]
-enum In {
+pub(super) enum In {
     Row = 0x0d,
     Index = 0x0a,
 }
 
 /// Flips the lowest bit of a letter of a source's name, counted from its end, in its row or in the index of names.
-fn flip(dir: &Path, name: &str, place: In, letter: usize) {
+pub(super) fn flip(dir: &Path, name: &str, place: In, letter: usize) {
     let path = files::database(dir);
     let mut bytes = std::fs::read(&path).unwrap();
     let pages = bytes.chunks_mut(4096).filter(|page| page[0] == place as u8);
@@ -70,6 +70,19 @@ async fn a_wrong_sum_of_a_source_costs_none_of_its_requests() {
     spool.sweep().await.unwrap();
     assert_counted(&spool).await;
     assert_eq!(leased(&spool, 1).await, ["b"]);
+}
+
+#[tokio::test]
+async fn a_number_is_not_remembered_beyond_a_mended_name() {
+    let (_dir, spool) = fresh();
+    take(&spool, keyed("uid:1000", "a")).await;
+    take(&spool, from("uid:1000", "b")).await;
+    super::sums::damage(&spool, "UPDATE source SET name = 'uid:7'; UPDATE source SET sum = x'00'").await;
+    // Whoever is new has damaged names mended first.
+    take(&spool, keyed("uid:1001", "c")).await;
+    take(&spool, from("uid:1000", "d")).await;
+    assert_eq!(spool.get("d".into()).await.unwrap().unwrap().source, "uid:1000");
+    assert_counted(&spool).await;
 }
 
 #[tokio::test]

@@ -57,17 +57,28 @@ fn old_or_new(data: &Path) -> Result<(), String> {
     let shape = shape(&copy.join("spool.db")).map_err(|e| format!("the database cannot be read: {e}"));
     std::fs::remove_dir_all(&copy).map_err(|e| e.to_string())?;
     match shape? {
-        (1, false) | (2, true) => Ok(()),
-        (version, sums) => Err(format!("between two versions: called {version}, with sums: {sums}")),
+        (1, Has { sums: false, lanes: true }) | (3, Has { sums: true, lanes: false }) => Ok(()),
+        (version, has) => Err(format!("between two versions: called {version}, {has:?}")),
     }
 }
 
-/// The version a database says, and whether its requests have what version 2 brought.
-fn shape(path: &Path) -> rusqlite::Result<(u32, bool)> {
+/// What tells the versions apart.
+#[derive(Debug)]
+struct Has {
+    /// Brought by version 2.
+    sums: bool,
+    /// Taken away by version 3.
+    lanes: bool,
+}
+
+/// The version a database says, and what it has.
+fn shape(path: &Path) -> rusqlite::Result<(u32, Has)> {
     let conn = rusqlite::Connection::open(path)?;
     let version = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let sums = "SELECT count(*) = 2 FROM pragma_table_info('request') WHERE name IN ('version', 'sum')";
-    Ok((version, conn.query_row(sums, [], |row| row.get(0))?))
+    let lanes = "SELECT count(*) > 0 FROM sqlite_schema WHERE name = 'lane' OR name = 'lane_turn'";
+    let ask = |text: &str| conn.query_row(text, [], |row| row.get(0));
+    Ok((version, Has { sums: ask(sums)?, lanes: ask(lanes)? }))
 }
 
 /// The version that a newer program would have written, in the header and only in the log: refused, nothing touched.

@@ -170,7 +170,7 @@ impl Known {
         id.clone()
     }
 
-    fn state(&self) -> i64 {
+    pub(super) fn state(&self) -> i64 {
         let Value::Integer(state) = self.values[3] else { panic!("a state is a number") };
         state
     }
@@ -227,7 +227,8 @@ fn each(what: &str, seed: u64, files: impl Iterator<Item = (Vec<u8>, Vec<u8>)>, 
         "{what}: {} exact, {} damaged on record, {} named, {} refused",
         all.exact, all.told, all.named, all.refused
     );
-    assert!(all.exact > 0, "{what}: nothing was kept");
+    // Of a file that is cut to its first quarter nothing may be whole, as often as that comes up.
+    assert!(all.exact > 0 || what == "Truncated", "{what}: nothing was kept");
 }
 
 #[test]

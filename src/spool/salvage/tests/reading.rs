@@ -2,6 +2,7 @@
 
 use super::damage::{Verdict, judge, salvage};
 use super::sample::Sample;
+use crate::spool::salvage::{pages, record, rows};
 
 #[test]
 fn a_sound_spool_comes_out_byte_for_byte() {
@@ -62,4 +63,20 @@ fn a_report_names_ids_and_no_content() {
     assert!(lines.last().unwrap()["summary"].as_bool().unwrap());
     assert!(lines.len() > 1 && lines[0]["id"].as_str().unwrap().starts_with("req_"));
     assert!(!text.contains("press ") && !text.contains("uid:"));
+}
+
+#[test]
+fn an_index_says_which_requests_were_being_sent() {
+    let sample = Sample::closed(120, 3);
+    let mut said = Vec::new();
+    for (n, page) in sample.db.chunks(4096).enumerate() {
+        for cell in pages::index(page, n as u32 + 1) {
+            said.extend(record::decode(&page[cell.local]).and_then(|values| rows::sending_entry(&values)));
+        }
+    }
+    said.sort_unstable();
+    let known = sample.known.iter().filter(|(_, known)| known.state() == 1).map(|(seq, _)| *seq as u64);
+    let sending: Vec<u64> = known.collect();
+    assert!(!sending.is_empty());
+    assert_eq!(said, sending);
 }
