@@ -1,4 +1,4 @@
-//! T18: a folder of each released shape becomes the present one, cut off at every call; an older program leaves a newer
+//! T18: a folder of the first released shape becomes the present one, cut off at every call; an older program leaves a newer
 //! one alone, byte for byte.
 //!
 //! The old folder is made from frozen SQL. The migration runs under the recorder; each crash state of it is opened by the
