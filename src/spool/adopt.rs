@@ -190,6 +190,9 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
             if row.superseded && old.version == row.version {
                 doubt(store, old)?;
             }
+            if old.version == row.version {
+                bring_local_answer(store, old, row)?;
+            }
             return Ok(Adopted::Known);
         }
         Some(_) => Adopted::Updated,
@@ -211,6 +214,16 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
     }
     insert(store, &row, &id, state, held)?;
     Ok(verdict)
+}
+
+/// The local model's answer may be newer than the row it belongs to: keeping one does not change the row.
+fn bring_local_answer(store: &mut Store, old: &Standing, row: &SalvagedRow) -> Result<(), SpoolError> {
+    let text = "SELECT 1 FROM answer WHERE seq = ?1 AND local = 1";
+    if old.state.is_final() || store.conn.prepare_cached(text)?.exists([sql(old.seq)])? {
+        return Ok(());
+    }
+    let local = row.answers.iter().find(|answer| answer.get(ANSWER_LOCAL) == Some(&Value::Integer(1)));
+    local.map_or(Ok(()), |answer| attach_answer(store, answer, old.seq))
 }
 
 /// The end that the outcome log knows, and the row's version then: a copy with a higher one was queued again by
@@ -446,14 +459,19 @@ fn attach(store: &mut Store, row: &SalvagedRow, seq: u64) -> Result<(), SpoolErr
     if let SalvagedBody::Inline(bytes) = &row.body {
         store.conn.prepare_cached("INSERT INTO body VALUES (?1, ?2)")?.execute(rusqlite::params![sql(seq), bytes])?;
     }
-    for answer in row.answers.iter().filter(|a| a.len() == sum::ANSWER_VALUES.len()) {
-        let mut values = answer.clone();
-        values[SEQ] = Value::Integer(sql(seq));
-        write(store, "answer", &sum::ANSWER_VALUES, &values)?;
-        if let Value::Integer(size) = values[ANSWER_SIZE] {
-            store.counts.kept_bytes += num(size);
-            store.counts.answer_bytes += num(size);
-        }
+    row.answers.iter().try_for_each(|answer| attach_answer(store, answer, seq))
+}
+
+fn attach_answer(store: &mut Store, answer: &[Value], seq: u64) -> Result<(), SpoolError> {
+    if answer.len() != sum::ANSWER_VALUES.len() {
+        return Ok(());
+    }
+    let mut values = answer.to_vec();
+    values[SEQ] = Value::Integer(sql(seq));
+    write(store, "answer", &sum::ANSWER_VALUES, &values)?;
+    if let Value::Integer(size) = values[ANSWER_SIZE] {
+        store.counts.kept_bytes += num(size);
+        store.counts.answer_bytes += num(size);
     }
     Ok(())
 }

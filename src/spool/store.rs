@@ -465,7 +465,7 @@ const LOAD: &str = "SELECT boot_id, boot_ms, powered_ms, starts, next_seq, turn,
 
 /// Reads clock and counters as the latest commit left them.
 pub(super) fn load(conn: &Connection) -> Result<(Mark, Counts), SpoolError> {
-    Ok(conn.query_row(LOAD, [], |r| {
+    let row = conn.query_row(LOAD, [], |r| {
         let n = |at: usize| r.get(at).map(num);
         let mut requests = [0; 8];
         for (at, count) in requests.iter_mut().enumerate() {
@@ -483,7 +483,9 @@ pub(super) fn load(conn: &Connection) -> Result<(Mark, Counts), SpoolError> {
             starts: n(3)?,
         };
         Ok((mark, counts))
-    })?)
+    });
+    // A database without it is not one that can be served from.
+    row.optional()?.ok_or_else(|| SpoolError::Damaged("the row of counters is gone".into()))
 }
 
 fn standing(row: &Row<'_>) -> rusqlite::Result<Result<Standing, SpoolError>> {

@@ -26,6 +26,7 @@ pub(super) const MAYBE_BILLED: usize = 7;
 pub(super) const ERROR_KIND: usize = 23;
 const VERSION: usize = 29;
 const REQUEST_SUM: usize = 30;
+pub(super) const ANSWER_LOCAL: usize = 1;
 pub(super) const ANSWER_HASH: usize = 11;
 pub(super) const ANSWER_BYTES: usize = 12;
 pub(super) const ANSWER_FILE: usize = 13;

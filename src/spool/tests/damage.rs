@@ -567,3 +567,19 @@ async fn the_condition_follows_and_comes_back_by_itself() {
     spool.settle(seq, answered("yes")).await.unwrap();
     assert_eq!(spool.condition(), Condition::Full, "a small write makes no room");
 }
+
+#[tokio::test]
+async fn without_its_row_of_counters_a_database_is_salvaged() {
+    let (dir, spool) = fresh();
+    let name = format!("req_{:032x}", 7);
+    take(&spool, request(&name)).await;
+    spool.close().await;
+    let conn = rusqlite::Connection::open(files::database(dir.path())).unwrap();
+    conn.execute_batch("DELETE FROM service").unwrap();
+    drop(conn);
+    let spool = open(options(dir.path())).unwrap();
+    take(&spool, request("new")).await;
+    assert!(spool.salvaged().await.unwrap());
+    assert_eq!(leased(&spool, 9).await, [name.as_str(), "new"]);
+    assert_counted(&spool).await;
+}
