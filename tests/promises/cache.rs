@@ -52,9 +52,14 @@ fn kept_files(bench: &Bench) -> Vec<PathBuf> {
     files.map(|file| file.unwrap().path()).collect()
 }
 
-/// Waits until so many answers are on the disk.
+/// Waits until so many answers are on the disk: a file is there before what is in it.
 async fn on_disk(bench: &Bench, files: usize) {
-    until("answers on the disk", 10, || async { (kept_files(bench).len() == files).then_some(()) }).await;
+    let is_written = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|about| about.len() > 0);
+    until("answers on the disk", 10, || async {
+        let kept = kept_files(bench);
+        (kept.len() == files && kept.iter().all(is_written)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
