@@ -9,6 +9,8 @@ use super::gateway::Gateway;
 
 /// `source` of an answer that came from the uplink.
 const UPLINK: u8 = 1;
+/// Digits shown of an id, its last ones: ids of one run begin alike.
+const ID_DIGITS: usize = 8;
 
 /// One request of the demo.
 pub(super) struct Row {
@@ -79,8 +81,8 @@ impl Ledger {
     pub(super) fn table(&self) -> String {
         let head = format!("{:<13} {:<12} {:<28} {:<17} {}", "id", "device", "got at once", "outcome", "uplink saw it");
         let rows = self.0.iter().map(|row| {
-            let id: String = row.id.chars().take(12).collect();
-            format!("{id:<13} {:<12} {:<28} {:<17} {}x", row.device, row.got, row.state, row.sends)
+            let id = row.id.get(row.id.len().saturating_sub(ID_DIGITS)..).unwrap_or(&row.id);
+            format!("…{id:<12} {:<12} {:<28} {:<17} {}x", row.device, row.got, row.state, row.sends)
         });
         std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
     }
