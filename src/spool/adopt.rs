@@ -187,11 +187,11 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
     let state = if torn || (held && !state.is_final()) { State::Sending } else { state };
     let verdict = match &standing {
         Some(old) if old.version >= row.version => {
-            if row.superseded && old.version == row.version {
-                doubt(store, old)?;
-            }
             if old.version == row.version {
                 bring_local_answer(store, old, row)?;
+                if row.superseded {
+                    doubt(store, old)?;
+                }
             }
             return Ok(Adopted::Known);
         }
@@ -279,7 +279,7 @@ pub(super) fn adopt_doubt(store: &mut Store, seq: &InDoubt) -> Result<Adopted, S
 /// says how many.
 pub(super) fn doubt_older(store: &mut Store, most: u32) -> Result<usize, SpoolError> {
     let text = "SELECT seq FROM request INDEXED BY request_queued
-        WHERE state = 0 AND maybe_billed = 0 AND seq < ?1 ORDER BY priority, seq LIMIT ?2";
+        WHERE state = 0 AND maybe_billed = 0 AND seq < ?1 LIMIT ?2";
     let seqs: Vec<u64> = {
         let mut statement = store.conn.prepare_cached(text)?;
         let below = sql(store.rescue.behind.below());

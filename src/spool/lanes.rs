@@ -35,7 +35,7 @@ pub(super) struct Lanes {
     waiting: BTreeMap<Lane, Waiting>,
     /// The latest turn given out.
     turn: u64,
-    /// Those of the batch that runs, in order.
+    /// Those of the batch that runs, in order: two at most for each row that it moves.
     changes: Vec<Change>,
 }
 
@@ -47,6 +47,10 @@ pub(super) const ASIDE: &str = "SELECT source_id, count(*) FROM request INDEXED 
 /// Few: what is being sent.
 pub(super) const ON_THEIR_WAY: &str = "SELECT source_id, count(*) FROM request INDEXED BY request_state
     WHERE state > 0 AND state < 3 GROUP BY source_id";
+
+/// Unfinished requests by source, and ready ones by lane in order.
+#[cfg(test)]
+pub(super) type Counted = (BTreeMap<i64, i64>, Vec<(Lane, i64)>);
 
 impl Lanes {
     /// Counts what stands in the file.
@@ -163,7 +167,7 @@ impl Lanes {
 
     /// What is counted, without what is nought.
     #[cfg(test)]
-    pub(super) fn counts(&self) -> (BTreeMap<i64, i64>, Vec<(Lane, i64)>) {
+    pub(super) fn counts(&self) -> Counted {
         let unfinished = self.unfinished.iter().filter(|(_, count)| **count != 0).map(|(id, count)| (*id, *count));
         let ready = self.waiting.iter().filter(|(_, waiting)| waiting.ready != 0);
         (unfinished.collect(), ready.map(|(lane, waiting)| (*lane, waiting.ready)).collect())

@@ -116,15 +116,15 @@ pub(super) fn body(store: &Store, id: &str) -> Result<Option<Stored>, SpoolError
 /// Records in ascending order, answers without their bytes.
 pub(super) fn list(store: &Store, filter: &Filter) -> Result<Vec<Record>, SpoolError> {
     let limit = filter.limit.min(LIST_MAX);
-    let (text, values) = match &filter.source {
+    let mut all = vec![sql(filter.after), i64::from(limit)];
+    let text = match &filter.source {
         None => plain_list(filter.state),
-        Some(name) => match source_id(store, name)? {
-            None => return Ok(Vec::new()),
-            Some(id) => source_list(id, filter.state),
-        },
+        Some(name) => {
+            let Some(id) = source_id(store, name)? else { return Ok(Vec::new()) };
+            all.push(id);
+            source_list(filter.state)
+        }
     };
-    let mut all = vec![Value::from(sql(filter.after)), Value::from(i64::from(limit))];
-    all.extend(values);
     let now = store.powered.now_ms();
     let mut statement = store.conn.prepare_cached(&text)?;
     let rows = statement.query_map(params_from_iter(all), |r| Ok(record(r, now)))?;
@@ -136,20 +136,20 @@ pub(super) fn list(store: &Store, filter: &Filter) -> Result<Vec<Record>, SpoolE
     Ok(records)
 }
 
-pub(super) fn plain_list(state: Option<State>) -> (String, Vec<Value>) {
-    let text = match state {
+pub(super) fn plain_list(state: Option<State>) -> String {
+    match state {
         None => format!("{RECORD} WHERE seq > ?1 ORDER BY seq LIMIT ?2"),
         Some(State::Queued) => merged(&by_priority("request_queued", "state = 0")),
         Some(state) => {
             let code = state_code(state);
             format!("{RECORD} WHERE state = {code} AND state > 0 AND seq > ?1 ORDER BY seq LIMIT ?2")
         }
-    };
-    (text, Vec::new())
+    }
 }
 
-/// What waits stands in other indexes than what does not, so a listing of all states merges a run of each.
-pub(super) fn source_list(source_id: i64, state: Option<State>) -> (String, Vec<Value>) {
+/// The same of one source (`?3`). What waits stands in other indexes than what does not, so a listing of all states merges a
+/// run of each.
+pub(super) fn source_list(state: Option<State>) -> String {
     let states = state.map_or(State::ALL.to_vec(), |state| vec![state]);
     let runs = states.into_iter().flat_map(|state| match state {
         State::Queued => {
@@ -161,7 +161,7 @@ pub(super) fn source_list(source_id: i64, state: Option<State>) -> (String, Vec<
             vec![run("request_source", &format!("state = {} AND state > 0 AND source_id = ?3", state_code(state)))]
         }
     });
-    (merged(&runs.collect::<Vec<_>>()), vec![Value::from(source_id)])
+    merged(&runs.collect::<Vec<_>>())
 }
 
 fn by_priority(index: &str, of: &str) -> Vec<String> {

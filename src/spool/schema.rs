@@ -137,7 +137,7 @@ CREATE INDEX request_aside ON request (source_id, seq, deferred) WHERE state = 0
 ";
 
 /// Whether what the newest version took away is gone and what it brought is there.
-const IS_NEWEST: &str = "SELECT group_concat(name) = 'request_aside' FROM sqlite_schema
+const IS_NEWEST: &str = "SELECT group_concat(name) IS 'request_aside' FROM sqlite_schema
     WHERE name IN ('request_aside', 'lane')";
 
 /// Opens the database and brings it to the newest version; refuses what is foreign or newer, untouched.

@@ -221,8 +221,7 @@ impl Reader<'_> {
 
     fn answers(&mut self, found: &mut Found, row: Image, bodies: &Path, report: &mut Report) {
         let copies = index::copies(&self.index.answers, found.seq() as i64);
-        // By kind; a copy that does not even say its kind may be of either.
-        let mut damaged = [false; 2];
+        let (mut damaged, mut is_local_damaged) = (false, false);
         for place in copies.iter().rev().take(COPIES_MAX) {
             let is_sure = !found.may_have_had_others() || self.is_newest(place, row);
             match self.first(place, |values| whole_answer(values, bodies).filter(|a| is_sure || a.is_local())) {
@@ -232,19 +231,18 @@ impl Reader<'_> {
                 }
                 Some(_) => {}
                 None => {
+                    damaged = true;
+                    // A copy that does not even say its kind may be of either.
                     let kind = self.first(place, |values| rows::integer(&values, rows::ANSWER_LOCAL));
-                    for local in [false, true] {
-                        damaged[usize::from(local)] |= kind.is_none_or(|kind| kind == i64::from(local));
-                    }
+                    is_local_damaged |= kind != Some(0);
                 }
             }
         }
         for local in [false, true] {
             let there = found.answers.iter().any(|a| a.is_local() == local);
             let stands = self.index.is_excerpt && copies.is_empty();
-            let damaged = damaged[usize::from(local)];
-            // The index of answers is not followed in an excerpt: there its damaged copy is what names one.
-            let wanted = self.is_wanted(found, local) || (self.index.is_excerpt && damaged);
+            // The index of answers is not followed in an excerpt: there its damaged copy is what names a local one.
+            let wanted = self.is_wanted(found, local) || (self.index.is_excerpt && local && is_local_damaged);
             if !there && !stands && !found.is_told() && wanted {
                 report.lose(found.loss("answer", if damaged { "its answer is damaged" } else { "its answer is gone" }));
             }

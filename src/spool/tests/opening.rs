@@ -222,8 +222,8 @@ fn no_question_reads_the_whole_backlog() {
     .map(str::to_owned)
     .into();
     for state in [None, Some(State::Queued), Some(State::Dead)] {
-        texts.push(read::plain_list(state).0);
-        texts.push(read::source_list(1, state).0);
+        texts.push(read::plain_list(state));
+        texts.push(read::source_list(state));
     }
     for text in texts {
         let plan = plan(&conn, &text);
