@@ -2,7 +2,6 @@
 //!
 //! Owns the way from rows to records; never changes anything.
 
-use rusqlite::types::Value;
 use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 
 use super::codes::{self, num, sql, state_code};
