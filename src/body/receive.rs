@@ -17,6 +17,9 @@ use super::{Body, BodyFile, PIECE_BYTES};
 /// Writes to body files at the same time: more would only queue inside the disk, and a disk that hangs must not take
 /// every thread.
 const WRITES_MAX: usize = 4;
+/// Pieces that one write to a body file takes, as long as the memory for all has room for them meanwhile: each write is handed to
+/// another thread and waited for, which costs more than copying a piece.
+const WRITE_PIECES: usize = 4;
 /// Free space is looked at again after this many bytes of one body.
 const SPACE_LOOK_BYTES: u64 = 1024 * 1024;
 
@@ -202,6 +205,9 @@ impl Receiving {
             }
             self.seal().await?;
         }
+        if self.file.is_some() && !self.pieces.is_empty() {
+            self.spill().await?;
+        }
         let layout = std::mem::take(&mut self.scan).finish();
         match self.file {
             None => Ok(Body::in_memory(self.pieces, self.held, OnceLock::from(layout))),
@@ -231,26 +237,27 @@ impl Receiving {
     /// Puts the current piece where it belongs.
     async fn seal(&mut self) -> Result<(), ReceiveError> {
         let piece = std::mem::take(&mut self.current).freeze();
-        if self.file.is_none() {
-            let bytes = piece.len() as u64;
-            let fits = self.held.grow(bytes);
-            if fits || self.pieces.is_empty() || self.stuck {
-                if !fits {
-                    self.held.grow_anyway(bytes);
-                }
-                self.pieces.push(piece);
-                return Ok(());
-            }
+        let bytes = piece.len() as u64;
+        let fits = self.held.grow(bytes);
+        self.pieces.push(piece);
+        let stays = match self.file {
+            None => fits || self.pieces.len() == 1 || self.stuck,
+            Some(_) => fits && self.pieces.len() < WRITE_PIECES,
+        };
+        if !stays {
+            return self.spill().await;
         }
-        self.spill(piece).await
+        if !fits {
+            self.held.grow_anyway(bytes);
+        }
+        Ok(())
     }
 
-    /// Writes what is in memory so far, and this piece, off the threads that serve.
-    async fn spill(&mut self, piece: Bytes) -> Result<(), ReceiveError> {
+    /// Writes what is in memory so far, off the threads that serve.
+    async fn spill(&mut self) -> Result<(), ReceiveError> {
         let bodies = self.bodies.clone();
         let _permit = bodies.0.writes.acquire().await.map_err(|_| ReceiveError::Busy("stopping".to_owned()))?;
-        let (begun, mut pieces) = (self.file.take(), std::mem::take(&mut self.pieces));
-        pieces.push(piece);
+        let (begun, pieces) = (self.file.take(), std::mem::take(&mut self.pieces));
         let look = !self.paid && (self.looked_at == 0 || self.len - self.looked_at >= SPACE_LOOK_BYTES);
         if look {
             self.looked_at = self.len;

@@ -169,6 +169,28 @@ async fn a_stored_file_is_the_one_that_came_in() {
 }
 
 #[tokio::test]
+async fn what_waits_for_a_file_is_written_together_and_counts_as_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+    let memory = take(&bodies, &vec![b' '; MEMORY_BYTES_MAX as usize - 3 * PIECE_BYTES]).await;
+    let held = bodies.memory_used();
+    let bytes = request(10 * PIECE_BYTES);
+    let mut receiving = bodies.receive(None);
+    let mut used = Vec::new();
+    for piece in bytes.chunks(PIECE_BYTES) {
+        receiving.push(piece).await.unwrap();
+        used.push((bodies.memory_used() - held) / PIECE_BYTES as u64);
+    }
+    // The fourth does not fit and all go to a file; then it is a write's worth each time, until the rest of one piece.
+    assert_eq!(used, [1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 2]);
+    assert_eq!(files(dir.path()), 1);
+    let body = receiving.finish().await.unwrap();
+    assert_eq!(bodies.memory_used(), held);
+    assert!(body.file().is_some() && body.whole().await.unwrap() == bytes);
+    drop(memory);
+}
+
+#[tokio::test]
 async fn a_disk_without_room_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().to_owned(), 1, u64::MAX);
