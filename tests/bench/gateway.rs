@@ -19,12 +19,15 @@ mod load;
 mod mock;
 mod nginx;
 mod online;
+mod postgres;
 mod proxy;
 mod redis;
+mod rivals;
 mod startup;
 mod stats;
 mod stored;
 mod wait;
+mod ways;
 
 use std::time::Duration;
 
@@ -66,9 +69,10 @@ fn main() {
     if let Some(added) = flush::added() {
         println!("Each flush takes {added:?} longer than the disk's own.");
     }
-    // The drain takes minutes, and callgrind cannot run every build: they run where they are named.
-    let sections = ["chats", "pictures", "streams", "stored", "startup", "idle", "links", "drain", "instructions"];
-    let alone = ["drain", "instructions"];
+    // The drain takes minutes, callgrind cannot run every build, and others' gateways are seldom there: they run where they are named.
+    let sections =
+        ["chats", "pictures", "streams", "stored", "startup", "idle", "links", "drain", "instructions", "rivals"];
+    let alone = ["drain", "instructions", "rivals"];
     // A section may be named to run alone; other words are cargo's.
     let named = sections.into_iter().any(has);
     for section in sections.into_iter().filter(|section| has(section) || (!named && !alone.contains(section))) {
@@ -80,6 +84,7 @@ fn main() {
             "startup" => runtime.block_on(startup::measure(&plan)),
             "idle" => runtime.block_on(idle::measure(plan.idle)),
             "instructions" => runtime.block_on(instructions::measure()),
+            "rivals" => runtime.block_on(rivals::measure(&plan)),
             "drain" => runtime.block_on(drain::measure(plan.drained)),
             _ => runtime.block_on(links::measure(&plan)),
         }

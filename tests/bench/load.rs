@@ -40,6 +40,8 @@ pub(crate) enum Target {
 pub(crate) struct Job {
     /// The n-th request of a run.
     pub(crate) request: fn(u64) -> Request<Full<Bytes>>,
+    /// What it needs besides, where it goes.
+    pub(crate) dressed: fn(Request<Full<Bytes>>) -> Request<Full<Bytes>>,
     /// Whether this is the answer it should be.
     pub(crate) is_right: fn(&Response<Incoming>) -> bool,
     /// What of it is timed.
@@ -57,6 +59,11 @@ pub(crate) enum Timed {
     FirstByte,
     /// Each of the mock's events on its way back.
     Events,
+}
+
+/// Nothing besides.
+pub(crate) fn as_it_is(request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+    request
 }
 
 /// One caller's connection.
@@ -87,7 +94,7 @@ impl Caller {
     }
 
     async fn timed(&mut self, job: Job, n: u64, timings: &mut Vec<Duration>) {
-        let request = (job.request)(n);
+        let request = (job.dressed)((job.request)(n));
         let started = clock::now();
         let answer = self.send(request).await.expect("an answer");
         assert!((job.is_right)(&answer), "a wrong answer: {answer:?}");

@@ -29,8 +29,9 @@ const TAIL: &str =
     r#""},"finish_reason":"stop"}],"usage":{"prompt_tokens":40,"completion_tokens":60,"total_tokens":100}}"#;
 const ANSWER_BYTES: usize = 600;
 const MODELS: &str = r#"{"object":"list","data":[{"id":"bench","object":"model","created":0,"owned_by":"bench"}]}"#;
-/// Where a request says that it wants a stream: the callers put it at the body's very end.
-const STREAMED: &[u8] = br#""stream":true}"#;
+/// How a request says that it wants a stream: the callers put it at the body's very end, and a gateway may add to it.
+const STREAMED: &[u8] = br#""stream":true"#;
+const STREAMED_WITHIN: usize = 64;
 /// Events of a stream, and the time between two of them: a fast model's.
 pub(crate) const EVENTS: u32 = 10;
 const BETWEEN_EVENTS: Duration = Duration::from_millis(2);
@@ -114,7 +115,7 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, an
                 end = frame.into_data().unwrap_or_default();
             }
             let (kind, body) = match posted {
-                true if end.ends_with(STREAMED) => ("text/event-stream", events()),
+                true if wants_stream(&end) => ("text/event-stream", events()),
                 true => ("application/json", Full::new(answer).boxed_unsync()),
                 false => ("application/json", Full::new(Bytes::from_static(MODELS.as_bytes())).boxed_unsync()),
             };
@@ -123,6 +124,11 @@ async fn serve<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, an
     });
     // A caller that went away has no use for an answer.
     let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+}
+
+fn wants_stream(end: &[u8]) -> bool {
+    let end = &end[end.len().saturating_sub(STREAMED_WITHIN)..];
+    end.windows(STREAMED.len()).any(|part| part == STREAMED)
 }
 
 /// The events, one at a time; each says when it was sent, in microseconds since the machine's start.

@@ -13,17 +13,17 @@ use hyper::body::Incoming;
 use hyper::{Request, Response, StatusCode};
 
 use crate::Plan;
-use crate::daemon::{Daemon, Memory, Place};
+use crate::daemon::{Daemon, Place};
 use crate::load::{self, Caller, Job, Target, Timed};
 use crate::mock::{self, Mock, Offers};
 use crate::nginx::Nginx;
 use crate::proxy::Proxy;
-use crate::stats::{self, Cell};
+use crate::ways::{self, Way};
 
 /// Names the one way that is to be measured.
 const ONLY_WAY: &str = "BENCH_WAY";
-const CALLERS: [usize; 3] = [1, 16, 64];
-const FEW: usize = 16;
+pub(crate) const CALLERS: [usize; 3] = [1, 16, 64];
+pub(crate) const FEW: usize = 16;
 const MANY: usize = 64;
 const PICTURE_BYTES: usize = 1 << 20;
 const BIG_PICTURE_BYTES: usize = 10 << 20;
@@ -32,7 +32,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is asked for on every way.
-pub(crate) const CHAT: Job = Job { request: chat, is_right: is_ok, timed: Timed::Whole, warm_up: load::WARM_UP };
+pub(crate) const CHAT: Job =
+    Job { request: chat, dressed: load::as_it_is, is_right: is_ok, timed: Timed::Whole, warm_up: load::WARM_UP };
 pub(crate) const PICTURE: Job = Job { request: picture, ..CHAT };
 const BIG_PICTURE: Job = Job { request: big_picture, warm_up: load::WARM_UP_BIG, ..CHAT };
 pub(crate) const FIRST_BYTE: Job = Job { request: streamed, timed: Timed::FirstByte, ..CHAT };
@@ -41,15 +42,6 @@ const EVENTS: Job = Job { request: streamed, timed: Timed::Events, ..CHAT };
 /// What the configuration says of the mock, which is at `to`.
 pub(crate) fn configuration(to: &str) -> String {
     format!("[[uplink]]\nname = \"mock\"\n{to}\nmax_in_flight = 256\n[cache]\nttl = \"0s\"\n")
-}
-
-/// One way to the mock.
-struct Way {
-    name: &'static str,
-    target: Target,
-    is_right: fn(&Response<Incoming>) -> bool,
-    /// The process in between.
-    through: Option<u32>,
 }
 
 /// All ways to one mock, and what stands on them.
@@ -86,7 +78,7 @@ impl Side {
 
     /// nginx first, where it is: ratios are to the first.
     fn ways(&self) -> Vec<Way> {
-        let way = |name, target, through| Way { name, target, is_right: is_ok, through };
+        let way = |name, target, through| Way { name, target, is_right: is_ok, dressed: load::as_it_is, through };
         let unix = |path| Target::Unix(path);
         let mut ways = Vec::new();
         if let Some(nginx) = &self.nginx {
@@ -108,35 +100,16 @@ impl Side {
 
     /// One table: a row for each way to the mock and number of callers.
     async fn compare(&self, plan: &Plan, title: &str, callers: &[usize], asked: Job) {
-        println!("\n### {title}\n\n{}", stats::HEAD);
-        let ways = self.ways();
-        for &callers in callers {
-            let mut cells = vec![Vec::<Cell>::new(); ways.len()];
-            for _ in 0..plan.rounds {
-                for (way, cells) in ways.iter().zip(&mut cells) {
-                    let job = Job { is_right: way.is_right, ..asked };
-                    cells.push(load::run(&way.target, job, callers, plan.cell, way.through).await);
-                }
-            }
-            for (index, way) in ways.iter().enumerate() {
-                println!("{}", stats::row(callers, way.name, &cells[index], (index > 0).then_some(&cells[0])));
-            }
-        }
+        ways::compare(&self.ways(), plan, title, callers, asked).await;
     }
 
-    /// Memory now and at its highest since the process began.
     fn memory(&self, after: &str) {
         let rows = [
             ("nginx", self.nginx.as_ref().map(Nginx::memory)),
             ("plain proxy", self.proxy.as_ref().map(Proxy::memory)),
             ("holdfast", Some(self.daemon.memory())),
         ];
-        println!("\nMemory {after}, MiB now and at its highest:");
-        for (name, memory) in rows {
-            if let Some(Memory { now_kib, peak_kib }) = memory {
-                println!("- {name}: {:.1}, {:.1}", now_kib as f64 / 1024.0, peak_kib as f64 / 1024.0);
-            }
-        }
+        ways::memory(after, rows.into_iter().filter_map(|(name, memory)| Some((name, memory?))));
     }
 
     async fn stop(self) {
@@ -218,12 +191,12 @@ pub(crate) fn with_picture(base64: &Bytes, n: u64) -> Bytes {
     body.freeze()
 }
 
-fn is_ok(answer: &Response<Incoming>) -> bool {
+pub(crate) fn is_ok(answer: &Response<Incoming>) -> bool {
     answer.status() == StatusCode::OK
 }
 
 /// Neither a stored nor a local answer would measure this path.
-fn is_uplinks(answer: &Response<Incoming>) -> bool {
+pub(crate) fn is_uplinks(answer: &Response<Incoming>) -> bool {
     is_ok(answer) && answer.headers().get("x-holdfast-route").is_some_and(|route| route == "uplink:mock")
 }
 

@@ -1,4 +1,4 @@
-//! How many requests per second are on disk and acknowledged, beside plain appends of as many bytes and Redis.
+//! How many requests per second are on disk and acknowledged, beside plain appends of as many bytes, Redis and PostgreSQL.
 //!
 //! Owns the stored requests' bytes; the daemon has no uplink, so nothing else happens to them.
 
@@ -11,7 +11,8 @@ use hyper::{Request, Response, StatusCode};
 
 use crate::daemon::{Daemon, Place};
 use crate::disk::{self, Disk};
-use crate::load::{self, Caller, Job, Target, Timed};
+use crate::load::{self, Caller, Job, Target};
+use crate::postgres::Postgres;
 use crate::redis::Redis;
 use crate::stats::{self, Cell};
 use crate::{Plan, append, online};
@@ -21,7 +22,7 @@ const MANY: usize = 64;
 const BODY_BYTES: usize = 1024;
 const PICTURE_BYTES: usize = 256 << 10;
 
-pub(crate) const CHAT: Job = Job { request: chat, is_right: is_ticket, timed: Timed::Whole, warm_up: load::WARM_UP };
+pub(crate) const CHAT: Job = Job { request: chat, is_right: is_ticket, ..online::CHAT };
 const PICTURE: Job = Job { request: picture, warm_up: load::WARM_UP_BIG, ..CHAT };
 
 /// Where a row's bytes go, and what counts them.
@@ -97,21 +98,26 @@ pub(crate) async fn measure(plan: &Plan) {
 
 async fn chats(plan: &Plan) {
     let side = Side::start().await;
-    let redis = Redis::start(&side.place).await;
-    let row = |callers, name| Row::new(callers, name, BODY_BYTES);
-    let mut alone = [row(1, "append, fdatasync"), row(1, "Redis, append always"), row(1, "holdfast")];
-    let grouped = row(MANY, "appends in groups, fdatasync per group");
-    let mut many = [grouped, row(MANY, "Redis, append always"), row(MANY, "holdfast")];
+    let (redis, postgres) = (Redis::start(&side.place).await, Postgres::start(&side.place).await);
+    let rows = |callers, floor| {
+        let names = [floor, "Redis, append always", "PostgreSQL, a commit each", "holdfast"];
+        names.map(|name| Row::new(callers, name, BODY_BYTES))
+    };
+    let mut alone = rows(1, "append, fdatasync");
+    let mut many = rows(MANY, "appends in groups, fdatasync per group");
     let folder = side.place.data.path();
     for _ in 0..plan.rounds {
         alone[0].add(&side, std::process::id(), append::alone(folder, body(0), plan.cell)).await;
         many[0].add(&side, std::process::id(), append::grouped(folder, body(0), MANY, plan.cell)).await;
-        for rows in [&mut alone, &mut many] {
+        for [_, of_redis, of_postgres, ours] in [&mut alone, &mut many] {
             if let Some(redis) = &redis {
-                let callers = rows[1].callers;
-                rows[1].add(&side, redis.pid(), redis.run(callers, plan.cell)).await;
+                of_redis.add(&side, redis.pid(), redis.run(of_redis.callers, plan.cell)).await;
             }
-            side.ask(&mut rows[2], CHAT, plan).await;
+            if let Some(postgres) = &postgres {
+                // A process for each connection, gone with it: nobody's account has all that was written.
+                of_postgres.cells.push(postgres.run(of_postgres.callers, plan.cell).await);
+            }
+            side.ask(ours, CHAT, plan).await;
         }
     }
     println!("\n### Acknowledged stored requests: 1 KiB, `Prefer: respond-async`\n\n{}", stats::HEAD);
@@ -136,7 +142,7 @@ async fn pictures(plan: &Plan) {
     side.daemon.stop().await;
 }
 
-/// Each block's ratios are to its first row. One that was never measured, without Redis, is left out.
+/// Each block's ratios are to its first row. One that was never measured, where its program is not installed, is left out.
 fn print(blocks: &[&[Row]]) {
     for rows in blocks {
         for (index, row) in rows.iter().enumerate().filter(|(_, row)| !row.cells.is_empty()) {
@@ -146,7 +152,7 @@ fn print(blocks: &[&[Row]]) {
     println!("\n| callers | path | written for each byte, the process | the disk | requests a commit |");
     println!("| ---: | --- | --- | --- | --- |");
     let or_none = |numbers: &[f64]| if numbers.is_empty() { "-".to_owned() } else { stats::spread(numbers) };
-    for row in blocks.iter().copied().flatten().filter(|row| !row.cells.is_empty()) {
+    for row in blocks.iter().copied().flatten().filter(|row| !row.process.is_empty()) {
         let [process, disk, a_commit] = [&row.process, &row.disk, &row.a_commit].map(|numbers| or_none(numbers));
         println!("| {} | {} | {process} | {disk} | {a_commit} |", row.callers, row.name);
     }
