@@ -111,6 +111,11 @@ impl Ledger {
         let seen = self.offered_again(spool).await?;
         for (n, record) in records.iter().filter(|(n, r)| r.state == State::Queued && !seen.contains(n)) {
             self.whole(*n, &self.known[n], record, spool).await?;
+            // Not handed out because it is put off, and not because it was found unfit.
+            let now = spool.get(record.id.clone()).await.map_err(|e| format!("request {n}: {e}"))?;
+            if now.as_ref().is_none_or(|now| now.state != State::Queued) {
+                return Err(format!("request {n} waited and was not handed out: {now:?}"));
+            }
         }
         Ok(())
     }

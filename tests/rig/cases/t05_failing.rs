@@ -105,7 +105,7 @@ impl Rig {
         }
         let killed = self.folder.join("killed");
         self.drive(&killed, "accept", 1, &[("RIG_ABRUPT", "1".into())])?;
-        crate::old::make(&self.folder.join("old")).map_err(|e| format!("no old folder: {e}"))?;
+        crate::old::make(&self.folder.join("old"), 1).map_err(|e| format!("no old folder: {e}"))?;
         for start in [FRESH, KILLED, RECOVERY, OLD] {
             for syncs in [false, true] {
                 let at = self.begin(start, "count")?;

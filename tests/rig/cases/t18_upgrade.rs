@@ -1,7 +1,7 @@
-//! T18: a folder of the first released shape becomes the present one, cut off at every call; an older program leaves a newer
+//! T18: a folder of each released shape becomes the present one, cut off at every call; an older program leaves a newer
 //! one alone, byte for byte.
 //!
-//! The old folder is made from frozen SQL. The migration runs under the recorder; each crash state of it is opened by the
+//! The old folders are made from frozen SQL. Each migration runs under the recorder; each crash state of it is opened by the
 //! present program and compared with what the old one had promised.
 
 use std::path::Path;
@@ -26,39 +26,62 @@ fn run(effort: &Effort) -> Outcome {
         Ok(recorder) => recorder,
         Err(outcome) => return outcome,
     };
-    let at = folder.path().join("old");
-    if let Err(error) = std::fs::create_dir(&at).map_err(Into::into).and_then(|()| old::make(&at)) {
-        return Outcome::Missing(format!("no old folder: {error}"));
+    let mut states = 0;
+    let mut calls = Vec::new();
+    for version in old::VERSIONS {
+        match upgrade(effort, &recorder, folder.path(), version) {
+            Ok((of_it, its_calls)) => {
+                states += of_it;
+                calls.push(format!("{its_calls} calls from version {version}"));
+            }
+            Err(outcome) => return outcome,
+        }
     }
-    let told = Ledger::read(&std::fs::read_to_string(at.join("marks")).unwrap_or_default());
-    let before = folder.path().join("before");
-    process::copy_folder(&at.join("root"), &before).expect("a copy of the old folder");
-    let events = match record_in(&recorder, &at, "upgrade", 0) {
-        Ok(events) => events,
-        Err(fault) => return Outcome::Broken(format!("the upgrade itself: {fault}")),
-    };
-    let calls = events.len();
-    let replay = Replay::upgrade(effort, events, at, (&before, told), old_or_new);
-    let states = match replay.all() {
-        Ok(states) => states,
-        Err(fault) => return Outcome::Broken(format!("{fault} (seed {})", effort.seed)),
-    };
-    match newer(folder.path(), &before) {
-        Ok(()) => Outcome::held(states, "states", format!("{calls} calls, {} requests of version 1 each", old::ROWS)),
+    match newer(folder.path(), &folder.path().join("before-1")) {
+        Ok(()) => Outcome::held(states, "states", format!("{}, {} requests each", calls.join(", "), old::ROWS)),
         Err(fault) => Outcome::Broken(fault),
     }
 }
 
+/// States and calls of the upgrade of one version; its folder as it was stays as `before-VERSION`.
+fn upgrade(effort: &Effort, recorder: &Path, folder: &Path, version: u32) -> Result<(u64, usize), Outcome> {
+    let at = folder.join(format!("old-{version}"));
+    std::fs::create_dir(&at)
+        .map_err(Into::into)
+        .and_then(|()| old::make(&at, version))
+        .map_err(|error| Outcome::Missing(format!("no old folder: {error}")))?;
+    let told = Ledger::read(&std::fs::read_to_string(at.join("marks")).unwrap_or_default());
+    let before = folder.join(format!("before-{version}"));
+    process::copy_folder(&at.join("root"), &before).expect("a copy of the old folder");
+    let broken = |fault| Outcome::Broken(format!("from version {version}: {fault} (seed {})", effort.seed));
+    let events = record_in(recorder, &at, "upgrade", 0).map_err(broken)?;
+    let calls = events.len();
+    let whole = if version == 1 { first_or_new } else { second_or_new };
+    let states = Replay::upgrade(effort, events, at, (&before, told), whole).all().map_err(broken)?;
+    Ok((states, calls))
+}
+
+fn first_or_new(data: &Path) -> Result<(), String> {
+    old_or_new(data, |version, has| version == 1 && !has.sums && has.lanes)
+}
+
+fn second_or_new(data: &Path) -> Result<(), String> {
+    old_or_new(data, |version, has| version == 2 && has.sums && has.lanes)
+}
+
 /// A database is of the old version or of the new one, never between them: salvage would mend that, and hide it.
-fn old_or_new(data: &Path) -> Result<(), String> {
+fn old_or_new(data: &Path, is_old: fn(u32, &Has) -> bool) -> Result<(), String> {
     // Looking at it folds the log in, so a copy is looked at.
     let copy = data.with_file_name("looked-at");
     process::copy_folder(data, &copy).map_err(|e| e.to_string())?;
     let shape = shape(&copy.join("spool.db")).map_err(|e| format!("the database cannot be read: {e}"));
     std::fs::remove_dir_all(&copy).map_err(|e| e.to_string())?;
-    match shape? {
-        (1, Has { sums: false, lanes: true }) | (3, Has { sums: true, lanes: false }) => Ok(()),
-        (version, has) => Err(format!("between two versions: called {version}, {has:?}")),
+    let (version, has) = shape?;
+    let is_new = version == 3 && has.sums && !has.lanes;
+    if is_new || is_old(version, &has) {
+        Ok(())
+    } else {
+        Err(format!("between two versions: called {version}, {has:?}"))
     }
 }
 
