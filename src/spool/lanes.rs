@@ -133,6 +133,11 @@ impl Lanes {
         self.unfinished.get(&source_id).map_or(0, |count| u64::try_from(*count).unwrap_or(0))
     }
 
+    /// Sources with unfinished requests.
+    pub(super) fn sources(&self) -> impl Iterator<Item = i64> {
+        self.unfinished.keys().copied()
+    }
+
     /// Ready requests of this priority and the more urgent ones.
     pub(super) fn ready_through(&self, priority: i64) -> u64 {
         let ready = self.waiting.range(..=(priority, i64::MAX)).map(|(_, waiting)| waiting.ready.max(0));

@@ -35,13 +35,28 @@ pub(super) fn number(store: &mut Store, name: &str) -> Result<i64, SpoolError> {
         match find(&store.conn, name)? {
             Some((id, Some(true))) => return Ok(id),
             None if !is_wrong(&store.conn)? => {
-                store.conn.prepare_cached("INSERT INTO source (name) VALUES (?1)")?.execute([name])?;
-                return Ok(store.conn.last_insert_rowid());
+                let id = unused(store)?;
+                store.conn.execute("INSERT INTO source (source_id, name) VALUES (?1, ?2)", params![id, name])?;
+                return Ok(id);
             }
             _ => store.mend_sources()?,
         }
     }
     Err(gone())
+}
+
+/// The highest number that anything names but what waits.
+pub(super) const HIGHEST: &str = "SELECT max(coalesce((SELECT max(source_id) FROM source), 0),
+    coalesce((SELECT max(source_id) FROM request INDEXED BY request_source WHERE state > 0), 0),
+    coalesce((SELECT max(source_id) FROM device_key), 0), coalesce((SELECT max(source_id) FROM device_epoch), 0),
+    coalesce((SELECT max(source_id) FROM mailbox), 0))";
+
+/// A number that nothing names, not even what is left of a source whose row is gone: or one's requests would become another's.
+fn unused(store: &Store) -> Result<i64, SpoolError> {
+    let named: i64 = store.conn.query_row(HIGHEST, [], |r| r.get(0))?;
+    // What waits is counted in memory.
+    let used = store.lanes.sources().fold(named, i64::max);
+    used.checked_add(1).ok_or_else(gone)
 }
 
 /// The number of a source that is there and whose row and index agree.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::control::types::State;
-use crate::spool::{SpoolError, accept, change, device, lease, read, schema, sweep};
+use crate::spool::{SpoolError, accept, change, device, lease, read, schema, sources, sweep};
 
 #[tokio::test]
 async fn a_send_cut_off_is_repeated_once_and_says_so() {
@@ -218,6 +218,7 @@ fn no_question_reads_the_whole_backlog() {
         read::OLDEST_IN_STATE,
         read::OLDEST_QUEUED,
         read::NEWEST,
+        sources::HIGHEST,
     ]
     .map(str::to_owned)
     .into();

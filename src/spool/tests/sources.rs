@@ -1,7 +1,7 @@
 //! Damaged names of sources: they cost nothing but themselves, and keys stay known.
 
 use super::*;
-use crate::spool::sources;
+use crate::spool::{SpoolError, sources};
 
 /// Where a name stands in the file.
 #[derive(Clone, Copy, PartialEq)]
@@ -83,6 +83,54 @@ async fn a_number_is_not_remembered_beyond_a_mended_name() {
     take(&spool, from("uid:1000", "d")).await;
     assert_eq!(spool.get("d".into()).await.unwrap().unwrap().source, "uid:1000");
     assert_counted(&spool).await;
+}
+
+/// Ids as they are; an index entry of another text would look like a source's.
+fn id(n: u32) -> String {
+    format!("req_{n:032x}")
+}
+
+#[tokio::test]
+async fn what_a_source_without_a_row_has_becomes_nobody_elses() {
+    let (_dir, spool) = fresh();
+    take(&spool, from("uid:1000", &id(1))).await;
+    without_sources(&spool).await;
+    assert!(!take(&spool, from("uid:1001", &id(2))).await.existing);
+    let told = spool.get(id(1)).await;
+    assert!(matches!(told, Err(SpoolError::Damaged(_))), "{told:?}");
+    assert!(spool.salvaged().await.unwrap());
+    assert_eq!(spool.get(id(1)).await.unwrap().unwrap().source, "lost:1");
+    assert_eq!(leased(&spool, 9).await, [id(1), id(2)]);
+    // The same where nothing waits any more.
+    for seq in [1, 2] {
+        spool.settle(seq, answered("yes")).await.unwrap();
+    }
+    without_sources(&spool).await;
+    take(&spool, from("uid:1002", &id(3))).await;
+    assert!(spool.get(id(1)).await.is_err());
+    assert!(spool.salvaged().await.unwrap());
+    assert_eq!(spool.get(id(1)).await.unwrap().unwrap().source, "lost:1");
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn a_remembered_number_without_a_row_is_damage() {
+    let (_dir, spool) = fresh();
+    for n in 1..=2 {
+        take(&spool, from("uid:1000", &id(n))).await;
+    }
+    without_sources(&spool).await;
+    let told = spool.accept(from("uid:1000", &id(3))).await;
+    assert!(matches!(told, Err(SpoolError::Damaged(_))), "{told:?}");
+    assert!(spool.salvaged().await.unwrap());
+    take(&spool, from("uid:1000", &id(4))).await;
+    assert_eq!(leased(&spool, 9).await.len(), 3, "each is sent");
+    assert_counted(&spool).await;
+}
+
+async fn without_sources(spool: &Spool) {
+    let gone = "PRAGMA foreign_keys=OFF; DELETE FROM source; PRAGMA foreign_keys=ON";
+    spool.look(move |store| Ok(store.conn.execute_batch(gone)?)).await.unwrap();
 }
 
 #[tokio::test]
