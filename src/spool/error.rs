@@ -28,7 +28,9 @@ pub enum SpoolError {
         known: u32,
     },
     /// Another process owns the data folder.
-    #[error("another holdfast process owns this data folder; stop it, or set another gateway.data_dir")]
+    #[error(
+        "another holdfast process owns this data folder; stop it first, or start this one with another gateway.data_dir"
+    )]
     Busy,
     /// SQLite or the file system failed; the request in question was not accepted.
     #[error("storage failed: {0}")]

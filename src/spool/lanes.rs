@@ -60,7 +60,10 @@ impl Lanes {
         let mut rows = ready.query([])?;
         while let Some(row) = rows.next()? {
             let (lane, count): (Lane, i64) = ((row.get(0)?, row.get(1)?), row.get(2)?);
-            counted.waiting.insert(lane, Waiting { ready: count, turn: 0 });
+            if counted.waiting.insert(lane, Waiting { ready: count, turn: 0 }).is_some() {
+                // Groups come in the index's order, each once.
+                return Err(SpoolError::Damaged("the index of ready requests is out of order".into()));
+            }
             *counted.unfinished.entry(lane.1).or_default() += count;
         }
         for text in [ASIDE, ON_THEIR_WAY] {
@@ -71,6 +74,22 @@ impl Lanes {
             }
         }
         Ok(counted)
+    }
+
+    /// Turns are not kept: each start begins with the next lane of a priority, or many short lives would serve the first
+    /// source alone.
+    pub(super) fn begin(&mut self, starts: u64) {
+        let mut of_priority: BTreeMap<i64, Vec<&mut Waiting>> = BTreeMap::new();
+        for ((priority, _), waiting) in &mut self.waiting {
+            of_priority.entry(*priority).or_default().push(waiting);
+        }
+        for lanes in of_priority.into_values() {
+            let count = lanes.len() as u64;
+            self.turn = self.turn.max(count);
+            for (at, waiting) in (0u64..).zip(lanes) {
+                waiting.turn = (at + count - starts % count) % count;
+            }
+        }
     }
 
     /// Counts a row in or out. A lane that comes to have work stands at the end of the line, or a source that asks for
@@ -252,6 +271,18 @@ mod tests {
         lanes.take_back(0);
         lanes.change(B, 1, 1);
         assert_eq!(lanes.next(), Some(A));
+    }
+
+    #[test]
+    fn each_start_begins_with_another_source() {
+        let first = |starts: u64| {
+            let mut lanes = with(&[(A, 9), (B, 1), ((2, 3), 1), (URGENT, 1)]);
+            lanes.begin(starts);
+            let order: Vec<Lane> = std::iter::from_fn(|| hand_out(&mut lanes)).take(4).collect();
+            assert_eq!(order[0], URGENT);
+            order[1..].iter().map(|lane| lane.1).collect::<Vec<_>>()
+        };
+        assert_eq!([first(1), first(2), first(3)], [[2, 3, 1], [3, 1, 2], [1, 2, 3]]);
     }
 
     #[test]

@@ -17,8 +17,10 @@ pub(super) fn run(conn: &mut Connection, path: &Path) -> Result<(), SpoolError> 
         return Ok(());
     }
     if version > 0 {
+        look(conn)?;
         // Without room for a copy the step is still safe: it happens as a whole or not at all.
-        if let Err(error) = keep(conn, path, version) {
+        let kept = if has_room(path)? { keep(conn, path, version) } else { Err(SpoolError::DiskFull) };
+        if let Err(error) = kept {
             tracing::warn!(%error, version, "no copy of the older spool could be kept; it is migrated without one");
         }
     }
@@ -28,6 +30,21 @@ pub(super) fn run(conn: &mut Connection, path: &Path) -> Result<(), SpoolError> 
     let tx = conn.transaction()?;
     steps(&tx, version)?;
     Ok(tx.commit()?)
+}
+
+/// A copy takes as much as the file; the step's log may take as much again, and the start after it some.
+const ROOM: u64 = 3;
+
+fn has_room(path: &Path) -> Result<bool, SpoolError> {
+    let free = files::free_bytes(path.parent().unwrap_or(path))?;
+    Ok(free / ROOM >= std::fs::metadata(path)?.len())
+}
+
+/// Whether each page is where the trees say and each row as its table wants it: dropping an index through a flipped pointer would wipe
+/// pages of another tree, and no column comes to a table with a row that cannot be.
+fn look(conn: &Connection) -> Result<(), SpoolError> {
+    let said: String = conn.query_row("PRAGMA quick_check(1)", [], |r| r.get(0))?;
+    if said == "ok" { Ok(()) } else { Err(SpoolError::Damaged(said)) }
 }
 
 fn steps(conn: &Connection, version: u32) -> Result<(), SpoolError> {

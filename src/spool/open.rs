@@ -185,7 +185,12 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
     if dropped && !is_log_kept(dir) {
         return anew(options);
     }
-    let connected = schema::connect(&files::database(dir), options).and_then(|conn| {
+    let mut connected = schema::connect(&files::database(dir), options);
+    if matches!(connected, Err(SpoolError::DiskFull)) && Ballast::find(dir).give_up() {
+        // A step to a newer version writes; what waits must not wait for somebody to make room.
+        connected = schema::connect(&files::database(dir), options);
+    }
+    let connected = connected.and_then(|conn| {
         let floors = if dropped { Floors::above(&conn, options) } else { Ok(Floors::default()) };
         if floors.is_err() {
             conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -318,6 +323,7 @@ fn adopt(store: &mut Store) -> Result<Tally, SpoolError> {
     sweep::undo_stale(store)?;
     store.device_keys = device::keys(&store.conn)?;
     store.lanes = Lanes::count(&store.conn)?;
+    store.lanes.begin(store.counts.starts);
     let tally = read::tally(store, 0)?;
     store.save()?;
     store.conn.execute_batch("COMMIT")?;

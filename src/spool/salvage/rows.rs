@@ -179,7 +179,8 @@ pub(super) fn id_entry(values: &[Value]) -> Option<(&str, i64)> {
 }
 
 /// An entry of the index of states that says "being sent". SQLite puts the row's number behind every entry, here a second
-/// time. No other index has three numbers but that of answers, whose second is 0 or 1.
+/// time. No other index has three numbers but that of answers, whose second is 0 or 1, and that of turns in a file of version 2: an entry
+/// of it that looks the same puts a waiting request in doubt, which costs a label.
 pub(super) fn sending_entry(values: &[Value]) -> Option<u64> {
     match values {
         [Value::Integer(state), Value::Integer(seq), Value::Integer(row)]

@@ -235,3 +235,34 @@ async fn who_broke_off_finds_the_request_again() {
     let found = spool.attachable(600_000, 9).await.unwrap();
     assert_eq!(found, [("uid:1000".to_owned(), request("new").body.hash(), "new".to_owned())]);
 }
+
+#[tokio::test]
+async fn sources_take_turns_around_a_paused_model_too() {
+    let (_dir, spool) = fresh();
+    for n in 0..3 {
+        for source in ["s1", "s2"] {
+            take(&spool, from(source, &format!("{source}-{n}"))).await;
+        }
+    }
+    let mut order = Vec::new();
+    for _ in 0..6 {
+        order.push(spool.lease_around(1, &["other".to_owned()], None).await.unwrap()[0].id.clone());
+    }
+    assert_eq!(order, ["s1-0", "s2-0", "s1-1", "s2-1", "s1-2", "s2-2"]);
+}
+
+#[tokio::test]
+async fn a_list_has_what_is_put_off_and_what_is_least_urgent() {
+    let (_dir, spool) = fresh();
+    let seq = take(&spool, request("deferred")).await.seq;
+    spool.lease(1).await.unwrap();
+    spool.settle(seq, requeue(false, true, false)).await.unwrap();
+    take(&spool, urgent(Priority::Low, "low")).await;
+    for source in [None, Some(request("low").source)] {
+        for state in [None, Some(State::Queued)] {
+            let filter = Filter { source: source.clone(), state, limit: 9, ..Filter::default() };
+            let listed: Vec<String> = spool.list(filter).await.unwrap().into_iter().map(|record| record.id).collect();
+            assert_eq!(listed, ["deferred", "low"], "{source:?} {state:?}");
+        }
+    }
+}

@@ -97,3 +97,64 @@ async fn an_older_file_that_is_called_the_newest_is_salvaged() {
     assert_eq!(leased(&spool, 9).await, ["b", "c"]);
     assert_counted(&spool).await;
 }
+
+/// Where the page of a tree begins.
+fn root(path: &Path, name: &str) -> usize {
+    let conn = rusqlite::Connection::open(path).unwrap();
+    let page: i64 = conn.query_row("SELECT rootpage FROM sqlite_schema WHERE name = ?1", [name], |r| r.get(0)).unwrap();
+    (page as usize - 1) * 4096
+}
+
+#[tokio::test]
+async fn a_tree_is_looked_at_before_an_index_is_dropped_through_it() {
+    let dir = tempfile::tempdir().unwrap();
+    older(dir.path(), 2).await;
+    let path = files::database(dir.path());
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    // Enough entries for an index of two levels; they are finished, so that each stands in it.
+    conn.execute_batch(
+        "WITH n(n) AS (SELECT 10 UNION ALL SELECT n + 1 FROM n WHERE n < 2000)
+        INSERT INTO request (seq, id, source_id, state, priority, deferred, attempts, maybe_billed, accepted_at, expires_at,
+            ended_at, created_unix_ms, ttl_ms, policy, endpoint, model, body_bytes, body_hash, body_kept)
+        SELECT n, 'n' || n, 1, 5, 2, 0, 0, 0, 1, 2, 3, 4, 5, 0, '/v1', 'm', 0, x'', 0 FROM n",
+    )
+    .unwrap();
+    drop(conn);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (index, table) = (root(&path, "request_state"), root(&path, "body"));
+    assert_eq!((bytes[index], bytes[table]), (0x02, 0x0d), "an index of two levels, a table of one");
+    // Its last child becomes the page with the bodies of those that wait.
+    let page = u32::try_from(table / 4096 + 1).unwrap();
+    bytes[index + 8..index + 12].copy_from_slice(&page.to_be_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    // No other look comes before the step where that one's time is up.
+    let refused = crate::spool::open::open_unchecked(options(dir.path())).unwrap_err();
+    assert!(matches!(refused, crate::spool::SpoolError::Damaged(_)), "{refused:?}");
+    let spool = open(options(dir.path())).unwrap();
+    assert!(spool.salvaged().await.unwrap());
+    assert_eq!(leased(&spool, 9).await, ["b", "c"]);
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_is_no_reason_to_refuse_every_start() {
+    let dir = tempfile::tempdir().unwrap();
+    older(dir.path(), 1).await;
+    let path = files::database(dir.path());
+    // Without a sum a row is known by what an id looks like.
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    conn.execute_batch("UPDATE request SET id = printf('req_%032x', seq)").unwrap();
+    drop(conn);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // Of the first row in the table a zero becomes NULL, where none may be: its type is 8, one bit from it.
+    let at = root(&path, "request");
+    assert_eq!(bytes[at], 0x0d);
+    let cell = at + usize::from(u16::from_be_bytes([bytes[at + 8], bytes[at + 9]]));
+    let header = cell + if bytes[cell] & 0x80 == 0 { 2 } else { 3 };
+    let zero = (header..header + usize::from(bytes[header])).find(|at| bytes[*at] == 8).unwrap();
+    bytes[zero] = 0;
+    std::fs::write(&path, bytes).unwrap();
+    let spool = open(options(dir.path())).unwrap();
+    assert!(spool.salvaged().await.unwrap());
+    let waiting = [2, 3].map(|seq| format!("req_{seq:032x}"));
+    assert_eq!(leased(&spool, 9).await, waiting, "the first was answered");
+}

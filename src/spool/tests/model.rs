@@ -67,6 +67,7 @@ struct Model {
     rows: BTreeMap<u64, Row>,
     next: u64,
     turn: u64,
+    starts: usize,
     /// When each lane with ready rows was served, or came to have some.
     turns: BTreeMap<(u8, u8), u64>,
     /// Sources in the order of their first acceptance, which breaks ties among lanes.
@@ -166,9 +167,21 @@ impl Model {
                 row.maybe_billed = true;
             }
         }
-        // A start knows no turns.
+        // A start knows no turns, and begins with the next source.
+        self.starts += 1;
+        let rank = |source: u8| self.sources.iter().position(|s| *s == source);
         let ready = self.rows.values().filter(|r| r.state == State::Queued);
-        self.turns = ready.map(|r| ((r.priority, r.source), 0)).collect();
+        let lanes: BTreeMap<_, _> = ready.map(|r| ((r.priority, rank(r.source)), r.source)).collect();
+        self.turns.clear();
+        for priority in 0..4 {
+            let sources: Vec<u8> = lanes.iter().filter(|(lane, _)| lane.0 == priority).map(|(_, s)| *s).collect();
+            let count = sources.len();
+            for (at, source) in sources.into_iter().enumerate() {
+                let turn = (at + count - self.starts % count) % count;
+                self.turns.insert((priority, source), turn as u64);
+            }
+        }
+        self.turn += lanes.len() as u64;
     }
 }
 
@@ -207,7 +220,7 @@ async fn play(script: Vec<Step>) {
     let mut options = options(dir.path());
     (options.max_requests, options.evict_when_full) = (UNFINISHED_MAX as u64, true);
     let mut spool = open(options.clone()).unwrap();
-    let (mut model, mut made) = (Model::default(), 0);
+    let (mut model, mut made) = (Model { starts: 1, ..Model::default() }, 0);
     for step in script {
         let known: Vec<u64> = model.rows.keys().copied().collect();
         let pick = |n: usize| (!known.is_empty()).then(|| known[n % known.len()]);

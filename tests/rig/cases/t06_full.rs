@@ -10,7 +10,7 @@ use holdfast::spool::{Options, Spool, SpoolError};
 use crate::case::{Case, Effort, Outcome, Planted};
 use crate::ledger::Ledger;
 use crate::mount::Mount;
-use crate::{driver, shim};
+use crate::{driver, old, shim};
 
 /// What is offered before a full disk must have shown; far more than any of the disks takes.
 const OFFERS_MAX: u64 = 20_000;
@@ -52,11 +52,28 @@ fn run(effort: &Effort) -> Outcome {
             return Outcome::Broken(format!("page cap: {fault} (seed {})", effort.seed));
         }
     }
+    for version in old::VERSIONS {
+        // With the smallest a copy of the older file would leave no room for the step itself.
+        for reserve in [1 << 20, 256 << 10, 192 << 10] {
+            let at = folder.path().join(format!("old{version}-{reserve}"));
+            let mount = match Mount::tmpfs(at, 32 << 20) {
+                Ok(mount) => mount,
+                Err(outcome) => return outcome,
+            };
+            if let Err(fault) = runtime.block_on(older(&mount, version, reserve)) {
+                return Outcome::Broken(format!("version {version} and {reserve} bytes: {fault}"));
+            }
+        }
+    }
     if let Err(outcome) = super::read_only::check(folder.path()) {
         return outcome;
     }
     notes.truncate(2);
-    Outcome::held(rounds * 3 + 1, "disks", format!("{accepted} accepted; {}; read-only and back", notes.join(", ")))
+    Outcome::held(
+        rounds * 3 + 1 + 3 * old::VERSIONS.len() as u64,
+        "disks",
+        format!("{accepted} accepted; {}; read-only and back", notes.join(", ")),
+    )
 }
 
 /// One spool on one disk and what it promised.
@@ -105,6 +122,18 @@ async fn full(mount: &Mount, seed: u64) -> Result<Disk, String> {
     let spool = holdfast::spool::open(options()).map_err(|e| format!("no start with room again: {e}"))?;
     ledger.judge(&spool).await?;
     Ok(Disk { spool, ledger, next, outcomes })
+}
+
+/// A folder of an older version on a disk without a free byte but the reserve: the step to the newest takes that.
+async fn older(mount: &Mount, version: u32, reserve: usize) -> Result<(), String> {
+    old::make(mount.path(), version).map_err(|e| format!("no old folder: {e}"))?;
+    let data = mount.path().join("root/data");
+    std::fs::write(data.join("ballast"), vec![0; reserve]).map_err(|e| e.to_string())?;
+    let marks = std::fs::read_to_string(mount.path().join("marks")).map_err(|e| e.to_string())?;
+    mount.fill();
+    let spool = holdfast::spool::open(driver::options(&data)).map_err(|e| format!("no start: {e}"))?;
+    mount.make_room();
+    Ledger::read(&marks).judge(&spool).await
 }
 
 /// The same against the spool's own cap, on a disk with room: refused in words, drained, accepted again.
