@@ -58,7 +58,7 @@ struct Place {
     start: u64,
     min_free: u64,
     budget: Budget,
-    writes: Semaphore,
+    writes: Arc<Semaphore>,
 }
 
 /// A body on its way in.
@@ -76,12 +76,14 @@ pub struct Receiving {
     looked_at: u64,
     paid: bool,
     stuck: bool,
+    /// What it was given up for: its beginning is gone.
+    failed: Option<ReceiveError>,
 }
 
 impl Bodies {
     /// Files go to `dir`, named by the number of this start; `min_free` bytes of its file system stay free.
     pub fn new(dir: PathBuf, start: u64, min_free: u64) -> Bodies {
-        let writes = Semaphore::new(WRITES_MAX);
+        let writes = Arc::new(Semaphore::new(WRITES_MAX));
         Bodies(Arc::new(Place { dir, start, min_free, budget: Budget::default(), writes }))
     }
 
@@ -109,6 +111,7 @@ impl Bodies {
             looked_at: 0,
             paid: false,
             stuck: false,
+            failed: None,
         }
     }
 
@@ -121,9 +124,10 @@ impl Bodies {
     /// A body in memory as a durable file. One that is a file already is used as it is, unless a row names it: then
     /// the next row gets a file of its own.
     pub async fn durable(&self, body: &Body) -> io::Result<Arc<BodyFile>> {
-        let _permit = self.0.writes.acquire().await.map_err(io::Error::other)?;
+        let permit = self.0.writes.clone().acquire_owned().await.map_err(io::Error::other)?;
         let (place, body) = (self.0.clone(), body.clone());
         let written = tokio::task::spawn_blocking(move || {
+            let _until_written = permit;
             let file = match body.file() {
                 Some(file) if !file.is_kept() => file.clone(),
                 _ => Arc::new(copy(&place, &body)?),
@@ -179,6 +183,9 @@ impl Receiving {
     /// The next bytes. They are copied into pieces of our own: what a connection hands over may be a small part of
     /// a large buffer, and would keep all of it.
     pub async fn push(&mut self, mut data: &[u8]) -> Result<(), ReceiveError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
         self.scan.feed(data);
         self.len += data.len() as u64;
         while !data.is_empty() {
@@ -198,6 +205,9 @@ impl Receiving {
 
     /// The whole body.
     pub async fn finish(mut self) -> Result<Body, ReceiveError> {
+        if let Some(failed) = self.failed {
+            return Err(failed);
+        }
         if !self.current.is_empty() {
             if self.declared.is_none() {
                 // The room that was left for more would be kept with it.
@@ -255,24 +265,26 @@ impl Receiving {
 
     /// Writes what is in memory so far, off the threads that serve.
     async fn spill(&mut self) -> Result<(), ReceiveError> {
-        let bodies = self.bodies.clone();
-        let _permit = bodies.0.writes.acquire().await.map_err(|_| ReceiveError::Busy("stopping".to_owned()))?;
+        let spilled = self.write().await;
+        self.failed = spilled.clone().err();
+        spilled
+    }
+
+    async fn write(&mut self) -> Result<(), ReceiveError> {
+        let permit = self.bodies.0.writes.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| ReceiveError::Busy("stopping".to_owned()))?;
         let (begun, pieces) = (self.file.take(), std::mem::take(&mut self.pieces));
         let look = !self.paid && (self.looked_at == 0 || self.len - self.looked_at >= SPACE_LOOK_BYTES);
         if look {
             self.looked_at = self.len;
         }
         let (place, paid) = (self.bodies.clone(), self.paid);
-        let written = tokio::task::spawn_blocking(move || {
-            if look {
-                place.check_space()?;
-            }
-            write(&place.0, begun, pieces).or_else(|failed| {
-                let (error, begun, left) = *failed;
-                if paid { Ok(Written::Memory(read_back(begun, left)?)) } else { Err(error) }
-            })
-        });
-        match written.await.map_err(|e| ReceiveError::Busy(e.to_string()))?? {
+        // A caller that goes away takes neither the memory nor the place of what is still being written.
+        let until_written = (permit, std::mem::take(&mut self.held));
+        let writing = tokio::task::spawn_blocking(move || (write_to(&place, look, begun, pieces, paid), until_written));
+        let (written, (_permit, held)) = writing.await.map_err(|e| ReceiveError::Busy(e.to_string()))?;
+        self.held = held;
+        match written? {
             Written::File(writing) => {
                 self.held = self.bodies.0.budget.hold();
                 self.file = Some(writing);
@@ -285,6 +297,16 @@ impl Receiving {
         }
         Ok(())
     }
+}
+
+fn write_to(place: &Bodies, look: bool, begun: Option<Writing>, pieces: Vec<Bytes>, paid: bool) -> io::Result<Written> {
+    if look {
+        place.check_space()?;
+    }
+    write(&place.0, begun, pieces).or_else(|failed| {
+        let (error, begun, left) = *failed;
+        if paid { Ok(Written::Memory(read_back(begun, left)?)) } else { Err(error) }
+    })
 }
 
 enum Written {

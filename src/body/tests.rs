@@ -1,5 +1,7 @@
 //! Bodies in memory and in files: the same bytes, the same reading, nothing left behind.
 
+use std::task::{Context, Waker};
+
 use proptest::prelude::*;
 
 use super::scan::{FIELDS, JSON_DEPTH_MAX, Scan};
@@ -188,6 +190,53 @@ async fn what_waits_for_a_file_is_written_together_and_counts_as_memory() {
     assert_eq!(bodies.memory_used(), held);
     assert!(body.file().is_some() && body.whole().await.unwrap() == bytes);
     drop(memory);
+}
+
+#[tokio::test]
+async fn what_waits_for_files_stays_within_the_memory_for_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+    let memory = take(&bodies, &vec![b' '; MEMORY_BYTES_MAX as usize - PIECE_BYTES]).await;
+    let mut uploads: Vec<_> = (0..8).map(|_| bodies.receive(None)).collect();
+    for _ in 0..9 {
+        for upload in &mut uploads {
+            upload.push(&vec![b' '; PIECE_BYTES]).await.unwrap();
+            // Each may have one piece whatever the others hold.
+            assert!(bodies.memory_used() <= MEMORY_BYTES_MAX + 8 * PIECE_BYTES as u64);
+        }
+    }
+    drop(memory);
+}
+
+#[test]
+fn an_upload_that_is_cut_off_gives_nothing_back_that_is_still_being_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let one_thread = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).build();
+    one_thread().unwrap().block_on(async {
+        let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+        let memory = take(&bodies, &vec![b' '; MEMORY_BYTES_MAX as usize - PIECE_BYTES]).await;
+        // A disk that hangs: the one thread that could write waits.
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let hung = tokio::task::spawn_blocking(move || wait.recv().is_ok());
+        let before = bodies.memory_used();
+        for _ in 0..20 {
+            let mut receiving = bodies.receive(None);
+            let bytes = vec![b' '; 2 * PIECE_BYTES];
+            let mut upload = Box::pin(receiving.push(&bytes));
+            // As far as it comes without waiting, then the caller goes away.
+            assert!(upload.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        let held = bodies.memory_used() - before;
+        // Four writes hold one piece each that was counted; nobody else got that far.
+        assert_eq!(held, 4 * PIECE_BYTES as u64);
+        go.send(()).unwrap();
+        hung.await.unwrap();
+        while bodies.memory_used() > before {
+            tokio::task::yield_now().await;
+        }
+        drop(memory);
+        assert_eq!((bodies.memory_used(), files(dir.path())), (0, 0));
+    });
 }
 
 #[tokio::test]
