@@ -9,7 +9,7 @@ pub mod offline;
 mod reload;
 pub mod reset;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,9 +65,26 @@ pub enum SupervisorError {
     /// The spool cannot be opened.
     #[error("the spool cannot be opened: {0}")]
     Spool(SpoolError),
+    /// The same, and in which folder.
+    #[error("the spool in {dir} (gateway.data_dir) cannot be opened: {error}")]
+    Folder {
+        /// The data folder.
+        dir: String,
+        /// What is wrong there.
+        error: SpoolError,
+    },
 }
 
 impl SupervisorError {
+    /// The same with the data folder that it is about.
+    fn at(self, data_dir: &Path) -> Self {
+        match self {
+            SupervisorError::Permission(what) => SupervisorError::Permission(format!("{}: {what}", data_dir.display())),
+            SupervisorError::Spool(error) => SupervisorError::Folder { dir: data_dir.display().to_string(), error },
+            other => other,
+        }
+    }
+
     /// Why the spool cannot be opened; a folder of somebody else is a matter of permission.
     pub fn of_spool(error: SpoolError) -> Self {
         match error {
@@ -291,7 +308,8 @@ async fn open_money(settings: &Settings) -> Result<Money, SupervisorError> {
 async fn open_spool(settings: &Settings) -> Result<spool::Spool, SupervisorError> {
     let options = spool_options(settings);
     let opened = tokio::task::spawn_blocking(move || spool::open(options)).await;
-    opened.map_err(|e| SupervisorError::Io(e.to_string()))?.map_err(SupervisorError::of_spool)
+    let opened = opened.map_err(|e| SupervisorError::Io(e.to_string()))?;
+    opened.map_err(|error| SupervisorError::of_spool(error).at(&settings.gateway.data_dir))
 }
 
 fn spool_options(settings: &Settings) -> spool::Options {

@@ -6,7 +6,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use super::client::Client;
-use super::exit::{Done, Failure, PERMISSION};
+use super::exit::{CONFIG, Done, Failure, PERMISSION};
 use super::out::{Out, count_at, number_at, text_at};
 
 /// `health`.
@@ -21,8 +21,12 @@ pub struct Args {
 }
 
 /// Asks and judges.
-pub async fn run(args: &Args, client: &Client, out: &Out) -> Done {
-    let (code, words) = judge(args, &client.call(Method::GET, "/holdfast/v1/status").await);
+pub async fn run(args: &Args, client: Result<Client, Failure>, out: &Out) -> Done {
+    let status = match client {
+        Ok(client) => client.call(Method::GET, "/holdfast/v1/status").await,
+        Err(failure) => Err(failure),
+    };
+    let (code, words) = judge(args, &status);
     out.line(&format!("HOLDFAST {words}"))?;
     Ok(code)
 }
@@ -31,8 +35,10 @@ fn judge(args: &Args, status: &Result<Value, Failure>) -> (u8, String) {
     let status = match status {
         Ok(status) if status.get("backlog").is_some() => status,
         Ok(_) => return (3, "UNKNOWN - the daemon's status has no backlog; is it a holdfast?".to_owned()),
-        // Whether it runs cannot be seen from outside the door.
-        Err(failure) if failure.code == PERMISSION => return (3, format!("UNKNOWN - {}", failure.message)),
+        // Whether it runs cannot be seen from outside the door, or without knowing where that is.
+        Err(failure) if matches!(failure.code, PERMISSION | CONFIG) => {
+            return (3, format!("UNKNOWN - {}", failure.message));
+        }
         Err(failure) => return (2, format!("CRITICAL - {}", failure.message)),
     };
     let count = count_at(status, "/backlog/count");

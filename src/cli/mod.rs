@@ -155,23 +155,23 @@ async fn dispatch(cli: Cli, out: &Out) -> Done {
             Err(error) => Err(Failure::new(exit::FAILED, format!("{error:#}"))),
         },
         Command::Config(command) => config::run(&command, global, out),
-        Command::Diag(args) => diag::run(&args, global, &client(global), out).await,
+        Command::Diag(args) => diag::run(&args, global, &client(global).unwrap_or_else(|_| at_default()), out).await,
         Command::Man(args) => man::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),
-        Command::Status(args) => status::run(args.watch, &client(global), out).await,
-        Command::Spend(args) => spend::run(&args, &client(global), out).await,
-        Command::Top => status::run(true, &client(global), out).await,
-        Command::Ask(args) => ask::run(args, &client(global), out).await,
-        Command::Queue(command) => queue::run(command, global, &client(global), out).await,
-        Command::Pause => switch::run("pause", &client(global), out).await,
-        Command::Resume => switch::run("resume", &client(global), out).await,
-        Command::Drain => switch::run("drain", &client(global), out).await,
-        Command::Cache(command) => cache::run(&command, &client(global), out).await,
-        Command::Tap(args) => tap::run(&args, &client(global), out).await,
-        Command::Uplink(command) => uplink::run(command, &client(global), out).await,
-        Command::Link(command) => link::run(command, &client(global), out).await,
+        Command::Status(args) => status::run(args.watch, &client(global)?, out).await,
+        Command::Spend(args) => spend::run(&args, &client(global)?, out).await,
+        Command::Top => status::run(true, &client(global)?, out).await,
+        Command::Ask(args) => ask::run(args, &client(global)?, out).await,
+        Command::Queue(command) => queue::run(command, global, &client(global)?, out).await,
+        Command::Pause => switch::run("pause", &client(global)?, out).await,
+        Command::Resume => switch::run("resume", &client(global)?, out).await,
+        Command::Drain => switch::run("drain", &client(global)?, out).await,
+        Command::Cache(command) => cache::run(&command, &client(global)?, out).await,
+        Command::Tap(args) => tap::run(&args, &client(global)?, out).await,
+        Command::Uplink(command) => uplink::run(command, &client(global)?, out).await,
+        Command::Link(command) => link::run(command, &client(global)?, out).await,
         Command::Reset(args) => reset::run(&args, global, out),
-        Command::Health(args) => health::run(&args, &client(global), out).await,
+        Command::Health(args) => health::run(&args, client(global), out).await,
     }
 }
 
@@ -188,10 +188,23 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().map(PathBuf::from)
 }
 
-fn client(global: &Global) -> Client {
-    let named = global.socket.clone().filter(|path| !path.as_os_str().is_empty());
-    let from_configuration = || crate::config::socket(global.config(), crate::config::environment());
-    Client::new(named.unwrap_or_else(from_configuration))
+/// The daemon that is meant. A file that was named and cannot be read must not mean another gateway.
+fn client(global: &Global) -> Result<Client, Failure> {
+    if let Some(named) = global.socket.clone().filter(|path| !path.as_os_str().is_empty()) {
+        return Ok(Client::new(named));
+    }
+    match crate::config::socket(global.config(), crate::config::environment()) {
+        Ok(socket) => Ok(Client::new(socket)),
+        Err(faults) => {
+            let message = format!("{faults}\nso the daemon's socket is not known; name it with --socket PATH");
+            Err(Failure::new(exit::CONFIG, message))
+        }
+    }
+}
+
+/// For an archive of what is wrong, a configuration that cannot be read is no obstacle.
+fn at_default() -> Client {
+    Client::new(crate::config::socket_of_defaults(crate::config::environment()))
 }
 
 #[cfg(test)]

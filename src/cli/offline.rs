@@ -113,7 +113,7 @@ pub(super) fn failure(error: SupervisorError) -> Failure {
     let code = match error {
         SupervisorError::Configuration(_) => CONFIG,
         SupervisorError::Permission(_) => PERMISSION,
-        SupervisorError::Io(_) | SupervisorError::Spool(_) => IO,
+        SupervisorError::Io(_) | SupervisorError::Spool(_) | SupervisorError::Folder { .. } => IO,
     };
     Failure::new(code, error.to_string())
 }

@@ -38,7 +38,7 @@ pub fn run(args: &Args, global: &Global, out: &Out) -> Done {
         out.note(&format!("{} is not the gateway's and stays", item.path.display()));
     }
     if ours.is_empty() {
-        out.note(&format!("nothing of the gateway is in {folder}"));
+        out.note(&format!("nothing of the gateway is in {folder}; another folder is named by the configuration (-c)"));
         return Ok(0);
     }
     if args.yes {

@@ -44,7 +44,7 @@ fn code(error: &SupervisorError) -> u8 {
     match error {
         SupervisorError::Configuration(_) => exit::CONFIG,
         SupervisorError::Permission(_) => exit::PERMISSION,
-        SupervisorError::Io(_) | SupervisorError::Spool(_) => exit::IO,
+        SupervisorError::Io(_) | SupervisorError::Spool(_) | SupervisorError::Folder { .. } => exit::IO,
     }
 }
 

@@ -99,9 +99,18 @@ pub fn load(path: Option<&Path>, variables: impl IntoIterator<Item = (String, St
     if faults.0.is_empty() { Ok(loaded) } else { Err(faults) }
 }
 
-/// The socket of the configuration, faults or not: a tool must reach a daemon that still runs on the last good one.
-pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> PathBuf {
-    read(path, &variables.into_iter().collect::<Vec<_>>(), Path::new(ETC)).0.settings.http.socket
+/// The socket of the configuration, faults or not: a tool must reach a daemon that still runs on the last good one. Only a
+/// file that was named and is no TOML says nothing.
+pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, String)>) -> Result<PathBuf, Faults> {
+    if let Some(path) = path {
+        read_file(path).map_err(Faults)?;
+    }
+    Ok(read(path, &variables.into_iter().collect::<Vec<_>>(), Path::new(ETC)).0.settings.http.socket)
+}
+
+/// The socket without a file that was named.
+pub fn socket_of_defaults(variables: impl IntoIterator<Item = (String, String)>) -> PathBuf {
+    read(None, &variables.into_iter().collect::<Vec<_>>(), Path::new(ETC)).0.settings.http.socket
 }
 
 impl Loaded {

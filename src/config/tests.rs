@@ -434,7 +434,13 @@ fn the_socket_is_known_even_if_the_rest_is_faulty() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("hf.toml");
     std::fs::write(&path, "[http]\nsocket = \"/tmp/x.sock\"\n[queue]\nttl = 1").unwrap();
-    assert_eq!(socket(Some(&path), []), Path::new("/tmp/x.sock"));
+    assert_eq!(socket(Some(&path), []).unwrap(), Path::new("/tmp/x.sock"));
+    // A default in its place might be another gateway's.
+    for unreadable in ["[http\nsocket = \"/tmp/x.sock\"", "\0"] {
+        std::fs::write(&path, unreadable).unwrap();
+        assert!(socket(Some(&path), []).is_err());
+    }
+    assert!(socket(Some(&folder.path().join("none.toml")), []).is_err());
 }
 
 #[test]

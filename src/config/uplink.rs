@@ -172,12 +172,20 @@ fn probe(t: &mut Table<'_>) -> Probe {
     }
 }
 
+const NO_KEY_HERE: &str =
+    "a key is not kept in this file; use { env = \"…\" }, { file = \"…\" } or { credential = \"…\" }";
+
 fn api_keys(t: &mut Table<'_>, built_in: bool) -> Vec<ApiKey> {
     // Another endpoint must never be sent the built-in one's key.
     if built_in && !t.given("api_keys") {
         t.ask("api_keys");
         t.show("api_keys[0].env", json!(BUILT_IN_KEY));
         return vec![ApiKey { source: KeySource::Env(BUILT_IN_KEY.to_owned()), max_in_flight: None }];
+    }
+    if t.holds_text("api_keys") {
+        t.ask("api_keys");
+        t.fault("api_keys", format!("{NO_KEY_HERE}, in an array: api_keys = [{{ env = \"NAME\" }}]"));
+        return Vec::new();
     }
     let keys: Vec<ApiKey> = t.tables("api_keys", 0, api_key).into_iter().flatten().collect();
     if keys.len() > KEYS_MAX {
@@ -201,10 +209,7 @@ fn key_source(t: &mut Table<'_>) -> Option<KeySource> {
     let credential = t.optional("credential", |text| identifier(text).map(KeySource::Credential));
     if t.given("value") {
         t.ask("value");
-        t.fault(
-            "value",
-            "a key is not kept in this file; use { env = \"…\" }, { file = \"…\" } or { credential = \"…\" }",
-        );
+        t.fault("value", NO_KEY_HERE);
         return None;
     }
     let mut sources = [env, file, credential].into_iter().flatten();

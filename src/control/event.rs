@@ -150,7 +150,8 @@ impl Block {
                 "the uplink refuses the model or every request: check base_url, models and the key's rights"
             }
             Block::Tls => {
-                "the uplink's certificate is not accepted: check ca_file and whether something inspects the traffic"
+                "no trusted TLS connection can be made: check that base_url's port speaks https, ca_file, and whether something \
+                 inspects the traffic"
             }
             Block::Clock => "the clock is behind, so no certificate can be checked: set the time",
             Block::Portal => {

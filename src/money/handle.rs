@@ -100,8 +100,9 @@ impl View {
                 .to_owned();
         }
         format!(
-            "{:.2} of {:.2} USD of [budget] usd_per_day are spent on {} and the next request may cost more than the rest; \
-             paid requests go on at 00:00 UTC, or raise usd_per_day and restart",
+            "{:.2} of {:.2} USD of [budget] usd_per_day are spent on {} and the next request may cost more than the rest: \
+             without max_tokens as much as its model can answer; paid requests go on at 00:00 UTC where they fit the whole \
+             of it, or set max_tokens in the request, or raise usd_per_day and reload",
             self.spent_usd,
             self.cap_usd.unwrap_or_default(),
             self.date

@@ -131,9 +131,9 @@ fn all_tcp(
     for address in &http.listen {
         let listener = match kept.iter().position(|(at, _)| at == address) {
             Some(at) => kept.swap_remove(at).1,
-            None => {
-                StdTcpListener::bind(address).map_err(|e| SupervisorError::Io(format!("http.listen {address}: {e}")))?
-            }
+            None => StdTcpListener::bind(address).map_err(|e| {
+                SupervisorError::Io(format!("http.listen {address}: {e}; stop what listens there, or choose another"))
+            })?,
         };
         all.push((*address, listener));
     }
@@ -146,6 +146,10 @@ fn bind_unix(http: &config::Http) -> Result<StdUnixListener, SupervisorError> {
     let failed = |e: &io::Error| match e.kind() {
         io::ErrorKind::PermissionDenied => SupervisorError::Permission(format!(
             "{}: permission denied; run as the service's user or set http.socket",
+            path.display()
+        )),
+        io::ErrorKind::AddrInUse => SupervisorError::Io(format!(
+            "{}: a file is in the way that is no socket; remove it or set another http.socket",
             path.display()
         )),
         _ => SupervisorError::Io(format!("{}: {e}", path.display())),

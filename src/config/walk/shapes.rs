@@ -107,6 +107,17 @@ impl Table<'_> {
         members.first().is_some_and(|member| matches!(member.value, Value::Table(_)))
     }
 
+    /// Whether a key holds text, or an array that begins with text.
+    pub(in crate::config) fn holds_text(&self, name: &str) -> bool {
+        match self.fields.get(name) {
+            Some((_, Node { value: Value::Text(_), .. })) => true,
+            Some((_, Node { value: Value::Array(members), .. })) => {
+                members.first().is_some_and(|member| matches!(member.value, Value::Text(_)))
+            }
+            _ => false,
+        }
+    }
+
     /// A section; one that is not there is read as an empty one.
     pub(in crate::config) fn table<T>(&mut self, name: &'static str, f: impl FnOnce(&mut Table<'_>) -> T) -> T {
         self.asked.push(name);

@@ -17,7 +17,7 @@ use crate::body::Body;
 use crate::clock;
 use crate::control::event::Reason;
 use crate::control::route::{Now, offline};
-use crate::control::types::State;
+use crate::control::types::{Policy, State};
 use crate::spool::SpoolError;
 use crate::spool::record::{self, Record};
 use crate::uplink::local::{self, LocalError};
@@ -167,9 +167,13 @@ pub fn ticket(call: &Call, stored: &Stored) -> Refusal {
     let why = if money.is_spent() { money.why() } else { "no uplink is available".to_owned() };
     let barred = call.app.gateway.local().last_look().and_then(|look| look.reason);
     let barred = barred.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let local = match call.wants.policy {
+        Policy::Queue => String::new(),
+        _ => format!(", and no local model can answer{barred}"),
+    };
     let message = format!(
-        "{why}, and no local model can answer{barred}; the request is stored and will be sent: fetch \
-         /holdfast/v1/requests/{} later, or send the same body again within 10 minutes",
+        "{why}{local}; the request is stored and will be sent: fetch /holdfast/v1/requests/{} later, or send the same \
+         body again within 10 minutes",
         stored.id
     );
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "request_queued", message)

@@ -70,7 +70,9 @@ impl Offline {
     pub fn take(data_dir: &Path) -> Result<Offline, SpoolError> {
         if !files::database(data_dir).try_exists()? {
             let folder = data_dir.display();
-            return Err(SpoolError::Storage(format!("there is no spool in {folder}; see gateway.data_dir")));
+            return Err(SpoolError::Storage(format!(
+                "there is no spool in {folder}; name the configuration whose gateway.data_dir it is with -c"
+            )));
         }
         let lock = match File::open(data_dir.join("holdfast.lock")) {
             Ok(file) => Some(file),

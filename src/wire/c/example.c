@@ -91,7 +91,9 @@ int main(int argc, char **argv)
     uint64_t began = millis();
     bool done = false;
     int port;
-    if (argc != 3 || (port = open_port(argv[1])) < 0) { fprintf(stderr, "usage: example PORT QUESTION\n"); return 2; }
+    if (argc != 3) { fprintf(stderr, "usage: example PORT QUESTION\n"); return 2; }
+    port = open_port(argv[1]);
+    if (port < 0) { perror(argv[1]); return 1; }
     question = argv[2];
     memset(&id, 0, sizeof id);
     id.uid = (const uint8_t *)"example1";
