@@ -40,7 +40,7 @@ pub enum Command {
         /// The request's id
         id: String,
     },
-    /// Delete finished requests of one state
+    /// Delete finished requests of one state: the dead ones, if no other is named
     Purge {
         /// Which ones
         #[arg(long, default_value = "dead")]

@@ -124,14 +124,25 @@ pub(super) fn log(t: &mut Table<'_>) -> Log {
 }
 
 pub(super) fn models(root: &mut Table<'_>) -> Vec<Model> {
-    let models = root.tables("model", 0, |t| Model {
+    let models = root.tables("model", 0, model);
+    unique(root, "model", "name", models.iter().map(|model| model.name.clone()));
+    models
+}
+
+fn model(t: &mut Table<'_>) -> Model {
+    let model = Model {
         name: t.required("name", "write the model's name"),
         usd_per_mtok_in: t.number("usd_per_mtok_in", 0.0, 0.0..=1e6),
         usd_per_mtok_out: t.number("usd_per_mtok_out", 0.0, 0.0..=1e6),
         max_output_tokens: t.count("max_output_tokens", OUTPUT_TOKENS_MAX as u32, 0..=100_000_000).into(),
-    });
-    unique(root, "model", "name", models.iter().map(|model| model.name.clone()));
-    models
+    };
+    // A line that was forgotten would make half of each request free, and the cap would not hold.
+    for (given, missing) in [("usd_per_mtok_in", "usd_per_mtok_out"), ("usd_per_mtok_out", "usd_per_mtok_in")] {
+        if t.given(given) && !t.given(missing) {
+            t.fault(missing, "missing; write both prices, 0 for embeddings' tokens out");
+        }
+    }
+    model
 }
 
 pub(super) fn unique(root: &mut Table<'_>, section: &'static str, name: &str, values: impl Iterator<Item = String>) {

@@ -254,6 +254,15 @@ fn a_cap_too_small_to_be_counted_is_no_cap_by_mistake() {
 }
 
 #[test]
+fn half_a_price_is_none() {
+    for (given, missing) in [("in", "out"), ("out", "in")] {
+        let told = faults(&format!("[[model]]\nname = \"m\"\nusd_per_mtok_{given} = 1"));
+        assert!(told.contains(&format!("model[0].usd_per_mtok_{missing}: missing; write both prices")), "{told}");
+    }
+    assert!(load_text("[[model]]\nname = \"m\"\nmax_output_tokens = 5", &[]).is_ok());
+}
+
+#[test]
 fn an_unlike_key_gets_the_list_of_known_ones() {
     assert_eq!(
         faults("[drain]\nzebra = 1"),
@@ -302,6 +311,7 @@ fn keys_of_uplinks_are_named_and_never_written_down() {
     let name = faults("[[uplink]]\napi_keys = [{ env = \"sk-secret\" }]");
     assert!(name.contains("not the key itself"), "{name}");
     let bare = faults("[[uplink]]\napi_keys = [\"sk-secret\"]");
+    assert!(bare.contains("uplink[0].api_keys: a key is not kept in this file; use { env"), "{bare}");
     let url = faults("[[uplink]]\nbase_url = \"https://me:sk-secret@x\"");
     assert!(url.contains("keys belong in api_keys"), "{url}");
     assert!(faults("[[uplink]]\napi_keys = [{}]").contains("has 0 sources"));
