@@ -196,12 +196,6 @@ impl Lanes {
         let ready = self.waiting.iter().filter(|(_, waiting)| waiting.ready != 0);
         (unfinished.collect(), ready.map(|(lane, waiting)| (*lane, waiting.ready)).collect())
     }
-
-    /// What was counted as ready in a lane is not there.
-    pub(super) fn nothing_ready(&mut self, lane: Lane) {
-        let ready = self.waiting.get(&lane).map_or(0, |waiting| waiting.ready);
-        self.change(lane, 0, -ready);
-    }
 }
 
 #[cfg(test)]
@@ -286,10 +280,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_that_has_nothing_is_asked_no_more() {
-        let mut lanes = with(&[(A, 1), (B, 1)]);
-        lanes.nothing_ready(A);
-        assert_eq!((lanes.next(), lanes.unfinished_of(1)), (Some(B), 1));
-        assert_eq!((lanes.ready_through(1), lanes.ready_through(2)), (0, 1));
+    fn what_is_ready_is_told_by_priority() {
+        let lanes = with(&[(A, 1), (B, 1), (URGENT, 3)]);
+        assert_eq!((lanes.ready_through(0), lanes.ready_through(1), lanes.ready_through(2)), (3, 3, 5));
     }
 }

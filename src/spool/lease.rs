@@ -106,16 +106,13 @@ fn listed(store: &Store, seq: i64) -> Result<Standing, SpoolError> {
 }
 
 fn next(store: &mut Store) -> Result<Option<Standing>, SpoolError> {
-    while let Some(lane) = store.lanes.next() {
-        let seq: Option<i64> = store.conn.prepare_cached(NEXT_IN_LANE)?.query_row(lane, |r| r.get(0)).optional()?;
-        if let Some(seq) = seq {
-            store.lanes.served(lane);
-            return listed(store, seq).map(Some);
-        }
-        // A lane that promises what it does not have can only come from damage; it is corrected.
-        store.lanes.nothing_ready(lane);
-    }
-    Ok(None)
+    let Some(lane) = store.lanes.next() else { return Ok(None) };
+    let seq: Option<i64> = store.conn.prepare_cached(NEXT_IN_LANE)?.query_row(lane, |r| r.get(0)).optional()?;
+    // What was counted through the index and is not found by it stands in the wrong place of it.
+    let gone = || SpoolError::Damaged("the index of ready requests has one that it does not find".into());
+    let seq = seq.ok_or_else(gone)?;
+    store.lanes.served(lane);
+    listed(store, seq).map(Some)
 }
 
 const DRAW: &str = "SELECT r.id, s.name, r.endpoint, r.model, r.priority, r.attempts, r.maybe_billed,
