@@ -21,7 +21,7 @@ const ANSWER: usize = 300;
 
 pub const CASE: Case = Case {
     id: "T6",
-    what: "full disk: tmpfs, ext4, the page cap; a read-only one",
+    what: "full disk: tmpfs, ext4, the page cap, an upgrade; a read-only one",
     faults: &[Planted::In(Fault::NoBallast)],
     run,
 };
