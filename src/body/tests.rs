@@ -1,6 +1,7 @@
 //! Bodies in memory and in files: the same bytes, the same reading, nothing left behind.
 
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -211,7 +212,8 @@ async fn what_waits_for_files_stays_within_the_memory_for_all() {
 #[test]
 fn an_upload_that_is_cut_off_gives_nothing_back_that_is_still_being_written() {
     let dir = tempfile::tempdir().unwrap();
-    let one_thread = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).build();
+    let one_thread =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).enable_time().build();
     one_thread().unwrap().block_on(async {
         let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
         let memory = take(&bodies, &vec![b' '; MEMORY_BYTES_MAX as usize - PIECE_BYTES]).await;
@@ -231,9 +233,12 @@ fn an_upload_that_is_cut_off_gives_nothing_back_that_is_still_being_written() {
         assert_eq!(held, 4 * PIECE_BYTES as u64);
         go.send(()).unwrap();
         hung.await.unwrap();
-        while bodies.memory_used() > before {
-            tokio::task::yield_now().await;
-        }
+        let written = async {
+            while bodies.memory_used() > before {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
         drop(memory);
         assert_eq!((bodies.memory_used(), files(dir.path())), (0, 0));
     });

@@ -204,7 +204,8 @@ fn client(global: &Global) -> Result<Client, Failure> {
 
 /// For an archive of what is wrong, a configuration that cannot be read is no obstacle.
 fn at_default() -> Client {
-    Client::new(crate::config::socket_of_defaults(crate::config::environment()))
+    // Only a file that was named can be refused.
+    Client::new(crate::config::socket(None, crate::config::environment()).unwrap_or_default())
 }
 
 #[cfg(test)]

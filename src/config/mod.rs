@@ -108,11 +108,6 @@ pub fn socket(path: Option<&Path>, variables: impl IntoIterator<Item = (String, 
     Ok(read(path, &variables.into_iter().collect::<Vec<_>>(), Path::new(ETC)).0.settings.http.socket)
 }
 
-/// The socket without a file that was named.
-pub fn socket_of_defaults(variables: impl IntoIterator<Item = (String, String)>) -> PathBuf {
-    read(None, &variables.into_iter().collect::<Vec<_>>(), Path::new(ETC)).0.settings.http.socket
-}
-
 impl Loaded {
     /// Models that the configuration names for a paid uplink and whose price nobody knows, while there is a budget.
     pub fn models_without_price(&self) -> Vec<String> {

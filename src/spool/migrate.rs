@@ -19,7 +19,8 @@ pub(super) fn run(conn: &mut Connection, path: &Path) -> Result<(), SpoolError> 
     if version > 0 {
         look(conn)?;
         // Without room for a copy the step is still safe: it happens as a whole or not at all.
-        let kept = if has_room(path)? { keep(conn, path, version) } else { Err(SpoolError::DiskFull) };
+        let kept =
+            has_room(path).and_then(|has| if has { keep(conn, path, version) } else { Err(SpoolError::DiskFull) });
         if let Err(error) = kept {
             tracing::warn!(%error, version, "no copy of the older spool could be kept; it is migrated without one");
         }

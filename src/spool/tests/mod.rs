@@ -138,6 +138,22 @@ fn plain_counts(conn: &rusqlite::Connection) -> super::lanes::Counted {
     (unfinished, ready.collect())
 }
 
+/// Holds the thread until all of these wait, so that they share a batch; they come when it is held.
+async fn in_one_batch<F: Future>(spool: &Spool, writes: F) -> F::Output {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (begun, is_held) = tokio::sync::oneshot::channel();
+    let held = spool.look(move |_| Ok((begun.send(()), wait.recv().is_ok())));
+    let writes = async {
+        is_held.await.unwrap();
+        let release = async {
+            tokio::task::yield_now().await;
+            go.send(()).unwrap();
+        };
+        tokio::join!(writes, release).0
+    };
+    tokio::join!(held, writes).1
+}
+
 /// Every counter against a real count, every row against its sum; what the product itself never does.
 async fn assert_counted(spool: &Spool) {
     let (counts, real, lanes, unsummed) = spool

@@ -208,20 +208,9 @@ fn a_name_in_doubt_is_no_name() {
 async fn a_number_that_went_with_its_batch_is_not_remembered() {
     let (_dir, spool) = fresh();
     take(&spool, from("uid:1", "first")).await;
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    let (begun, is_held) = tokio::sync::oneshot::channel();
-    // All in one batch, which is taken back.
-    let held = spool.look(move |_| Ok((begun.send(()), wait.recv().is_ok())));
-    let writes = async {
-        is_held.await.unwrap();
-        let release = async {
-            tokio::task::yield_now().await;
-            go.send(()).unwrap();
-        };
-        let [a, b] = ["a", "b"].map(|id| spool.accept(from("uid:2", id)));
-        tokio::join!(a, b, spool.fail_commit(), release)
-    };
-    let (_, (a, b, _, ())) = tokio::join!(held, writes);
+    let [a, b] = ["a", "b"].map(|id| spool.accept(from("uid:2", id)));
+    let writes = async { tokio::join!(a, b, spool.fail_commit()) };
+    let (a, b, _) = in_one_batch(&spool, writes).await;
     assert!(a.is_err() && b.is_err(), "{a:?} {b:?}");
     take(&spool, from("uid:3", "c")).await;
     take(&spool, from("uid:2", "d")).await;

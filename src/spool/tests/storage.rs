@@ -162,19 +162,8 @@ async fn accepts_per_second() {
 async fn a_batch_that_sqlite_gave_up_is_acknowledged_to_nobody() {
     let (_dir, spool) = fresh();
     take(&spool, request("a")).await;
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    // Holds the thread until both writes wait, so that they share a batch; they come when it is held.
-    let (begun, is_held) = tokio::sync::oneshot::channel();
-    let held = spool.look(move |_| Ok((begun.send(()), wait.recv().is_ok())));
-    let writes = async {
-        is_held.await.unwrap();
-        let release = async {
-            tokio::task::yield_now().await;
-            go.send(()).unwrap();
-        };
-        tokio::join!(spool.accept(request("lost")), spool.give_up(), release)
-    };
-    let (_, (lost, given_up, ())) = tokio::join!(held, writes);
+    let writes = async { tokio::join!(spool.accept(request("lost")), spool.give_up()) };
+    let (lost, given_up) = in_one_batch(&spool, writes).await;
     assert_eq!((lost, given_up), (Err(SpoolError::DiskFull), Err(SpoolError::DiskFull)));
     assert!(spool.get("lost".into()).await.unwrap().is_none());
     assert_counted(&spool).await;
