@@ -85,6 +85,21 @@ impl Control {
         self.leased.insert(place, item);
     }
 
+    /// A live attempt whose caller's own time is up: what comes of it is the stored request's outcome.
+    pub(super) fn hand_over(&mut self, id: AttemptId, item: Item, effects: &mut Vec<Effect>) {
+        match self.attempts.get_mut(&id) {
+            Some(attempt) => attempt.owner = Owner::Stored(item),
+            // Cannot be; but what may have been sent is not sent anew as if it had not been.
+            None => {
+                effects.push(settle(
+                    &item,
+                    None,
+                    Verdict::Requeue { counted: true, deferred: false, maybe_billed: true },
+                ));
+            }
+        }
+    }
+
     pub(super) fn lease_failed(&mut self, now_ms: u64) {
         self.leasing = false;
         self.pace.slower(now_ms + LEASE_RETRY_MS);

@@ -289,6 +289,8 @@ pub enum Event {
     Leased(Vec<Item>),
     /// A stored request, already marked `sending`, whose caller waits: it goes before the backlog.
     Adopted(Item),
+    /// The request of a live attempt, whose caller's own time is up, is stored and marked `sending`: the attempt is its own now.
+    HandedOver(AttemptId, Item),
     /// The spool could not hand anything out.
     LeaseFailed,
     /// The operator stops or resumes sending the backlog.

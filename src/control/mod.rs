@@ -298,6 +298,7 @@ impl Control {
             Event::Ready(count) => self.told_ready(count),
             Event::Leased(items) => self.take_leased(items, now_ms),
             Event::Adopted(item) => self.adopt(item),
+            Event::HandedOver(attempt, item) => self.hand_over(attempt, item, effects),
             Event::LeaseFailed => self.lease_failed(now_ms),
             Event::Paused(paused) => self.paused = paused,
             Event::DrainNow => {

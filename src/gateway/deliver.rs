@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
@@ -34,19 +35,24 @@ const WORDS_MAX: usize = 300;
 const START_BYTES: usize = 64 * 1024;
 
 /// An answer as far as it came.
-struct Came {
+pub struct Came {
     /// With the body's first bytes.
-    head: Whole,
-    body: Body,
+    pub head: Whole,
+    /// The body.
+    pub body: Body,
     /// Why it is not all of it.
-    failed: Option<Outcome>,
+    pub failed: Option<Outcome>,
 }
 
 impl Delivery {
     /// Nobody knows how far it came.
     pub(super) fn broken_off(cloud: &Cloud) -> Delivery {
-        let outcome = Outcome::Unknown(Fault::Internal);
-        Delivery { outcome, answer: None, error: Some(failure(cloud, outcome, None)), latency_ms: 0 }
+        Delivery::without(cloud, Outcome::Unknown(Fault::Internal), 0)
+    }
+
+    /// There is no answer.
+    pub(super) fn without(cloud: &Cloud, outcome: Outcome, latency_ms: u64) -> Delivery {
+        Delivery { outcome, answer: None, error: Some(failure(cloud, outcome, None)), latency_ms }
     }
 }
 
@@ -62,16 +68,25 @@ pub(super) async fn deliver(
     let mut reserved = None;
     let result = send((&cloud, key), shared, leased, on_out, &mut stop, &mut reserved).await;
     let latency_ms = clock::now().duration_since(started).as_millis() as u64;
+    end(&cloud, shared, leased, result, latency_ms, reserved).await
+}
+
+/// What came of an attempt as the stored request's end, and what it cost.
+pub(super) async fn end(
+    cloud: &Arc<Cloud>,
+    shared: &Shared,
+    leased: &Leased,
+    result: Result<Came, Outcome>,
+    latency_ms: u64,
+    reserved: Option<Reservation>,
+) -> Delivery {
     let delivery = match result {
         Ok(came) => {
             let (named, asked, book) = (cloud.clone(), leased.clone(), shared.tasks.clone());
             let judged = spawn_blocking(move || judge(&named, &asked, &book, &came, latency_ms));
-            judged.await.unwrap_or_else(|_| {
-                let outcome = Outcome::Unknown(Fault::Truncated);
-                Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms }
-            })
+            judged.await.unwrap_or_else(|_| Delivery::without(cloud, Outcome::Unknown(Fault::Truncated), latency_ms))
         }
-        Err(outcome) => Delivery { outcome, answer: None, error: Some(failure(&cloud, outcome, None)), latency_ms },
+        Err(outcome) => Delivery::without(cloud, outcome, latency_ms),
     };
     if let Some(reserved) = reserved {
         let said = delivery.answer.as_ref().and_then(|answer| Some((Some(answer.model.clone()), answer.usage?)));
@@ -110,7 +125,7 @@ async fn send(
     let mut reply = cloud.send_unless(call, key, stop.wait_for(|stop| *stop)).await.map_err(|e| e.outcome)?;
     let (body, failed) = tokio::select! {
         biased;
-        received = reply.receive(shared.spool.bodies(), ANSWER_BYTES_MAX) => received,
+        received = reply.receive(Bytes::new(), shared.spool.bodies(), ANSWER_BYTES_MAX) => received,
         // The process ends now, and the answer had begun.
         _ = stop.wait_for(|stop| *stop) => return Err(Outcome::Unknown(Fault::Outage)),
     };

@@ -294,6 +294,7 @@ impl Driver {
                 self.leased.insert(leased.seq, Arc::new(leased));
                 self.turn(Event::Adopted(item));
             }
+            Input::HandOver(handed) => self.hand_over(*handed),
             Input::Delivered(attempt, delivery) => self.delivered(attempt, delivery),
             Input::Unsettled(ending) => self.record(*ending),
             Input::View(reply) => {

@@ -4,17 +4,19 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::deliver::{self, Came, Delivery};
 use super::{Input, Shared, pay};
 use crate::clock;
 use crate::control::event::{AskId, AttemptId, Event, KeyIndex, Outcome, Reason};
 use crate::control::price::Usage;
 use crate::money::{End, Reservation};
+use crate::spool::record::Leased;
 use crate::uplink::cloud::{Call, Cloud, Reply};
 use crate::uplink::usage::Summary;
 
@@ -132,6 +134,22 @@ pub struct LiveAttempt {
     reserved: Option<Reservation>,
     /// What its answer said that it took.
     said: Option<(Option<String>, Usage)>,
+    /// Whether its request was handed over, where that can be.
+    handed: Option<Arc<AtomicBool>>,
+}
+
+/// A hold on an attempt that is under way, for when its caller's own time is up.
+pub struct Grip {
+    pub(super) attempt: AttemptId,
+    pub(super) cloud: Arc<Cloud>,
+    handed: Arc<AtomicBool>,
+}
+
+impl Grip {
+    /// From now on its end is the stored request's, and told by whoever finishes it.
+    pub(super) fn take(&self) {
+        self.handed.store(true, Ordering::Release);
+    }
 }
 
 impl LiveAttempt {
@@ -155,7 +173,14 @@ impl LiveAttempt {
             caller: None,
             reserved: None,
             said: None,
+            handed: None,
         }
+    }
+
+    /// A hold on it, to hand it over while it is under way.
+    pub fn grip(&mut self) -> Grip {
+        let handed = self.handed.get_or_insert_default().clone();
+        Grip { attempt: self.id, cloud: self.cloud.clone(), handed }
     }
 
     /// The uplink to send to.
@@ -208,6 +233,12 @@ impl LiveAttempt {
         }
     }
 
+    /// What it ended with, for the stored request to which it was handed over.
+    pub(super) async fn end_stored(mut self, leased: &Leased, result: Result<Came, Outcome>) -> Delivery {
+        let latency_ms = clock::now().duration_since(self.started).as_millis() as u64;
+        deliver::end(&self.cloud, &self.shared, leased, result, latency_ms, self.reserved.take()).await
+    }
+
     /// Reports how it ended; the caller has its answer.
     pub fn end(mut self, outcome: Outcome) {
         self.report(outcome, None);
@@ -230,7 +261,8 @@ impl Drop for LiveAttempt {
             // Its caller went away in the middle: what had left by then may be billed.
             reserved.settle(&End::Unknown);
         }
-        if !self.reported {
+        let handed = self.handed.as_ref().is_some_and(|handed| handed.load(Ordering::Acquire));
+        if !self.reported && !handed {
             self.report(Outcome::GivenUp, None);
         }
     }

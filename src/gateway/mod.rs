@@ -16,6 +16,7 @@ mod steward;
 mod waiters;
 
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +42,8 @@ use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
 use crate::uplink::ladder::Rung;
 use crate::uplink::local::{Local, LocalAnswer, LocalError};
-pub use live::{Live, LiveAttempt, Target};
+pub use deliver::Came;
+pub use live::{Grip, Live, LiveAttempt, Target};
 pub use opinion::{Agreed, agreement};
 use waiters::Waiters;
 
@@ -114,6 +116,16 @@ struct Shared {
     ladders: ladder::Ladders,
 }
 
+/// The rest of a live attempt: what came of it, and the attempt to end with that.
+pub type Rest = Pin<Box<dyn Future<Output = (LiveAttempt, Result<Came, Outcome>)> + Send>>;
+
+/// A live attempt whose request is stored now.
+struct HandOver {
+    grip: Grip,
+    leased: Leased,
+    rest: Rest,
+}
+
 /// What the driver is told.
 enum Input {
     Event(Event),
@@ -126,6 +138,7 @@ enum Input {
     },
     Leased(Result<Vec<Leased>, SpoolError>),
     Adopt(Leased),
+    HandOver(Box<HandOver>),
     Delivered(AttemptId, Box<deliver::Delivery>),
     /// The task that was to record it panicked.
     Unsettled(Box<driver::Ending>),
@@ -298,6 +311,13 @@ impl Gateway {
     /// Hands over a request stored as leased, whose caller waits: it is sent before the backlog.
     pub fn adopt(&self, leased: Leased) {
         self.shared.tell(Input::Adopt(leased));
+    }
+
+    /// Hands over a live attempt whose caller's own time is up: its request is stored as leased, and what comes of the
+    /// attempt is its outcome.
+    pub fn hand_over(&self, grip: Grip, leased: Leased, rest: Rest) {
+        grip.take();
+        self.shared.tell(Input::HandOver(Box::new(HandOver { grip, leased, rest })));
     }
 
     /// Waits until a stored request has reached a final state, at most this long; `None` if it has not.

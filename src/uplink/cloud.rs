@@ -401,11 +401,13 @@ impl Reply {
         Ok((joined.bytes(), false))
     }
 
-    /// Takes the whole body in, in memory or as a file. What came before a failure is there too, with the failure.
-    pub async fn receive(&mut self, bodies: &Bodies, bytes_max: u64) -> (Body, Option<Outcome>) {
-        let mut receiving = bodies.receive_paid(self.length());
+    /// Takes the whole body in, in memory or as a file; `first` is what has been read of it. What came before a failure is
+    /// there too, with the failure.
+    pub async fn receive(&mut self, first: Bytes, bodies: &Bodies, bytes_max: u64) -> (Body, Option<Outcome>) {
+        let mut receiving = bodies.receive_paid(self.length().map(|left| left + first.len() as u64));
+        let mut part = Some(Ok::<_, SendError>(first));
         let failed = loop {
-            match self.next().await {
+            match part {
                 None => break None,
                 Some(Err(error)) => break Some(error.outcome),
                 // It was answered, and paid for; asking again would bring the same.
@@ -413,6 +415,7 @@ impl Reply {
                 Some(Ok(part)) if receiving.push(&part).await.is_ok() => {}
                 Some(Ok(_)) => return (Body::default(), Some(Outcome::Unknown(Fault::Truncated))),
             }
+            part = self.next().await;
         };
         match receiving.finish().await {
             Ok(body) => (body, failed),

@@ -19,6 +19,7 @@ mod failover;
 mod journal;
 mod keys;
 mod ladder;
+mod late;
 mod later;
 mod limits;
 mod links;

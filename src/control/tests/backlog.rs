@@ -232,3 +232,27 @@ fn doubt_alone_does_not_start_the_drain_afresh() {
     assert_eq!(bench.control.view().window, 4);
     assert_eq!(count(&bench.tell(Event::Ready(5)), |e| leases(e, 4)), 1);
 }
+
+#[test]
+fn a_live_attempt_that_is_handed_over_ends_as_the_stored_requests() {
+    let mut bench = Bench::up(settings(1));
+    let attempt = bench.ask_for(1, 0);
+    assert_eq!(bench.tell(Event::HandedOver(attempt, Item { urgent: true, ..item(7) })), []);
+    assert_eq!(bench.tell(Event::Withdrawn(1)), [], "its caller is gone");
+    // An outage takes live attempts back; this one has a request on disk that may have been billed.
+    bench.probes[0] = Probes::Are(NO_CONNECTION);
+    let effects = bench.tell(Event::NetworkChanged);
+    assert_eq!(count(&effects, |e| matches!(e, Effect::Abandon(_))), 0, "{effects:?}");
+    let verdict = |outcome| {
+        let mut bench = Bench::up(settings(1));
+        let attempt = bench.ask_for(1, 0);
+        bench.tell(Event::HandedOver(attempt, Item { urgent: true, ..item(7) }));
+        verdicts(&bench.end(attempt, outcome, false))
+    };
+    assert_eq!(verdict(Outcome::Delivered), [(7, Verdict::Answered)]);
+    let again = Verdict::Requeue { counted: true, deferred: false, maybe_billed: true };
+    assert_eq!(verdict(Outcome::Unknown(Fault::Timeout)), [(7, again)]);
+    assert_eq!(verdict(Outcome::GivenUp), [(7, GIVEN_BACK)], "nothing of it had left");
+    let gone = bench.tell(Event::HandedOver(99, item(8)));
+    assert_eq!(verdicts(&gone), [(8, again)], "of an attempt that nobody knows anything may have left");
+}

@@ -2,14 +2,16 @@
 //!
 //! Whatever takes time is a task of its own that reports back; nothing here decides.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::super::deliver::{Delivery, deliver};
 use super::super::otherwise::Otherwise;
-use super::super::{Input, LiveAttempt, Target, routes};
-use super::{Driver, SETTLE_RETRY};
-use crate::control::event::{AskId, AttemptId, Effect, Event, KeyIndex, Outcome, Route, Shut, UplinkIndex};
+use super::super::{HandOver, Input, LiveAttempt, Target, routes};
+use super::{Driver, SETTLE_RETRY, item};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Fault, KeyIndex, Outcome, Route, Shut, UplinkIndex};
 use crate::control::types::State;
 use crate::spool::SpoolError;
 
@@ -123,6 +125,32 @@ impl Driver {
                     delivering.await
                 }
                 delivery = &mut delivering => delivery,
+            };
+            shared.metrics.attempted(cloud.name(), delivery.outcome.class());
+            end.tell(Input::Delivered(attempt, Box::new(delivery)));
+        });
+    }
+
+    /// Goes on with a live attempt as with one that was made for its stored request.
+    pub(super) fn hand_over(&mut self, HandOver { grip, leased, mut rest }: HandOver) {
+        let (attempt, cloud, leased) = (grip.attempt, grip.cloud, Arc::new(leased));
+        self.leased.insert(leased.seq, leased.clone());
+        self.turn(Event::HandedOver(attempt, item(&leased, true)));
+        // Only the end of the process takes it back now.
+        self.abandons.remove(&attempt);
+        let (shared, mut stop) = (self.shared.clone(), self.cut.subscribe());
+        let route = Some(format!("uplink:{}", cloud.name()));
+        shared.report_request(&leased.id, Some(&leased.source), State::Sending, Some("caller_left"), route);
+        let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
+        self.tasks.spawn(async move {
+            let ended = tokio::select! {
+                biased;
+                ended = &mut rest => Some(ended),
+                _ = stop.wait_for(|stop| *stop) => None,
+            };
+            let delivery = match ended {
+                Some((attempt, result)) => attempt.end_stored(&leased, result).await,
+                None => Delivery::without(&cloud, Outcome::Unknown(Fault::Outage), 0),
             };
             shared.metrics.attempted(cloud.name(), delivery.outcome.class());
             end.tell(Input::Delivered(attempt, Box::new(delivery)));

@@ -238,6 +238,13 @@ pub fn kept(call: &Call, body: Body, origin: &Origin) -> Response {
     response
 }
 
+/// What this caller gets is for it alone: whoever waits for the same goes its own way.
+pub fn go_alone(call: &Call) {
+    if let Some(keyed) = &call.cache {
+        keyed.go_alone();
+    }
+}
+
 /// What is kept for a request that no uplink can answer now. `fail` asks for an uplink or nothing.
 pub async fn while_offline(call: &Call) -> Option<(Body, Origin)> {
     let keyed = call.cache.as_ref()?;

@@ -102,7 +102,7 @@ pub async fn keyed(call: Arc<Call>, key: String) -> Response {
         Err(error) => return call.app.refused(&call, error.into()),
     };
     if online && !accepted.existing {
-        call.app.gateway.adopt(leased(&call, &accepted, key));
+        call.app.gateway.adopt(Leased { idempotency_key: key, ..leased(&call, &accepted.id, accepted.seq) });
     }
     let stored = Stored { id: accepted.id, seq: accepted.seq, handing: None };
     let mut response = attached(call, stored).await;
@@ -112,17 +112,18 @@ pub async fn keyed(call: Arc<Call>, key: String) -> Response {
     response
 }
 
-fn leased(call: &Call, accepted: &Accepted, key: String) -> Leased {
+/// A request just stored as `sending`, as its attempt has it.
+pub fn leased(call: &Call, id: &str, seq: u64) -> Leased {
     Leased {
-        seq: accepted.seq,
-        id: accepted.id.clone(),
+        seq,
+        id: id.to_owned(),
         source: call.source.clone(),
         endpoint: call.endpoint.to_owned(),
         model: call.head.model.clone(),
         priority: call.wants.priority,
         attempts: 0,
         maybe_billed: call.was_answered,
-        idempotency_key: key,
+        idempotency_key: id.to_owned(),
         task: call.task,
         body: call.body.clone(),
     }

@@ -17,6 +17,7 @@ pub mod fuzz;
 mod guarded;
 mod health;
 mod kept;
+mod late;
 mod links;
 mod listen;
 mod models;

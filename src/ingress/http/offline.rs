@@ -12,6 +12,7 @@ use super::answer::{self, Finished, Origin};
 use super::attach::Handing;
 use super::cached;
 use super::call::Call;
+use super::late;
 use super::refusal::Refusal;
 use crate::body::Body;
 use crate::clock;
@@ -19,11 +20,15 @@ use crate::control::event::Reason;
 use crate::control::route::{Now, offline};
 use crate::control::types::{Policy, State};
 use crate::spool::SpoolError;
-use crate::spool::record::{self, Record};
+use crate::spool::record::{self, NewRequest, Record};
 use crate::uplink::local::{self, LocalError};
 
 /// `Retry-After` of a ticket: an outage that ends sooner than this is covered by the hold.
 const TICKET_RETRY_S: u64 = 5;
+
+const NO_UPLINK: &str = "no uplink is available";
+/// Why a ticket is given while an uplink is there.
+pub const NO_ANSWER: &str = "no answer came in the time that this caller waits";
 
 /// A request on disk whose caller is still here.
 pub struct Stored {
@@ -54,21 +59,23 @@ pub enum Begun {
     Recorded(Body, Origin, Stored),
     /// Nothing local: wait for the uplink, then give a ticket.
     Hold(Stored),
+    /// The local model has not answered in the time that the caller waits: give a ticket.
+    Late(Stored),
 }
 
 /// A kept answer where there is one; else stores where the policy says so, then asks the local model where the policy says so.
-pub async fn begin(call: &Call, why: &str, maybe_billed: bool) -> Result<Begun, Refusal> {
+pub async fn begin(call: &Arc<Call>, why: &str, maybe_billed: bool) -> Result<Begun, Refusal> {
     if let Some((body, origin)) = cached::while_offline(call).await {
         return Ok(Begun::Kept(body, origin));
     }
     let plan = offline(call.wants.policy, call.is_health_probe());
     let hold_unknown = maybe_billed && call.app.options.hold_unknown;
     let stored = if plan.store && !hold_unknown { Some(store(call, maybe_billed).await?) } else { None };
-    go_on(call, plan.now, why, stored).await
+    go_on(call, plan.now, why, stored, true).await
 }
 
 /// The same for a request that is on disk already.
-pub async fn resume(call: &Call, why: &str, stored: Stored) -> Result<Begun, Refusal> {
+pub async fn resume(call: &Arc<Call>, why: &str, stored: Stored) -> Result<Begun, Refusal> {
     let plan = offline(call.wants.policy, false);
     let now = if plan.store { plan.now } else { Now::LocalThenTicket };
     if let Some(record) = call.app.gateway.spool().get(stored.id.clone()).await?
@@ -77,14 +84,19 @@ pub async fn resume(call: &Call, why: &str, stored: Stored) -> Result<Begun, Ref
         let origin = local_origin(&answer.model, Some(&stored));
         return Ok(Begun::Recorded(answer.body.into(), origin, stored));
     }
-    go_on(call, now, why, Some(stored)).await
+    go_on(call, now, why, Some(stored), false).await
 }
 
 /// Makes the request durable and remembers its body, so that a repeat is recognised. A caller who goes away in
 /// the middle stops neither: the request may be on disk already.
 pub async fn store(call: &Call, maybe_billed: bool) -> Result<Stored, Refusal> {
+    store_as(call, call.to_store(false, maybe_billed)).await
+}
+
+/// The same for a request that is stored as this.
+pub async fn store_as(call: &Call, new: NewRequest) -> Result<Stored, Refusal> {
     call.body.hashed().await.map_err(SpoolError::from)?;
-    let (app, new) = (call.app.clone(), call.to_store(false, maybe_billed));
+    let app = call.app.clone();
     let handing = call.app.attach.begin(&call.source, call.hash(), &new.id, super::attach_now);
     let storing = tokio::spawn(async move {
         match app.gateway.store(new).await {
@@ -99,7 +111,13 @@ pub async fn store(call: &Call, maybe_billed: bool) -> Result<Stored, Refusal> {
     storing.await.unwrap_or_else(|_| Err(Refusal::stopping()))
 }
 
-async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Result<Begun, Refusal> {
+async fn go_on(
+    call: &Arc<Call>,
+    now: Now,
+    why: &str,
+    stored: Option<Stored>,
+    is_first: bool,
+) -> Result<Begun, Refusal> {
     match (now, stored) {
         (Now::Ticket, Some(stored)) => Ok(Begun::Hold(stored)),
         (Now::Refuse | Now::Ticket, _) if why == Reason::BudgetSpent.as_str() => {
@@ -108,21 +126,43 @@ async fn go_on(call: &Call, now: Now, why: &str, stored: Option<Stored>) -> Resu
         (Now::Refuse | Now::Ticket, _) => {
             Err(Refusal::unavailable(&format!("this request is not to be stored or answered locally ({why})")))
         }
-        (Now::Local | Now::LocalThenTicket, stored) => match ask_local(call).await {
-            Ok(answer) => Ok(Begun::Local(answer, stored)),
-            Err(error) => match stored {
-                Some(stored) => {
-                    tracing::info!(
-                        HOLDFAST_REQUEST_ID = stored.id,
-                        HOLDFAST_REASON = error.kind(),
-                        "no local answer: {error}"
-                    );
-                    Ok(Begun::Hold(stored))
-                }
-                None => Err(error.into()),
-            },
-        },
+        (Now::Local | Now::LocalThenTicket, stored) => {
+            match ask_in_time(call, stored.as_ref().filter(|_| is_first)).await {
+                None => stored.map(Begun::Late).ok_or_else(Refusal::too_late),
+                Some(Ok(answer)) => Ok(Begun::Local(answer, stored)),
+                Some(Err(error)) => match stored {
+                    Some(stored) => {
+                        tracing::info!(
+                            HOLDFAST_REQUEST_ID = stored.id,
+                            HOLDFAST_REASON = error.kind(),
+                            "no local answer: {error}"
+                        );
+                        Ok(Begun::Hold(stored))
+                    }
+                    None => Err(error.into()),
+                },
+            }
+        }
     }
+}
+
+/// Asks the local model for no longer than its caller waits. What comes later is kept beside `stored`; a repeat asks for
+/// itself, and in vain if its time is as short. A stream says that it goes on, so it has no such end.
+async fn ask_in_time(call: &Arc<Call>, stored: Option<&Stored>) -> Option<Result<local::LocalAnswer, LocalError>> {
+    let until = call.deadline().filter(|_| !call.head.stream);
+    let asked = call.clone();
+    let mut asking = Box::pin(async move { ask_local(&asked).await });
+    let came = late::by(until, &mut asking).await;
+    if let (None, Some(stored)) = (&came, stored) {
+        let (call, seq) = (call.clone(), stored.seq);
+        // Their number is that of the local model's slots and of its line.
+        tokio::spawn(async move {
+            if let Ok(local::LocalAnswer { model, content: local::Content::Whole(body), .. }) = asking.await {
+                record_local(&call, seq, &model, body);
+            }
+        });
+    }
+    came
 }
 
 /// Asks the local model.
@@ -142,8 +182,8 @@ pub fn local_origin(model: &str, stored: Option<&Stored>) -> Origin {
 }
 
 /// Keeps the local answer beside the request; the caller does not wait for it.
-pub fn record_local(call: &Call, stored: &Stored, model: &str, body: Bytes) {
-    let (spool, seq) = (call.app.gateway.spool().clone(), stored.seq);
+pub fn record_local(call: &Call, seq: u64, model: &str, body: Bytes) {
+    let spool = call.app.gateway.spool().clone();
     let answer = record::LocalAnswer { model: model.to_owned(), latency_ms: call.elapsed_ms(), body };
     tokio::spawn(async move {
         if let Err(error) = spool.record_local(seq, answer).await {
@@ -163,17 +203,27 @@ pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusa
 
 /// 503 with everything a client needs to come back for its answer.
 pub fn ticket(call: &Call, stored: &Stored) -> Refusal {
-    let money = call.app.gateway.money();
-    let why = if money.is_spent() { money.why() } else { "no uplink is available".to_owned() };
-    let barred = call.app.gateway.local().last_look().and_then(|look| look.reason);
+    let gateway = &call.app.gateway;
+    let why = match (gateway.money().is_spent(), gateway.is_online()) {
+        (true, _) => gateway.money().why(),
+        (false, true) => return ticket_for(stored, State::Queued, NO_ANSWER),
+        (false, false) => NO_UPLINK.to_owned(),
+    };
+    let barred = gateway.local().last_look().and_then(|look| look.reason);
     let barred = barred.map(|reason| format!(" ({reason})")).unwrap_or_default();
     let local = match call.wants.policy {
         Policy::Queue => String::new(),
         _ => format!(", and no local model can answer{barred}"),
     };
+    ticket_for(stored, State::Queued, &format!("{why}{local}"))
+}
+
+/// The same for another reason. `state` is `queued` or `sending`.
+pub fn ticket_for(stored: &Stored, state: State, why: &str) -> Refusal {
+    let going = if state == State::Sending { "is being sent" } else { "will be sent" };
     let message = format!(
-        "{why}{local}; the request is stored and will be sent: fetch /holdfast/v1/requests/{} later, or send the same \
-         body again within 10 minutes",
+        "{why}; the request is stored and {going}: fetch /holdfast/v1/requests/{} later, or send the same body again within \
+         10 minutes",
         stored.id
     );
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "request_queued", message)
@@ -181,7 +231,13 @@ pub fn ticket(call: &Call, stored: &Stored) -> Refusal {
         .header("location", &location(&stored.id))
         .header("x-should-retry", "false")
         .header("x-holdfast-id", &stored.id)
-        .header("x-holdfast-state", State::Queued.as_str())
+        .header("x-holdfast-state", state.as_str())
+}
+
+/// The same where the local model was asked and is late.
+pub fn late_ticket(stored: &Stored) -> Refusal {
+    let why = format!("{NO_UPLINK}, and the local model has not answered in the time that this caller waits");
+    ticket_for(stored, State::Queued, &why)
 }
 
 /// Where a stored request is fetched.
@@ -202,6 +258,7 @@ pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
             call.app.answered(&call, &origin, "ok");
             answer::stored(StatusCode::OK, body, &origin)
         }
+        Begun::Late(stored) => call.app.refused(&call, late_ticket(&stored)),
         Begun::Hold(stored) => match hold(&call, &stored).await {
             Err(refusal) => call.app.refused(&call, refusal),
             Ok(None) => call.app.refused(&call, ticket(&call, &stored)),
@@ -220,7 +277,7 @@ fn plain_local(call: &Call, answer: local::LocalAnswer, stored: Option<Stored>) 
         return call.app.refused(call, Refusal::unavailable("the local model answered in an unexpected form"));
     };
     if let Some(stored) = stored {
-        record_local(call, &stored, &answer.model, body.clone());
+        record_local(call, stored.seq, &answer.model, body.clone());
         stored.delivered();
     }
     call.app.answered(call, &origin, "ok");

@@ -14,10 +14,11 @@ use hyper::header::{CONTENT_LENGTH, HeaderValue};
 
 use super::answer::{self, Origin};
 use super::call::Call;
+use crate::body::Bodies;
 use crate::body::scan::Scan;
 use crate::clock;
 use crate::control::event::{Fault, Outcome};
-use crate::gateway::LiveAttempt;
+use crate::gateway::{self, LiveAttempt};
 use crate::uplink::classify;
 use crate::uplink::cloud::{ANSWER_BYTES_MAX, Reply, Whole};
 use crate::uplink::usage::{self, Summary, TAIL_BYTES};
@@ -32,6 +33,21 @@ pub enum Came {
     Whole(Whole, Summary),
     /// More follows.
     Begun(Box<Begun>),
+}
+
+impl Came {
+    /// All of it, for a stored request's record.
+    pub async fn read_on(self, bodies: &Bodies) -> gateway::Came {
+        match self {
+            Came::Whole(head, _) => gateway::Came { body: head.body.clone().into(), head, failed: None },
+            Came::Begun(begun) => {
+                let Begun { first, mut reply, .. } = *begun;
+                let head = reply.with_body(first.clone());
+                let (body, failed) = reply.receive(first, bodies, ANSWER_BYTES_MAX).await;
+                gateway::Came { head, body, failed }
+            }
+        }
+    }
 }
 
 /// The beginning of a good answer.

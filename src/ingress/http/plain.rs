@@ -10,6 +10,7 @@ use hyper::header::HeaderMap;
 
 use super::answer::{self, Origin};
 use super::call::Call;
+use super::late;
 use super::offline;
 use super::onward::{self, Came};
 use super::refusal::Refusal;
@@ -21,14 +22,24 @@ use crate::uplink::cloud::{self, Cloud, Whole};
 
 /// Answers a plain request.
 pub async fn answer(call: Arc<Call>) -> Response {
-    let mut live = call.app.gateway.live(call.deadline()).of(&call.source);
-    let mut target = live.target().await;
+    let until = call.deadline();
+    let mut live = call.app.gateway.live(until).of(&call.source);
+    let mut target = late::by(until, live.target()).await;
     let mut last: Option<(Whole, Origin)> = None;
+    let mut maybe_billed = false;
     loop {
         target = match target {
-            Target::Uplink(mut attempt) => {
+            None => {
+                drop(live);
+                return late::ticket(call, maybe_billed).await;
+            }
+            Some(Target::Uplink(attempt)) => {
                 let origin = Origin::uplink(attempt.cloud().name());
-                match try_uplink(&call, &mut attempt).await {
+                let (mut attempt, tried) = match late::tried(&call, attempt, until).await {
+                    Ok(tried) => tried,
+                    Err(response) => return *response,
+                };
+                match tried {
                     (_, Some(Came::Begun(begun))) => return onward::pass(call, begun, attempt, origin),
                     (outcome @ (Outcome::Delivered | Outcome::Permanent(_)), Some(Came::Whole(whole, said))) => {
                         attempt.spent(&call.head.model, &said);
@@ -42,27 +53,30 @@ pub async fn answer(call: Arc<Call>) -> Response {
                     }
                     (outcome @ (Outcome::RateLimited { .. } | Outcome::Blocked(_)), Some(Came::Whole(whole, _))) => {
                         last = Some((whole, origin));
-                        live.next(attempt, outcome).await
+                        late::by(until, live.next(attempt, outcome)).await
                     }
-                    (outcome, _) => live.next(attempt, outcome).await,
+                    (outcome, _) => {
+                        maybe_billed |= matches!(outcome, Outcome::Unknown(_));
+                        late::by(until, live.next(attempt, outcome)).await
+                    }
                 }
             }
-            Target::Offline { reason, maybe_billed } => {
+            Some(Target::Offline { reason, maybe_billed }) => {
                 drop(live);
                 return match offline::begin(&call, reason.as_str(), maybe_billed).await {
                     Ok(begun) => offline::answer_plain(call, begun).await,
                     Err(refusal) => call.app.refused(&call, refusal),
                 };
             }
-            Target::Unsure => return unsure(call).await,
-            Target::LastAnswer => {
+            Some(Target::Unsure) => return unsure(call).await,
+            Some(Target::LastAnswer) => {
                 let Some((whole, origin)) = last else {
                     return call.app.refused(&call, Refusal::upstream_timeout());
                 };
                 call.app.answered(&call, &origin, class(&whole));
                 return answer::from_uplink(whole, &origin);
             }
-            Target::Stopping => return call.app.refused(&call, Refusal::stopping()),
+            Some(Target::Stopping) => return call.app.refused(&call, Refusal::stopping()),
         };
     }
 }
@@ -73,7 +87,7 @@ fn class(whole: &Whole) -> &'static str {
 }
 
 /// One try; the answer is there wherever the uplink gave one, or began to.
-async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<Came>) {
+pub async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Option<Came>) {
     let cloud = attempt.cloud();
     let reply = match attempt.send(uplink_call(call, &cloud)).await {
         Ok(reply) => reply,
@@ -94,7 +108,7 @@ pub fn uplink_call(call: &Call, cloud: &Cloud) -> cloud::Call {
 /// Sent and not answered while the uplink is there: the local model costs nothing, a second send might.
 async fn unsure(call: Arc<Call>) -> Response {
     if wants_local(&call)
-        && let Ok(local) = offline::ask_local(&call).await
+        && let Some(Ok(local)) = late::by(call.deadline(), offline::ask_local(&call)).await
     {
         return offline::answer_plain(call, offline::Begun::Local(local, None)).await;
     }

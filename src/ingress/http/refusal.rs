@@ -110,6 +110,13 @@ impl Refusal {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
     }
 
+    /// 504: the caller's own time is up, and its policy leaves nothing for later.
+    pub fn too_late() -> Self {
+        let message = "no answer came in the time that this caller waits; it may be billed, and nothing is kept of it: allow more \
+                       time, or let it be stored (X-Holdfast-Offline: both or queue)";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
+    }
+
     /// 504: the caller's own time is up, and the identical request before it has no answer yet.
     pub fn still_under_way() -> Self {
         let message = "an identical request is under way and has no answer yet; this one was not sent: ask again in a \

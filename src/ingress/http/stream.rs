@@ -39,6 +39,8 @@ use crate::uplink::usage;
 const COMMIT_AFTER: Duration = Duration::from_secs(2);
 /// Silence after which the keep-alive line is sent; below the 15 s at which the first middleboxes cut.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+/// A client that states a shorter time-out gets the line that often, but no more often than this.
+const KEEP_ALIVE_LEAST: Duration = Duration::from_millis(500);
 /// A comment: clients skip it. No blank line follows, because some clients take that for an empty event.
 pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": hf\n");
 /// Parts between the task and the caller; a slow caller slows the uplink down.
@@ -48,6 +50,24 @@ const HELD_MAX: usize = 64;
 const HELD_BYTES_MAX: usize = 64 * 1024;
 /// As much of an uplink's error as is passed on.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// When the head goes, and how often a silence is filled.
+#[derive(Clone, Copy)]
+struct Pace {
+    commit_at: Instant,
+    keep_alive: Duration,
+}
+
+impl Pace {
+    /// Within its client's own time-out, where it stated one.
+    fn of(call: &Call) -> Pace {
+        // From here, not from the request's head: a body that took long to come must not cost the errors their status.
+        let commit_at = clock::now() + COMMIT_AFTER;
+        let commit_at = call.deadline().map_or(commit_at, |deadline| deadline.min(commit_at)).into();
+        let stated = call.wants.stated.unwrap_or(KEEP_ALIVE_EVERY);
+        Pace { commit_at, keep_alive: stated.clamp(KEEP_ALIVE_LEAST, KEEP_ALIVE_EVERY) }
+    }
+}
 
 /// What the task tells the answer.
 enum Part {
@@ -69,6 +89,7 @@ struct Gone;
 /// Answers a streaming request.
 pub async fn answer(call: Arc<Call>) -> Response {
     let (parts, inbox) = mpsc::channel(PARTS);
+    let pace = Pace::of(&call);
     tokio::spawn(async move {
         let closed = parts.clone();
         tokio::select! {
@@ -77,12 +98,13 @@ pub async fn answer(call: Arc<Call>) -> Response {
             () = closed.closed() => {}
         }
     });
-    head(inbox).await
+    head(inbox, pace).await
 }
 
 /// Answers a streaming request whose like is under way: with that one's whole answer once it is there.
 pub async fn follow(call: Arc<Call>, follow: Follow<Landing>) -> Response {
     let (parts, inbox) = mpsc::channel(PARTS);
+    let pace = Pace::of(&call);
     tokio::spawn(async move {
         let closed = parts.clone();
         tokio::select! {
@@ -90,7 +112,7 @@ pub async fn follow(call: Arc<Call>, follow: Follow<Landing>) -> Response {
             () = closed.closed() => {}
         }
     });
-    head(inbox).await
+    head(inbox, pace).await
 }
 
 async fn following(call: &Arc<Call>, follow: Follow<Landing>, parts: &Parts) -> Result<(), Gone> {
@@ -114,31 +136,29 @@ async fn following(call: &Arc<Call>, follow: Follow<Landing>, parts: &Parts) -> 
 }
 
 /// Waits for the first event, an error, or the time to commit.
-async fn head(mut inbox: mpsc::Receiver<Part>) -> Response {
-    // From here, not from the request's head: a body that took long to come must not cost the errors their status.
-    let commit_at = Instant::from_std(clock::now()) + COMMIT_AFTER;
+async fn head(mut inbox: mpsc::Receiver<Part>, pace: Pace) -> Response {
     let mut origin = Origin::default();
     let mut holding = false;
     loop {
-        let part = if holding { Ok(inbox.recv().await) } else { timeout_at(commit_at, inbox.recv()).await };
+        let part = if holding { Ok(inbox.recv().await) } else { timeout_at(pace.commit_at, inbox.recv()).await };
         match part {
             Ok(Some(Part::From(new))) => (origin, holding) = (new, false),
             Ok(Some(Part::Hold)) => holding = true,
-            Ok(Some(Part::Event(event))) => return commit(&origin, event, inbox),
+            Ok(Some(Part::Event(event))) => return commit(&origin, event, inbox, pace),
             Ok(Some(Part::Failed(response, _))) => return *response,
             Ok(None) => return Refusal::upstream_timeout().into_response(),
-            Err(_) => return commit(&origin, KEEP_ALIVE, inbox),
+            Err(_) => return commit(&origin, KEEP_ALIVE, inbox, pace),
         }
     }
 }
 
-fn commit(origin: &Origin, first: Bytes, inbox: mpsc::Receiver<Part>) -> Response {
-    let body = stream::unfold((Some(first), inbox), |(first, mut inbox)| async move {
+fn commit(origin: &Origin, first: Bytes, inbox: mpsc::Receiver<Part>, pace: Pace) -> Response {
+    let body = stream::unfold((Some(first), inbox), move |(first, mut inbox)| async move {
         if let Some(first) = first {
             return Some((Ok::<_, Infallible>(first), (None, inbox)));
         }
         loop {
-            let bytes = match timeout(KEEP_ALIVE_EVERY, inbox.recv()).await {
+            let bytes = match timeout(pace.keep_alive, inbox.recv()).await {
                 Err(_) => KEEP_ALIVE,
                 Ok(None) => return None,
                 Ok(Some(Part::Event(event) | Part::Failed(_, event))) => event,
@@ -275,7 +295,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
 /// A service that ignores `stream` still answered.
 async fn unstreamed(call: &Call, attempt: &mut LiveAttempt, reply: &mut Reply, parts: &Parts) -> Result<Tried, Gone> {
     let bodies = call.app.gateway.spool().bodies();
-    let (body, failed) = reply.receive(bodies, sse::EVENT_BYTES_MAX as u64).await;
+    let (body, failed) = reply.receive(Bytes::new(), bodies, sse::EVENT_BYTES_MAX as u64).await;
     let start = reply.with_body(body.start_off_thread(ERROR_BYTES_MAX).await.unwrap_or_default());
     match classify::outcome(start.status, &start.headers, &start.body) {
         Outcome::Delivered => {}
@@ -390,6 +410,7 @@ async fn finish(parts: &Parts, mut held: HeldBack) -> Result<Tried, Gone> {
 /// The offline steps as a stream.
 pub async fn offline_parts(call: Arc<Call>, begun: Begun) -> Response {
     let (parts, inbox) = mpsc::channel(PARTS);
+    let pace = Pace::of(&call);
     tokio::spawn(async move {
         let closed = parts.clone();
         tokio::select! {
@@ -397,7 +418,7 @@ pub async fn offline_parts(call: Arc<Call>, begun: Begun) -> Response {
             () = closed.closed() => {}
         }
     });
-    head(inbox).await
+    head(inbox, pace).await
 }
 
 async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result<(), Gone> {
@@ -415,6 +436,7 @@ async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result
             stored.delivered();
             Ok(())
         }
+        Begun::Late(stored) => fail(call, parts, offline::late_ticket(&stored)).await,
         Begun::Hold(stored) => {
             say(parts, Part::Hold).await?;
             match offline::hold(call, &stored).await {
@@ -489,7 +511,7 @@ async fn local_stream(
     call.app.answered(call, &origin, "ok");
     if let Some(stored) = stored {
         let body = gist.to_completion(&call.id, &answer.model, clock::unix_ms() / 1000);
-        offline::record_local(call, &stored, &answer.model, body);
+        offline::record_local(call, stored.seq, &answer.model, body);
         stored.delivered();
     }
     Ok(())

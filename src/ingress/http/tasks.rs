@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::answer::{self, Origin};
 use super::call::{self, Arrived, Call};
 use super::refusal::Refusal;
-use super::{App, offline, openai};
+use super::{App, late, offline, openai};
 use crate::body::Body;
 use crate::clock;
 use crate::task::{Args, Fault, Filled, Picture, Piece, Reading, Task, WHOLE_BYTES_MAX, said};
@@ -270,7 +270,7 @@ impl Call {
 
 /// The local model costs nothing but time: it is asked directly, and what is stored stays as it is.
 async fn local_again(call: &Call, came: Came) -> Came {
-    let Ok(answer) = offline::ask_local(call).await else { return came };
+    let Some(Ok(answer)) = late::by(call.deadline(), offline::ask_local(call)).await else { return came };
     let Content::Whole(body) = answer.content else { return came };
     let words = said(&*body).unwrap_or_default();
     Came { reading: call.reading(&words), words, ..came }
