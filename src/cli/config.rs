@@ -56,6 +56,9 @@ fn approve(loaded: &Loaded, out: &Out) -> Done {
             clean(&model)
         ));
     }
+    for (uplink, why) in loaded.files_without_key() {
+        out.note(&format!("note: uplink {}: {}; with no other key nothing is sent there", clean(&uplink), clean(&why)));
+    }
     if out.json {
         out.json(&json!({ "ok": true, "files": loaded.files }))?;
     }

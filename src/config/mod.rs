@@ -122,6 +122,14 @@ impl Loaded {
         unknown.dedup();
         unknown
     }
+
+    /// Why key files hold no key, as seen from here, each with its uplink's name. Where a key is kept in the service's
+    /// environment or as its credential, nothing can be said from here.
+    pub fn files_without_key(&self) -> Vec<(String, String)> {
+        let keys = self.settings.uplinks.iter().flat_map(|uplink| uplink.api_keys.iter().map(move |key| (uplink, key)));
+        let files = keys.filter(|(_, key)| matches!(key.source, KeySource::File(_)));
+        files.filter_map(|(uplink, key)| Some((uplink.name.clone(), read_key(&key.source).err()?))).collect()
+    }
 }
 
 fn read(path: Option<&Path>, variables: &[(String, String)], etc: &Path) -> (Loaded, Faults) {

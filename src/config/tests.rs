@@ -506,3 +506,11 @@ fn rules_for_auto_that_make_no_sense_are_refused() {
     let never = faults("[[auto]]\nprompt_bytes_min = 9\nprompt_bytes_max = 8\nmodel = \"a\"\n[[auto]]\nmodel = \"b\"");
     assert!(never.contains("fits nothing"), "{never}");
 }
+
+#[test]
+fn a_key_file_that_is_not_there_is_told_and_is_no_fault() {
+    let text = "[[uplink]]\nname = \"a\"\nbase_url = \"https://a.example/v1\"\napi_keys = [{ file = \"/nowhere/key\" }, { env = \"UNSET\" }]\n";
+    let loaded = load_text(text, &[]).unwrap();
+    let [(uplink, why)] = &loaded.files_without_key()[..] else { panic!("one file") };
+    assert!(uplink == "a" && why.starts_with("file /nowhere/key cannot be read"), "{why}");
+}

@@ -1,8 +1,12 @@
 //! Callers that say how long they wait have an answer by then: a ticket at the latest, and nothing is paid for twice.
 
+use std::time::Duration;
+
 use holdfast::cli::simulate::{Faults, Mode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixStream};
 
 use crate::support::{Ask, Bench, Reply, Settings, chat_body, events, stream_text, until};
 
@@ -22,6 +26,17 @@ fn chat(user: &str) -> Value {
 /// A caller that waits a second, as it says.
 fn hasty(body: &Value) -> Ask {
     Ask::post("/v1/chat/completions", body.to_string()).header("prefer", "wait=1")
+}
+
+/// The same, and any answer to it will do for whoever asks the same.
+fn exact(user: &str) -> Value {
+    let mut body = chat(user);
+    body["temperature"] = json!(0);
+    body
+}
+
+fn patient(body: &Value) -> Ask {
+    Ask::post("/v1/chat/completions", body.to_string())
 }
 
 async fn slow_bench(delay_ms: u64) -> Bench {
@@ -104,7 +119,9 @@ async fn a_power_cut_after_the_ticket_sends_it_once_more_and_says_so() {
     assert_eq!(record["state"], "answered", "{record}");
     let history = bench.daemon.history(&ticket.id()).await;
     assert!(history.contains("maybe_billed"), "{history}");
-    assert_eq!(bench.uplink.log().iter().filter(|entry| entry.user == "cut off").count(), 2);
+    let sends = bench.uplink.log().into_iter().filter(|entry| entry.user == "cut off");
+    let keys: Vec<_> = sends.map(|entry| entry.idempotency_key).collect();
+    assert_eq!(keys, [Some(ticket.id()), Some(ticket.id())], "its uplink can tell that they are one");
 }
 
 #[tokio::test]
@@ -170,4 +187,94 @@ async fn a_stream_shows_that_it_lives_within_its_callers_time() {
     assert_eq!(stream_text(&text), "uplink answer to: streamed");
     assert_eq!(events(&text).last().map(String::as_str), Some("[DONE]"));
     assert_eq!(bench.answered("streamed"), 1);
+}
+
+/// One send serves all who ask the same, also those who wait longer than the one it was made for.
+#[tokio::test]
+async fn who_waits_for_the_same_has_the_answer_of_the_one_send() {
+    for (policy, status, code) in [("both", 503, "request_queued"), ("fail", 504, "upstream_timeout")] {
+        let settings = Settings { patient: true, cache: "ttl = \"5m\"".to_owned(), ..Settings::default() };
+        let bench = Bench::with(settings).await;
+        bench.uplink.set_faults(slow(4_000)).await;
+        let leader = tokio::spawn(hasty(&exact("shared")).offline(policy).send_to_owned(bench.daemon.socket()));
+        until("the send", 10, || async { (bench.answered("shared") == 1).then_some(()) }).await;
+        let follower = || patient(&exact("shared")).send_to_owned(bench.daemon.socket());
+        let followers = [tokio::spawn(follower()), tokio::spawn(follower()), tokio::spawn(follower())];
+        leader.await.unwrap().unwrap().assert_error(status, code);
+        for follower in followers {
+            let reply = follower.await.unwrap().unwrap();
+            assert_eq!((reply.status, reply.content().as_str()), (200, "uplink answer to: shared"), "{policy}");
+        }
+        let later = bench.daemon.send(hasty(&exact("shared"))).await;
+        assert_eq!((later.status, later.content().as_str()), (200, "uplink answer to: shared"));
+        assert_eq!(bench.answered("shared"), 1, "{policy}: it was sent once");
+    }
+}
+
+/// What the queue does not take any more is not broken off, for it may be billed: its caller has the answer late.
+#[tokio::test]
+async fn a_full_queue_costs_no_answer_that_is_on_its_way() {
+    let bench = Bench::with(Settings { patient: true, per_source_backlog: 1, ..Settings::default() }).await;
+    bench.uplink.set_faults(slow(3_000)).await;
+    let ticket = bench.daemon.send(hasty(&chat("the first"))).await;
+    assert_ticket(&ticket, "sending");
+    let late = bench.daemon.send(hasty(&chat("the second"))).await;
+    assert_eq!((late.status, late.content().as_str()), (200, "uplink answer to: the second"));
+    assert_eq!(
+        (ended(&bench, &ticket.id()).await["state"].clone(), bench.answered("the second")),
+        (json!("answered"), 1)
+    );
+}
+
+/// What its caller waits counts from when the request was there: a slow line is not its answer's delay.
+#[tokio::test]
+async fn a_body_that_comes_slowly_costs_nothing_of_its_callers_time() {
+    let bench = Bench::start().await;
+    let body = chat("uploaded").to_string();
+    let mut line = UnixStream::connect(bench.daemon.socket()).await.unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\nconnection: close\r\nprefer: wait=1\r\n";
+    line.write_all(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes()).await.unwrap();
+    for piece in body.as_bytes().chunks(body.len().div_ceil(5)) {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        line.write_all(piece).await.unwrap();
+    }
+    let mut reply = String::new();
+    line.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200 ") && reply.contains("uplink answer to: uploaded"), "{reply}");
+}
+
+/// Whose body had not left when the process ends is no send that may have been billed.
+#[tokio::test]
+async fn what_had_not_left_at_a_stop_is_sent_as_if_never_tried() {
+    let uplink = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = uplink.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut lines = Vec::new();
+        while let Ok((mut line, _)) = uplink.accept().await {
+            let mut start = [0; 4];
+            line.read_exact(&mut start).await.unwrap();
+            if start == *b"GET " {
+                let models = "HTTP/1.1 200 OK\r\ncontent-length: 27\r\nconnection: close\r\n\r\n{\"object\":\"list\",\"data\":[]}";
+                line.write_all(models.as_bytes()).await.unwrap();
+            }
+            // Nothing more is read of a request with a body.
+            lines.push(line);
+        }
+    });
+    let own = format!("[[uplink]]\nname = \"deaf\"\npriority = 0\nbase_url = \"http://{address}/v1\"\n");
+    let settings = Settings { patient: true, on_unknown: "hold", extra: own, ..Settings::without_local() };
+    let mut bench = Bench::with(settings).await;
+    until("the deaf uplink", 10, || async {
+        let health = bench.daemon.get("/v1/health").await.json();
+        (health["providers"]["deaf"]["status"] == "healthy").then_some(())
+    })
+    .await;
+    let ticket = bench.daemon.send(hasty(&chat(&"x".repeat(12_000_000)))).await;
+    assert_ticket(&ticket, "sending");
+    assert!(bench.daemon.stop().await.success());
+    bench.daemon.restart().await;
+    let record = bench.daemon.record(&ticket.id()).await;
+    // Under "hold" what may have been billed is a dead letter.
+    assert_ne!(record["state"], "dead", "{record}");
+    assert_eq!(record["attempts"], 0, "nothing of it can have been billed: {record}");
 }

@@ -20,8 +20,8 @@ pub(super) enum Door {
     Unix(UnixListener, PathBuf),
     ShutTcp(TcpSocket),
     ShutUnix(PathBuf),
-    /// The address could not be taken again: it stays refused, which a test will notice.
-    Lost,
+    /// Another program took the address in the moment in which it was free; it is tried again.
+    Lost(Listen),
 }
 
 impl Door {
@@ -38,7 +38,7 @@ impl Door {
             Door::Tcp(listener) => listener.local_addr().map(Listen::Tcp),
             Door::ShutTcp(socket) => socket.local_addr().map(Listen::Tcp),
             Door::Unix(_, path) | Door::ShutUnix(path) => Ok(Listen::Unix(path.clone())),
-            Door::Lost => Err(io::ErrorKind::AddrInUse.into()),
+            Door::Lost(listen) => Ok(listen.clone()),
         }
     }
 
@@ -50,9 +50,9 @@ impl Door {
     pub(super) fn shut(self) -> Door {
         match self {
             Door::Tcp(listener) => {
-                let Ok(address) = listener.local_addr() else { return Door::Lost };
+                let Ok(address) = listener.local_addr() else { return Door::Tcp(listener) };
                 drop(listener);
-                reserve(address).map_or(Door::Lost, Door::ShutTcp)
+                reserve(address).map_or(Door::Lost(Listen::Tcp(address)), Door::ShutTcp)
             }
             Door::Unix(_, path) => Door::ShutUnix(path),
             shut => shut,
@@ -61,11 +61,13 @@ impl Door {
 
     /// Listens again where it did before.
     pub(super) fn reopen(self) -> Door {
-        match self {
-            Door::ShutTcp(socket) => socket.listen(BACKLOG).map_or(Door::Lost, Door::Tcp),
-            Door::ShutUnix(path) => listen_unix(&path).unwrap_or(Door::Lost),
-            other => other,
-        }
+        let Ok(listen) = self.address() else { return self };
+        let opened = match self {
+            Door::ShutTcp(socket) => socket.listen(BACKLOG).map(Door::Tcp),
+            Door::ShutUnix(_) | Door::Lost(_) => Door::open(&listen),
+            open => return open,
+        };
+        opened.unwrap_or(Door::Lost(listen))
     }
 
     /// The next connection; never, while shut.

@@ -195,6 +195,9 @@ impl Shared {
     }
 }
 
+/// How often an address is tried again that another program has taken.
+const REOPEN_EVERY_MS: u64 = 100;
+
 /// Opens and closes the door as the switch says, and serves what comes in.
 async fn keep_door(mut door: door::Door, shared: Arc<Shared>) {
     let mut faults = shared.faults.subscribe();
@@ -210,6 +213,7 @@ async fn keep_door(mut door: door::Door, shared: Arc<Shared>) {
             changed = faults.changed() => if changed.is_err() { return },
             stream = door.accept() => { connections.spawn(serve(stream, Arc::clone(&shared))); }
             Some(_) = connections.join_next() => {}
+            () = faults::pause(REOPEN_EVERY_MS), if !refuse && !door.is_open() => {}
         }
     }
 }

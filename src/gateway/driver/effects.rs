@@ -4,16 +4,23 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::super::deliver::{Delivery, deliver};
 use super::super::otherwise::Otherwise;
-use super::super::{HandOver, Input, LiveAttempt, Target, routes};
+use super::super::{Came, HandOver, Input, LiveAttempt, Rest, Target, routes};
 use super::{Driver, SETTLE_RETRY, item};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Fault, KeyIndex, Outcome, Route, Shut, UplinkIndex};
 use crate::control::types::State;
 use crate::spool::SpoolError;
+
+/// Takes a live attempt back; what it ended with, unless its answer has begun.
+fn taken_back(abandon: Option<oneshot::Sender<()>>, rest: &mut Rest) -> Option<(LiveAttempt, Result<Came, Outcome>)> {
+    abandon?.send(()).ok()?;
+    rest.now_or_never()
+}
 
 impl Driver {
     pub(super) fn perform(&mut self, effect: Effect) {
@@ -135,9 +142,12 @@ impl Driver {
     pub(super) fn hand_over(&mut self, HandOver { grip, leased, mut rest }: HandOver) {
         let (attempt, cloud, leased) = (grip.attempt, grip.cloud, Arc::new(leased));
         self.leased.insert(leased.seq, leased.clone());
-        self.turn(Event::HandedOver(attempt, item(&leased, true)));
         // Only the end of the process takes it back now.
-        self.abandons.remove(&attempt);
+        let abandon = self.abandons.remove(&attempt);
+        self.turn(Event::HandedOver(attempt, item(&leased, true)));
+        if !self.leased.contains_key(&leased.seq) {
+            return;
+        }
         let (shared, mut stop) = (self.shared.clone(), self.cut.subscribe());
         let route = Some(format!("uplink:{}", cloud.name()));
         shared.report_request(&leased.id, Some(&leased.source), State::Sending, Some("caller_left"), route);
@@ -146,7 +156,7 @@ impl Driver {
             let ended = tokio::select! {
                 biased;
                 ended = &mut rest => Some(ended),
-                _ = stop.wait_for(|stop| *stop) => None,
+                _ = stop.wait_for(|stop| *stop) => taken_back(abandon, &mut rest),
             };
             let delivery = match ended {
                 Some((attempt, result)) => attempt.end_stored(&leased, result).await,

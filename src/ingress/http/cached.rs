@@ -7,7 +7,7 @@ mod lead;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body as HttpBody;
@@ -15,7 +15,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::answer::{self, Origin};
 use super::call::Call;
@@ -27,9 +27,8 @@ use crate::cache::key::{self, Key, Question};
 use crate::cache::shelf::Standing;
 use crate::cache::worth::{self, Asked};
 use crate::cache::{Cache, Found};
-use crate::clock;
 use crate::control::types::Policy;
-use crate::gateway::Gateway;
+use crate::gateway::{Came, Gateway};
 
 /// Memory in KiB for answers on their way, all together, that may be kept or shared. One that finds no room is passed on
 /// as ever, is not kept, and whoever waited for it is sent by itself.
@@ -72,6 +71,8 @@ pub struct Keyed {
     is_alone: AtomicBool,
     /// Tells who leads that this is so.
     went_alone: Notify,
+    /// Where the answer of a send that outlives its caller goes, while it is sent for others, too.
+    later: Mutex<Option<oneshot::Sender<Landing>>>,
 }
 
 impl Keyed {
@@ -85,9 +86,21 @@ impl Keyed {
         self.is_alone.load(Ordering::Acquire)
     }
 
+    fn new(key: Key) -> Self {
+        let (how, later) = (OnceLock::new(), Mutex::default());
+        Self { key, how, is_alone: AtomicBool::new(false), went_alone: Notify::new(), later }
+    }
+
     fn go_alone(&self) {
         self.is_alone.store(true, Ordering::Release);
         self.went_alone.notify_one();
+    }
+
+    /// What its own caller gets is for that one alone; what comes of the send goes there.
+    fn outlive_its_caller(&self) -> Option<oneshot::Sender<Landing>> {
+        let later = self.later.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        self.is_alone.store(true, Ordering::Release);
+        Some(later)
     }
 }
 
@@ -115,9 +128,7 @@ pub struct Shared {
 /// Answers a request that repeats no stored one.
 pub async fn answer(call: Arc<Call>) -> Response {
     let Some(key) = cache_key(&call).await else { return direct(call).await };
-    let (how, is_alone, went_alone) = (OnceLock::new(), AtomicBool::new(false), Notify::new());
-    let keyed = Keyed { key, how, is_alone, went_alone };
-    let call = Arc::new(Call { cache: Some(Arc::new(keyed)), ..Call::clone(&call) });
+    let call = Arc::new(Call { cache: Some(Arc::new(Keyed::new(key))), ..Call::clone(&call) });
     if call.wants.anew {
         return lead::lead(call, None).await;
     }
@@ -245,6 +256,27 @@ pub fn go_alone(call: &Call) {
     }
 }
 
+/// The same, but its send goes on: where what comes of it is to go, if others wait for that.
+pub fn outlive_its_caller(call: &Call) -> Option<Later> {
+    Some(Later(call.cache.as_ref()?.outlive_its_caller()?))
+}
+
+/// Takes what comes of a send whose own caller has gone.
+pub struct Later(oneshot::Sender<Landing>);
+
+impl Later {
+    /// This came: those who wait get it if it is a good answer, and it may be kept.
+    pub async fn came(self, call: &Arc<Call>, came: &Came) {
+        let landing = lead::landing_of(call, came).await;
+        let _ = self.0.send(landing);
+    }
+
+    /// Resolves when nobody waits any more.
+    pub async fn forsaken(&mut self) {
+        self.0.closed().await;
+    }
+}
+
 /// What is kept for a request that no uplink can answer now. `fail` asks for an uplink or nothing.
 pub async fn while_offline(call: &Call) -> Option<(Body, Origin)> {
     let keyed = call.cache.as_ref()?;
@@ -273,7 +305,7 @@ pub enum Followed {
 /// Waits for the identical request that is under way.
 pub async fn followed(call: &Call, follow: Follow<Landing>) -> Followed {
     let limit = call.wants.stated.unwrap_or(FOLLOW_TIME);
-    let left = limit.saturating_sub(clock::now().duration_since(call.received));
+    let left = limit.saturating_sub(call.waited());
     let waited = tokio::select! {
         waited = follow.wait(left) => waited,
         () = call.app.stopping() => return Followed::Late(Refusal::stopping()),

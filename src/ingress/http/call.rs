@@ -65,6 +65,8 @@ pub struct Call {
     pub forward: HeaderMap,
     /// When its head arrived.
     pub received: Instant,
+    /// When all of it was here: what its caller waits counts from then.
+    pub complete: Instant,
     /// The task it was made from.
     pub task: Option<u16>,
     /// An uplink has answered it once already, and the answer did not fit the task.
@@ -114,8 +116,22 @@ impl Call {
         if endpoint != "/v1/embeddings" {
             app.gateway.choose_model(&id, &mut head, &body, wants.priority).await;
         }
-        let (was_answered, cache) = (false, None);
-        Ok(Call { app, endpoint, source, id, body, head, wants, forward, received, task, was_answered, cache })
+        let (complete, was_answered, cache) = (clock::now(), false, None);
+        Ok(Call {
+            app,
+            endpoint,
+            source,
+            id,
+            body,
+            head,
+            wants,
+            forward,
+            received,
+            complete,
+            task,
+            was_answered,
+            cache,
+        })
     }
 
     /// SHA-256 of the body.
@@ -161,7 +177,17 @@ impl Call {
     /// Until when its caller waits, where it said so.
     pub fn deadline(&self) -> Option<Instant> {
         // Somebody who takes a ticket does not wait for the tries.
-        self.wants.stated.filter(|_| !self.wants.respond_async).map(|stated| self.received + stated)
+        self.wants.stated.filter(|_| !self.wants.respond_async).map(|stated| self.complete + stated)
+    }
+
+    /// Whether its try may go on without its caller, as a stored request's.
+    pub fn may_outlive_its_caller(&self) -> bool {
+        !self.head.stream && self.deadline().is_some() && self.stores_offline()
+    }
+
+    /// How long its caller has waited.
+    pub fn waited(&self) -> Duration {
+        clock::now().duration_since(self.complete)
     }
 
     /// Milliseconds since the request's head arrived.

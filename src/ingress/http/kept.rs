@@ -186,8 +186,8 @@ async fn attached(call: Arc<Call>, stored: Stored) -> Response {
                 Ok(begun) => shaped(call, begun).await,
             };
         }
-        if clock::now().duration_since(call.received) >= call.wants.hold {
-            return call.app.refused(&call, offline::ticket(&call, &stored));
+        if call.waited() >= call.wants.hold {
+            return call.app.refused(&call, offline::ticket(&call, &stored).await);
         }
     }
 }

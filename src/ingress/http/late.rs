@@ -9,7 +9,7 @@ use std::time::Instant;
 use axum::response::Response;
 use tokio::time::timeout_at;
 
-use super::cached;
+use super::cached::{self, Later};
 use super::call::Call;
 use super::kept;
 use super::offline::{self, Stored};
@@ -48,15 +48,22 @@ pub async fn tried(
         return Ok(tried);
     }
     if !call.stores_offline() {
-        return Err(Box::new(call.app.refused(call, Refusal::too_late())));
+        if let Some(later) = cached::outlive_its_caller(call) {
+            tokio::spawn(for_others(call.clone(), trying, later));
+        }
+        return Err(Box::new(call.app.refused(call, Refusal::too_late(true))));
     }
-    cached::go_alone(call);
     // By itself: once it is on disk somebody has to finish it, whoever goes away meanwhile.
     let handing_over = tokio::spawn(hand_over(call.clone(), grip, trying));
-    let handed = handing_over.await.unwrap_or_else(|_| Err(Refusal::stopping()));
-    let refusal = handed
-        .map_or_else(|refusal| refusal, |stored| offline::ticket_for(&stored, State::Sending, offline::NO_ANSWER));
-    Err(Box::new(call.app.refused(call, refusal)))
+    match handing_over.await {
+        Err(_) => Err(Box::new(call.app.refused(call, Refusal::stopping()))),
+        Ok(Handed::Over(stored)) => {
+            let ticket = offline::ticket_for(&stored, State::Sending, offline::NO_ANSWER);
+            Err(Box::new(call.app.refused(call, ticket)))
+        }
+        // Nothing was accepted, and the send may be billed: late is better than twice.
+        Ok(Handed::Back(trying)) => Ok(trying.await),
+    }
 }
 
 async fn one_try(call: Arc<Call>, mut attempt: LiveAttempt) -> (LiveAttempt, Tried) {
@@ -64,28 +71,54 @@ async fn one_try(call: Arc<Call>, mut attempt: LiveAttempt) -> (LiveAttempt, Tri
     (attempt, tried)
 }
 
+/// Goes on for those who wait for the same, while there are any.
+async fn for_others(call: Arc<Call>, trying: Trying, mut later: Later) {
+    tokio::select! {
+        (mut attempt, (outcome, came)) = trying => {
+            let Some(came) = came else { return attempt.end(outcome) };
+            if let Came::Whole(_, said) = &came {
+                attempt.spent(&call.head.model, said);
+            }
+            let came = came.read_on(call.app.gateway.spool().bodies()).await;
+            later.came(&call, &came).await;
+            attempt.end(came.failed.unwrap_or(outcome));
+        }
+        () = later.forsaken() => {}
+    }
+}
+
+/// What became of a try whose caller's time is up.
+enum Handed {
+    /// It is the stored request's.
+    Over(Stored),
+    /// The disk or the queue does not take the request.
+    Back(Trying),
+}
+
 /// Stores it as one that is being sent, then lets the try go on as that one's.
-async fn hand_over(call: Arc<Call>, grip: Grip, trying: Trying) -> Result<Stored, Refusal> {
-    let stored = offline::store_as(&call, call.to_store(true, false)).await?;
-    let bodies = call.app.gateway.spool().bodies().clone();
+async fn hand_over(call: Arc<Call>, grip: Grip, trying: Trying) -> Handed {
+    let Ok(stored) = offline::store_as(&call, call.to_store(true, false)).await else { return Handed::Back(trying) };
+    let (asked, later) = (call.clone(), cached::outlive_its_caller(&call));
     let rest = Box::pin(async move {
         let (attempt, (outcome, came)) = trying.await;
-        match came {
-            Some(came) => (attempt, Ok(came.read_on(&bodies).await)),
-            None => (attempt, Err(outcome)),
+        let Some(came) = came else { return (attempt, Err(outcome)) };
+        let came = came.read_on(asked.app.gateway.spool().bodies()).await;
+        if let Some(later) = later {
+            later.came(&asked, &came).await;
         }
+        (attempt, Ok(came))
     });
     call.app.gateway.hand_over(grip, kept::leased(&call, &stored.id, stored.seq), rest);
-    Ok(stored)
+    Handed::Over(stored)
 }
 
 /// What a caller gets whose time is up between two tries: a ticket where its policy stores.
 pub async fn ticket(call: Arc<Call>, maybe_billed: bool) -> Response {
     let held = maybe_billed && call.app.options.hold_unknown;
+    cached::go_alone(&call);
     let refusal = if !call.stores_offline() || held {
-        Refusal::too_late()
+        Refusal::too_late(maybe_billed)
     } else {
-        cached::go_alone(&call);
         let stored = offline::store(&call, maybe_billed).await;
         stored.map_or_else(|refusal| refusal, |stored| offline::ticket_for(&stored, State::Queued, offline::NO_ANSWER))
     };

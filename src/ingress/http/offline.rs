@@ -128,7 +128,7 @@ async fn go_on(
         }
         (Now::Local | Now::LocalThenTicket, stored) => {
             match ask_in_time(call, stored.as_ref().filter(|_| is_first)).await {
-                None => stored.map(Begun::Late).ok_or_else(Refusal::too_late),
+                None => stored.map(Begun::Late).ok_or_else(|| Refusal::too_late(false)),
                 Some(Ok(answer)) => Ok(Begun::Local(answer, stored)),
                 Some(Err(error)) => match stored {
                     Some(stored) => {
@@ -194,7 +194,7 @@ pub fn record_local(call: &Call, seq: u64, model: &str, body: Bytes) {
 
 /// Waits for the uplink's answer as long as the caller may be held; `None` means a ticket is due.
 pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusal> {
-    let left = call.wants.hold.saturating_sub(clock::now().duration_since(call.received));
+    let left = call.wants.hold.saturating_sub(call.waited());
     tokio::select! {
         record = call.app.gateway.wait_final(&stored.id, left) => Ok(record?),
         () = call.app.stopping() => Ok(None),
@@ -202,11 +202,16 @@ pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusa
 }
 
 /// 503 with everything a client needs to come back for its answer.
-pub fn ticket(call: &Call, stored: &Stored) -> Refusal {
+pub async fn ticket(call: &Call, stored: &Stored) -> Refusal {
     let gateway = &call.app.gateway;
     let why = match (gateway.money().is_spent(), gateway.is_online()) {
         (true, _) => gateway.money().why(),
-        (false, true) => return ticket_for(stored, State::Queued, NO_ANSWER),
+        (false, true) => {
+            let record = gateway.spool().get(stored.id.clone()).await.ok().flatten();
+            let is_sending = record.is_some_and(|record| record.state == State::Sending);
+            let state = if is_sending { State::Sending } else { State::Queued };
+            return ticket_for(stored, state, NO_ANSWER);
+        }
         (false, false) => NO_UPLINK.to_owned(),
     };
     let barred = gateway.local().last_look().and_then(|look| look.reason);
@@ -261,7 +266,7 @@ pub async fn answer_plain(call: Arc<Call>, begun: Begun) -> Response {
         Begun::Late(stored) => call.app.refused(&call, late_ticket(&stored)),
         Begun::Hold(stored) => match hold(&call, &stored).await {
             Err(refusal) => call.app.refused(&call, refusal),
-            Ok(None) => call.app.refused(&call, ticket(&call, &stored)),
+            Ok(None) => call.app.refused(&call, ticket(&call, &stored).await),
             Ok(Some(record)) => {
                 stored.delivered();
                 finished(&call, record)

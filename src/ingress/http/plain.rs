@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::response::Response;
 use hyper::Method;
-use hyper::header::HeaderMap;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::answer::{self, Origin};
 use super::call::Call;
@@ -19,6 +19,8 @@ use crate::control::types::Policy;
 use crate::gateway::{LiveAttempt, Target};
 use crate::uplink::body;
 use crate::uplink::cloud::{self, Cloud, Whole};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Answers a plain request.
 pub async fn answer(call: Arc<Call>) -> Response {
@@ -98,7 +100,13 @@ pub async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Opt
 
 /// The call towards one uplink: the client's bytes, under that uplink's name for the model.
 pub fn uplink_call(call: &Call, cloud: &Cloud) -> cloud::Call {
-    let headers: HeaderMap = call.forward.clone();
+    let mut headers: HeaderMap = call.forward.clone();
+    if call.may_outlive_its_caller()
+        && let Ok(id) = HeaderValue::from_str(&call.id)
+    {
+        // Its second send, if there is one, has the same.
+        headers.insert(IDEMPOTENCY_KEY, id);
+    }
     let sent = body::for_uplink(&call.body, &call.head, cloud.alias(&call.head.model), true);
     // What does not say its tokens costs all that is reserved for it.
     let sent = if call.app.gateway.money().is_capped() { body::with_usage(sent, &call.head) } else { sent };

@@ -111,10 +111,14 @@ impl Refusal {
     }
 
     /// 504: the caller's own time is up, and its policy leaves nothing for later.
-    pub fn too_late() -> Self {
-        let message = "no answer came in the time that this caller waits; it may be billed, and nothing is kept of it: allow more \
-                       time, or let it be stored (X-Holdfast-Offline: both or queue)";
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
+    pub fn too_late(maybe_billed: bool) -> Self {
+        let sent = if maybe_billed { "it was sent and may be billed" } else { "no uplink took it" };
+        let message = format!(
+            "no answer came in the time that this caller waits; {sent}, and nothing is kept of it: allow more time, or let it \
+             be stored (X-Holdfast-Offline: both or queue)"
+        );
+        let refusal = Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message);
+        if maybe_billed { refusal.header("x-should-retry", "false") } else { refusal.retry_after(1) }
     }
 
     /// 504: the caller's own time is up, and the identical request before it has no answer yet.

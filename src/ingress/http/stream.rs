@@ -62,9 +62,8 @@ impl Pace {
     /// Within its client's own time-out, where it stated one.
     fn of(call: &Call) -> Pace {
         // From here, not from the request's head: a body that took long to come must not cost the errors their status.
-        let commit_at = clock::now() + COMMIT_AFTER;
-        let commit_at = call.deadline().map_or(commit_at, |deadline| deadline.min(commit_at)).into();
         let stated = call.wants.stated.unwrap_or(KEEP_ALIVE_EVERY);
+        let commit_at = Instant::from_std(clock::now()) + COMMIT_AFTER.min(stated);
         Pace { commit_at, keep_alive: stated.clamp(KEEP_ALIVE_LEAST, KEEP_ALIVE_EVERY) }
     }
 }
@@ -441,7 +440,7 @@ async fn offline_stream(call: &Arc<Call>, begun: Begun, parts: &Parts) -> Result
             say(parts, Part::Hold).await?;
             match offline::hold(call, &stored).await {
                 Err(refusal) => fail(call, parts, refusal).await,
-                Ok(None) => fail(call, parts, offline::ticket(call, &stored)).await,
+                Ok(None) => fail(call, parts, offline::ticket(call, &stored).await).await,
                 Ok(Some(record)) => {
                     match answer::finished(record) {
                         Finished::Answer(body, origin) => whole_as_stream(call, &body, origin, parts).await?,

@@ -65,7 +65,9 @@ impl Wants {
     /// Reads the headers.
     pub fn read(headers: &HeaderMap, default_policy: Policy) -> Result<Self, Refusal> {
         let (respond_async, wait) = prefer(headers);
-        let wait = wait.map(|wait| wait.min(HOLD_MAX));
+        // Who takes a ticket gets it after that time; who wants an answer gets it, or a ticket, within it.
+        let share = if respond_async { 1.0 } else { HOLD_SHARE };
+        let wait = wait.map(|wait| wait.min(HOLD_MAX).mul_f64(share));
         let stated = wait.or_else(|| stated(headers));
         let (cache, anew) = cache(headers)?;
         Ok(Self {

@@ -3,7 +3,7 @@
 //! Owns that one send and what is collected of it. Never decides who follows, nor what is worth keeping.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use axum::body::Body as HttpBody;
 use axum::response::Response;
@@ -16,14 +16,17 @@ use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use hyper::http::response::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::{Landing, Shared, direct, is_stream, mark};
+use super::{Keyed, Landing, Shared, direct, is_stream, mark};
 use crate::body::PIECE_BYTES;
 use crate::cache::flights::Lead;
 use crate::cache::key::Key;
 use crate::cache::worth::{self, ANSWER_BYTES_MAX};
+use crate::control::event::Outcome;
+use crate::gateway::Came;
 use crate::ingress::http::call::Call;
 use crate::ingress::http::refusal::Refusal;
 use crate::ingress::http::stream;
+use crate::uplink::classify;
 
 /// Pieces of an answer between the send and its caller: a caller who reads slowly holds up nobody who waits for the same,
 /// as long as the answer is one that can be shared at all.
@@ -45,7 +48,11 @@ pub(super) async fn lead(call: Arc<Call>, leader: Option<Lead<Landing>>) -> Resp
 type Pieces = mpsc::Sender<io::Result<Bytes>>;
 
 async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Sender<Parts>, pieces: Pieces) {
-    let mut sending = std::pin::pin!(send(&call, head, &pieces));
+    let (later, mut came_later) = oneshot::channel();
+    if let (Some(keyed), Some(_)) = (&call.cache, &leader) {
+        *keyed.later.lock().unwrap_or_else(PoisonError::into_inner) = Some(later);
+    }
+    let mut sending = std::pin::pin!(send(&call, head, pieces.clone()));
     let nobody_left = async {
         pieces.closed().await;
         if let Some(leader) = &leader {
@@ -61,7 +68,15 @@ async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Se
     };
     let is_over = landed.is_some();
     if let Some(leader) = leader {
-        leader.land(landed.unwrap_or(Landing::Own));
+        let landing = match landed {
+            // Its caller's own time was up, and has what there was for that one: the body ends here.
+            Some(_) if goes_on(&call) => {
+                drop(pieces);
+                return land_later(leader, &mut came_later).await;
+            }
+            landed => landed.unwrap_or(Landing::Own),
+        };
+        leader.land(landing);
     }
     if !is_over {
         tokio::select! {
@@ -69,6 +84,40 @@ async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Se
             () = pieces.closed() => {}
         }
     }
+}
+
+/// Whether the send goes on although its caller has its answer.
+fn goes_on(call: &Call) -> bool {
+    let is_here = |keyed: &Arc<Keyed>| keyed.later.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+    call.cache.as_ref().is_some_and(|keyed| !is_here(keyed))
+}
+
+/// Lands when what goes on has ended, while somebody waits for that.
+async fn land_later(leader: Lead<Landing>, came_later: &mut oneshot::Receiver<Landing>) {
+    let landing = tokio::select! {
+        came = came_later => came.unwrap_or(Landing::Own),
+        () = leader.forsaken() => return,
+    };
+    leader.land(landing);
+}
+
+/// What came of a send whose own caller had gone.
+pub(super) async fn landing_of(call: &Arc<Call>, came: &Came) -> Landing {
+    let Some(keyed) = &call.cache else { return Landing::Own };
+    let is_good = came.failed.is_none() && came.head.status == StatusCode::OK;
+    if !is_good || came.body.len() > ANSWER_BYTES_MAX as u64 {
+        return Landing::Own;
+    }
+    let mut collected = Collected::new(call.app.cached.room.clone());
+    let whole = came.body.whole().await.unwrap_or_default();
+    collected.push(&whole);
+    if collected.too_much || classify::stored_answer(&came.body) != Outcome::Delivered {
+        return Landing::Own;
+    }
+    let body = Bytes::from(collected.bytes);
+    keep(call, keyed.key, &body).await;
+    let (status, headers) = (came.head.status, HeaderMap::new());
+    Landing::Shared(Arc::new(Shared { status, headers, body, is_good, outcome: "ok", _room: collected.held }))
 }
 
 async fn went_alone(call: &Call) {
@@ -79,7 +128,7 @@ async fn went_alone(call: &Call) {
 }
 
 /// The send itself: its answer goes to its caller as it comes, and is collected for the others and for later.
-async fn send(call: &Arc<Call>, head: oneshot::Sender<Parts>, pieces: &Pieces) -> Landing {
+async fn send(call: &Arc<Call>, head: oneshot::Sender<Parts>, pieces: Pieces) -> Landing {
     let (mut parts, mut body) = direct(call.clone()).await.into_parts();
     mark(call, &mut parts.headers);
     if let Some(length) = body.size_hint().exact() {
@@ -100,10 +149,10 @@ async fn send(call: &Arc<Call>, head: oneshot::Sender<Parts>, pieces: &Pieces) -
         if piece != stream::KEEP_ALIVE {
             collected.push(&piece);
         }
-        hand_on(pieces, last.take(), &collected).await;
+        hand_on(&pieces, last.take(), &collected).await;
         // After the last byte its caller may ask again at once, and is to find it.
         if streamed && piece != DONE {
-            hand_on(pieces, Some(piece), &collected).await;
+            hand_on(&pieces, Some(piece), &collected).await;
         } else {
             last = Some(piece);
         }
