@@ -14,6 +14,7 @@ use serde_json::{Map, json};
 use super::App;
 use super::admin::{STORAGE_SENTENCE, overall, pause_sentence, sentence};
 use super::answer::{Origin, json};
+use super::openai::ENDPOINTS;
 use super::refusal::Refusal;
 use crate::clock;
 use crate::control::UplinkView;
@@ -160,6 +161,7 @@ pub async fn page(State(app): State<Arc<App>>) -> Response {
          <style>body{{font:16px sans-serif;margin:2em}}td,th{{padding:.2em 1em;text-align:left}}</style>\
          <h1>{}: {}</h1><table><tr><th>uplink<th>health<th>breaker{rows}</table>\
          <p>{} waiting, {} answered, {} dead letters</p>\
+         <p>ask by POST to {}</p>\
          <p><a href=/holdfast/v1/status>status</a> <a href=/holdfast/v1/requests>requests</a> \
          <a href=/metrics>metrics</a> <a href=/v1/models>models</a> <a href=/health>health</a></p>",
         escape(&app.options.device_id),
@@ -167,6 +169,7 @@ pub async fn page(State(app): State<Arc<App>>) -> Response {
         tally.backlog(),
         tally.in_state(RequestState::Answered),
         tally.in_state(RequestState::Dead),
+        ENDPOINTS.join(", "),
     );
     text(StatusCode::OK, "text/html; charset=utf-8", page)
 }
