@@ -35,6 +35,7 @@ const WORDS_MAX: usize = 300;
 const START_BYTES: usize = 64 * 1024;
 
 /// An answer as far as it came.
+#[derive(Clone)]
 pub struct Came {
     /// With the body's first bytes.
     pub head: Whole,

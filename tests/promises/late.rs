@@ -278,3 +278,17 @@ async fn what_had_not_left_at_a_stop_is_sent_as_if_never_tried() {
     assert_ne!(record["state"], "dead", "{record}");
     assert_eq!(record["attempts"], 0, "nothing of it can have been billed: {record}");
 }
+
+/// What may have been billed is not sent once more for each that waits for the same: they hear of it.
+#[tokio::test]
+async fn who_waits_for_a_send_that_broke_hears_of_it() {
+    let settings = Settings { patient: true, cache: "ttl = \"5m\"".to_owned(), ..Settings::default() };
+    let bench = Bench::with(settings).await;
+    bench.uplink.set_faults(Faults { fail: Mode::Truncate, ..slow(3_000) }).await;
+    let leader = tokio::spawn(hasty(&exact("broken for all")).offline("fail").send_to_owned(bench.daemon.socket()));
+    until("the send", 10, || async { (bench.answered("broken for all") == 1).then_some(()) }).await;
+    let follower = tokio::spawn(patient(&exact("broken for all")).send_to_owned(bench.daemon.socket()));
+    leader.await.unwrap().unwrap().assert_error(504, "upstream_timeout");
+    follower.await.unwrap().unwrap().assert_error(502, "upstream_truncated");
+    assert_eq!(bench.answered("broken for all"), 1);
+}

@@ -150,7 +150,7 @@ impl Driver {
         }
         let (shared, mut stop) = (self.shared.clone(), self.cut.subscribe());
         let route = Some(format!("uplink:{}", cloud.name()));
-        shared.report_request(&leased.id, Some(&leased.source), State::Sending, Some("caller_left"), route);
+        shared.report_request(&leased.id, Some(&leased.source), State::Sending, Some("handed_over"), route);
         let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
         self.tasks.spawn(async move {
             let ended = tokio::select! {

@@ -27,6 +27,7 @@ use crate::cache::key::{self, Key, Question};
 use crate::cache::shelf::Standing;
 use crate::cache::worth::{self, Asked};
 use crate::cache::{Cache, Found};
+use crate::control::event::Outcome;
 use crate::control::types::Policy;
 use crate::gateway::{Came, Gateway};
 
@@ -265,9 +266,13 @@ pub fn outlive_its_caller(call: &Call) -> Option<Later> {
 pub struct Later(oneshot::Sender<Landing>);
 
 impl Later {
-    /// This came: those who wait get it if it is a good answer, and it may be kept.
-    pub async fn came(self, call: &Arc<Call>, came: &Came) {
-        let landing = lead::landing_of(call, came).await;
+    /// It ended like this: those who wait get a good answer, which may be kept, and hear of what may have been billed.
+    pub async fn ended(self, call: Arc<Call>, result: Result<Came, Outcome>) {
+        let landing = match result {
+            Ok(Came { failed: Some(Outcome::Unknown(_)), .. }) | Err(Outcome::Unknown(_)) => lead::broken_off(),
+            Ok(came) => lead::landing_of(&call, &came).await,
+            Err(_) => Landing::Own,
+        };
         let _ = self.0.send(landing);
     }
 

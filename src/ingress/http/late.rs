@@ -75,13 +75,15 @@ async fn one_try(call: Arc<Call>, mut attempt: LiveAttempt) -> (LiveAttempt, Tri
 async fn for_others(call: Arc<Call>, trying: Trying, mut later: Later) {
     tokio::select! {
         (mut attempt, (outcome, came)) = trying => {
-            let Some(came) = came else { return attempt.end(outcome) };
-            if let Came::Whole(_, said) = &came {
+            if let Some(Came::Whole(_, said)) = &came {
                 attempt.spent(&call.head.model, said);
             }
-            let came = came.read_on(call.app.gateway.spool().bodies()).await;
-            later.came(&call, &came).await;
-            attempt.end(came.failed.unwrap_or(outcome));
+            let result = match came {
+                Some(came) => Ok(came.read_on(call.app.gateway.spool().bodies()).await),
+                None => Err(outcome),
+            };
+            attempt.end(result.as_ref().ok().and_then(|came| came.failed).unwrap_or(outcome));
+            later.ended(call, result).await;
         }
         () = later.forsaken() => {}
     }
@@ -101,12 +103,15 @@ async fn hand_over(call: Arc<Call>, grip: Grip, trying: Trying) -> Handed {
     let (asked, later) = (call.clone(), cached::outlive_its_caller(&call));
     let rest = Box::pin(async move {
         let (attempt, (outcome, came)) = trying.await;
-        let Some(came) = came else { return (attempt, Err(outcome)) };
-        let came = came.read_on(asked.app.gateway.spool().bodies()).await;
+        let result = match came {
+            Some(came) => Ok(came.read_on(asked.app.gateway.spool().bodies()).await),
+            None => Err(outcome),
+        };
         if let Some(later) = later {
-            later.came(&asked, &came).await;
+            // Beside it: the record waits for nobody.
+            tokio::spawn(later.ended(asked, result.clone()));
         }
-        (attempt, Ok(came))
+        (attempt, result)
     });
     call.app.gateway.hand_over(grip, kept::leased(&call, &stored.id, stored.seq), rest);
     Handed::Over(stored)

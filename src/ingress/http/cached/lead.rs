@@ -170,6 +170,10 @@ fn broken(call: &Call) -> Landing {
     if keyed.is_none_or(|keyed| keyed.is_alone()) {
         return Landing::Own;
     }
+    broken_off()
+}
+
+pub(super) fn broken_off() -> Landing {
     let refusal = Refusal::truncated();
     let body = refusal.json();
     let headers = refusal.into_response().headers().clone();
