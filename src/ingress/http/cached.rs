@@ -309,7 +309,7 @@ pub enum Followed {
 
 /// Waits for the identical request that is under way.
 pub async fn followed(call: &Call, follow: Follow<Landing>) -> Followed {
-    let limit = call.wants.stated.unwrap_or(FOLLOW_TIME);
+    let limit = call.wants.stated.map_or(FOLLOW_TIME, |stated| stated.min(FOLLOW_TIME));
     let left = limit.saturating_sub(call.waited());
     let waited = tokio::select! {
         waited = follow.wait(left) => waited,

@@ -16,7 +16,9 @@ use crate::control::types::{Policy, Priority};
 const HOLD_DEFAULT: Duration = Duration::from_secs(25);
 /// The longest hold: below the 300 s of proxies and of patient clients.
 const HOLD_MAX: Duration = Duration::from_secs(280);
-/// Share of a client's own time-out that a hold may use.
+/// Longer than any attempt takes: a client that states more waits for as long as there is something to wait for.
+const STATED_MAX: Duration = Duration::from_hours(24);
+/// Share of a client's own time-out that is used: the rest is for the way and a commit.
 const HOLD_SHARE: f64 = 0.9;
 /// Longest idempotency key and label that are taken.
 const WORD_BYTES_MAX: usize = 255;
@@ -66,17 +68,19 @@ impl Wants {
     pub fn read(headers: &HeaderMap, default_policy: Policy) -> Result<Self, Refusal> {
         let (respond_async, wait) = prefer(headers);
         // Who takes a ticket gets it after that time; who wants an answer gets it, or a ticket, within it.
-        let share = if respond_async { 1.0 } else { HOLD_SHARE };
-        let wait = wait.map(|wait| wait.min(HOLD_MAX).mul_f64(share));
-        let stated = wait.or_else(|| stated(headers));
+        let stated = match wait {
+            Some(wait) if respond_async => Some(wait.min(HOLD_MAX)),
+            Some(wait) => Some(share_of(wait.as_secs_f64())),
+            None => stated(headers),
+        };
         let (cache, anew) = cache(headers)?;
         Ok(Self {
             policy: word(headers, &OFFLINE)?.unwrap_or(default_policy),
             priority: word(headers, &PRIORITY)?.unwrap_or_default(),
             ttl: ttl(headers)?,
             respond_async,
-            wait,
-            hold: stated.unwrap_or(HOLD_DEFAULT),
+            wait: wait.map(|wait| wait.min(HOLD_MAX)),
+            hold: stated.map_or(HOLD_DEFAULT, |stated| stated.min(HOLD_MAX)),
             idempotency_key: bounded(headers, &IDEMPOTENCY_KEY)?,
             label: bounded(headers, &DEVICE)?.filter(|label| label != "true"),
             cache,
@@ -148,7 +152,12 @@ fn stated(headers: &HeaderMap) -> Option<Duration> {
         let seconds: f64 = text(headers, name)?.parse().ok()?;
         (seconds.is_finite() && seconds > 0.0).then_some(seconds)
     });
-    stated.map(|s| Duration::from_secs_f64((s * HOLD_SHARE).min(HOLD_MAX.as_secs_f64())))
+    stated.map(share_of)
+}
+
+/// What is used of so many seconds.
+fn share_of(seconds: f64) -> Duration {
+    Duration::from_secs_f64((seconds * HOLD_SHARE).min(STATED_MAX.as_secs_f64()))
 }
 
 /// What may come from the cache, and whether it must be new. Whoever refuses is heard before whoever asks for it.
@@ -207,6 +216,16 @@ mod tests {
         assert_eq!(hold("-1"), HOLD_DEFAULT);
         let patient = read(&[("prefer", "respond-async, wait=99999999999")]).unwrap();
         assert_eq!((patient.wait, patient.hold), (Some(HOLD_MAX), HOLD_MAX));
+    }
+
+    #[test]
+    fn what_a_client_states_is_used_up_to_nine_tenths() {
+        let stated = |name, value| read(&[(name, value)]).unwrap().stated;
+        assert_eq!(stated("prefer", "wait=10"), Some(Duration::from_secs(9)));
+        assert_eq!(stated("x-stainless-read-timeout", "600"), Some(Duration::from_mins(9)), "longer than a hold");
+        assert_eq!(stated("prefer", "wait=99999999999"), Some(STATED_MAX));
+        assert_eq!(stated("prefer", "respond-async, wait=10"), Some(Duration::from_secs(10)));
+        assert_eq!(read(&[]).unwrap().stated, None);
     }
 
     #[test]
