@@ -269,9 +269,11 @@ impl Later {
     /// It ended like this: those who wait get a good answer, which may be kept, and hear of what may have been billed.
     pub async fn ended(self, call: Arc<Call>, result: Result<Came, Outcome>) {
         let landing = match result {
-            Ok(Came { failed: Some(Outcome::Unknown(_)), .. }) | Err(Outcome::Unknown(_)) => lead::broken_off(),
+            Ok(Came { failed: Some(Outcome::Unknown(_) | Outcome::NoAnswer), .. })
+            | Err(Outcome::Unknown(_) | Outcome::NoAnswer) => lead::broken_off(),
             Ok(came) => lead::landing_of(&call, &came).await,
-            Err(_) => Landing::Own,
+            // It cost nothing: one of those who wait is the next to send.
+            Err(_) => return,
         };
         let _ = self.0.send(landing);
     }

@@ -167,7 +167,8 @@ async fn waits_for_money(call: &Call, stored: &Stored) -> bool {
 /// Waits for a stored request's outcome; once no uplink is available, what the policy gives meanwhile.
 async fn attached(call: Arc<Call>, stored: Stored) -> Response {
     loop {
-        match call.app.gateway.wait_final(&stored.id, OUTAGE_LOOK).await {
+        let left = call.wants.hold.saturating_sub(call.waited());
+        match call.app.gateway.wait_final(&stored.id, OUTAGE_LOOK.min(left)).await {
             Err(error) => return call.app.refused(&call, error.into()),
             Ok(Some(record)) => {
                 stored.delivered();

@@ -71,7 +71,7 @@ pub async fn begin(call: &Arc<Call>, why: &str, maybe_billed: bool) -> Result<Be
     let plan = offline(call.wants.policy, call.is_health_probe());
     let hold_unknown = maybe_billed && call.app.options.hold_unknown;
     let stored = if plan.store && !hold_unknown { Some(store(call, maybe_billed).await?) } else { None };
-    go_on(call, plan.now, why, stored, true).await
+    go_on(call, plan.now, (why, maybe_billed), stored, true).await
 }
 
 /// The same for a request that is on disk already.
@@ -84,7 +84,7 @@ pub async fn resume(call: &Arc<Call>, why: &str, stored: Stored) -> Result<Begun
         let origin = local_origin(&answer.model, Some(&stored));
         return Ok(Begun::Recorded(answer.body.into(), origin, stored));
     }
-    go_on(call, now, why, Some(stored), false).await
+    go_on(call, now, (why, false), Some(stored), false).await
 }
 
 /// Makes the request durable and remembers its body, so that a repeat is recognised. A caller who goes away in
@@ -114,7 +114,7 @@ pub async fn store_as(call: &Call, new: NewRequest) -> Result<Stored, Refusal> {
 async fn go_on(
     call: &Arc<Call>,
     now: Now,
-    why: &str,
+    (why, maybe_billed): (&str, bool),
     stored: Option<Stored>,
     is_first: bool,
 ) -> Result<Begun, Refusal> {
@@ -128,7 +128,7 @@ async fn go_on(
         }
         (Now::Local | Now::LocalThenTicket, stored) => {
             match ask_in_time(call, stored.as_ref().filter(|_| is_first)).await {
-                None => stored.map(Begun::Late).ok_or_else(|| Refusal::too_late(false)),
+                None => stored.map(Begun::Late).ok_or_else(|| Refusal::too_late(maybe_billed)),
                 Some(Ok(answer)) => Ok(Begun::Local(answer, stored)),
                 Some(Err(error)) => match stored {
                     Some(stored) => {

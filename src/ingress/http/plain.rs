@@ -101,7 +101,9 @@ pub async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Opt
 /// The call towards one uplink: the client's bytes, under that uplink's name for the model.
 pub fn uplink_call(call: &Call, cloud: &Cloud) -> cloud::Call {
     let mut headers: HeaderMap = call.forward.clone();
+    // The second try of a task is another request: it must not get the first one's answer again.
     if call.may_outlive_its_caller()
+        && !call.was_answered
         && let Ok(id) = HeaderValue::from_str(&call.id)
     {
         // Its second send, if there is one, has the same.

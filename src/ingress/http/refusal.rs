@@ -112,7 +112,7 @@ impl Refusal {
 
     /// 504: the caller's own time is up, and its policy leaves nothing for later.
     pub fn too_late(maybe_billed: bool) -> Self {
-        let sent = if maybe_billed { "it was sent and may be billed" } else { "no uplink took it" };
+        let sent = if maybe_billed { "it may have been sent and billed" } else { "no uplink took it" };
         let message = format!(
             "no answer came in the time that this caller waits; {sent}, and nothing is kept of it: allow more time, or let it \
              be stored (X-Holdfast-Offline: both or queue)"

@@ -94,11 +94,11 @@ fn goes_on(call: &Call) -> bool {
 
 /// Lands when what goes on has ended, while somebody waits for that.
 async fn land_later(leader: Lead<Landing>, came_later: &mut oneshot::Receiver<Landing>) {
-    let landing = tokio::select! {
-        came = came_later => came.unwrap_or(Landing::Own),
-        () = leader.forsaken() => return,
-    };
-    leader.land(landing);
+    tokio::select! {
+        // Without one, the leader that is dropped leaves its followers to themselves: one of them leads.
+        landing = came_later => if let Ok(landing) = landing { leader.land(landing) },
+        () = leader.forsaken() => {}
+    }
 }
 
 /// What came of a send whose own caller had gone.
