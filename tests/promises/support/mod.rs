@@ -9,6 +9,7 @@ mod manager;
 mod terminal;
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use holdfast::cli::simulate::{
@@ -226,9 +227,14 @@ pub fn refusing(status: u16) -> Faults {
     Faults { status_on: StatusOn::Post, ..Faults::status(status) }
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now, and that no other test is given: below those that Linux gives to connections
+/// (`ip_local_port_range`, from 32768), where between this look and the daemon's start another's may take it.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = std::process::id() as u16;
+    let ports = || 20_000 + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    std::iter::repeat_with(ports).take(1_000).find(free).expect("a free port")
 }
 
 /// The line of `[http]` that makes the daemon listen on TCP too, and the address.
