@@ -108,7 +108,7 @@ pub(super) async fn landing_of(call: &Arc<Call>, came: &Came) -> Landing {
     if !is_good || came.body.len() > ANSWER_BYTES_MAX as u64 {
         return Landing::Own;
     }
-    let mut collected = Collected::new(call.app.cached.room.clone());
+    let mut collected = Collected::new(call.app.cached.room.clone(), Some(came.body.len()));
     let whole = came.body.whole().await.unwrap_or_default();
     collected.push(&whole);
     if collected.too_much || classify::stored_answer(&came.body) != Outcome::Delivered {
@@ -138,7 +138,8 @@ async fn send(call: &Arc<Call>, head: oneshot::Sender<Parts>, pieces: Pieces) ->
     let streamed = is_stream(&headers);
     // Callers who are gone are no reason to stop: somebody waits, or this would not run.
     let _ = head.send(parts);
-    let mut collected = Collected::new(call.app.cached.room.clone());
+    let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let mut collected = Collected::new(call.app.cached.room.clone(), length);
     let mut last = None;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
@@ -199,21 +200,37 @@ struct Collected {
 }
 
 impl Collected {
-    fn new(room: Arc<Semaphore>) -> Self {
-        Self { bytes: Vec::new(), room, held: None, too_much: false }
+    /// One of this length, where it is known: then there is room for all of it, or it is not begun. Grown on its way, many at once would
+    /// each have a part of the room, and each be too much in the end.
+    fn new(room: Arc<Semaphore>, length: Option<u64>) -> Self {
+        let mut collected = Self { bytes: Vec::new(), room, held: None, too_much: false };
+        let length = length.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
+        collected.grow(length);
+        collected
     }
 
     /// One more piece, copied: what a connection hands over may be a small part of a large buffer.
     fn push(&mut self, piece: &[u8]) {
         let wanted = self.bytes.len() + piece.len();
-        if self.too_much || wanted > ANSWER_BYTES_MAX || !self.grow(wanted) {
-            (self.bytes, self.held, self.too_much) = (Vec::new(), None, true);
-            return;
+        if wanted > self.bytes.capacity() {
+            self.grow(wanted.max(ANSWER_BYTES_MAX.min(self.bytes.capacity() * 2)));
         }
-        self.bytes.extend_from_slice(piece);
+        if !self.too_much {
+            self.bytes.extend_from_slice(piece);
+        }
     }
 
-    fn grow(&mut self, bytes: usize) -> bool {
+    /// Has memory for so many bytes, all of it counted; or forgets what there is.
+    fn grow(&mut self, bytes: usize) {
+        self.too_much |= bytes > ANSWER_BYTES_MAX || !self.hold(bytes);
+        if self.too_much {
+            (self.bytes, self.held) = (Vec::new(), None);
+        } else {
+            self.bytes.reserve_exact(bytes - self.bytes.len());
+        }
+    }
+
+    fn hold(&mut self, bytes: usize) -> bool {
         let more = bytes.div_ceil(1024) - self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let Ok(permit) = self.room.clone().try_acquire_many_owned(more as u32) else { return false };
         match &mut self.held {
