@@ -39,7 +39,7 @@ struct Inner {
 }
 
 enum Content {
-    /// Pieces of [`PIECE_BYTES`], the last one shorter; or one piece of any length.
+    /// Pieces of at most [`PIECE_BYTES`]; or one piece of any length.
     Memory {
         pieces: Vec<Bytes>,
         _held: Held,

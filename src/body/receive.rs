@@ -20,6 +20,8 @@ const WRITES_MAX: usize = 4;
 /// Pieces that one write to a body file takes, as long as the memory for all has room for them meanwhile: each write is handed to
 /// another thread and waited for, which costs more than copying a piece.
 const WRITE_PIECES: usize = 4;
+/// Of a piece that is kept as a connection hands it over at most a fourth is wasted: connections read no more than a piece at once.
+const KEPT_BYTES_MIN: usize = PIECE_BYTES / 4 * 3;
 /// Free space is looked at again after this many bytes of one body.
 const SPACE_LOOK_BYTES: u64 = 1024 * 1024;
 
@@ -69,6 +71,8 @@ pub struct Receiving {
     declared: Option<u64>,
     pieces: Vec<Bytes>,
     held: Held,
+    /// Of what is held, not yet used: the rest of a body whose length is known.
+    ahead: u64,
     current: BytesMut,
     file: Option<Writing>,
     scan: Scan,
@@ -104,6 +108,7 @@ impl Bodies {
             declared,
             pieces: Vec::new(),
             held: self.0.budget.hold(),
+            ahead: 0,
             current: BytesMut::new(),
             file: None,
             scan: Scan::default(),
@@ -180,14 +185,20 @@ impl Receiving {
         self.len == 0
     }
 
-    /// The next bytes. They are copied into pieces of our own: what a connection hands over may be a small part of
-    /// a large buffer, and would keep all of it.
-    pub async fn push(&mut self, mut data: &[u8]) -> Result<(), ReceiveError> {
-        if let Some(failed) = &self.failed {
-            return Err(failed.clone());
+    /// The next bytes, as a connection hands them over. What fills most of a piece is kept as it is; of less a copy is taken, as it may
+    /// be a small part of a large buffer, and would keep all of it.
+    pub async fn push_bytes(&mut self, data: Bytes) -> Result<(), ReceiveError> {
+        if !(KEPT_BYTES_MIN..=PIECE_BYTES).contains(&data.len()) {
+            return self.push(&data).await;
         }
-        self.scan.feed(data);
-        self.len += data.len() as u64;
+        self.begin(&data).await?;
+        self.seal_current().await?;
+        self.seal(data).await
+    }
+
+    /// The next bytes; they are copied.
+    pub async fn push(&mut self, mut data: &[u8]) -> Result<(), ReceiveError> {
+        self.begin(data).await?;
         while !data.is_empty() {
             if self.current.is_empty() {
                 self.current.reserve(self.next_piece(self.len - data.len() as u64));
@@ -197,10 +208,40 @@ impl Receiving {
             self.current.put_slice(part);
             data = rest;
             if self.current.len() == PIECE_BYTES {
-                self.seal().await?;
+                self.seal_current().await?;
             }
         }
         Ok(())
+    }
+
+    /// Looks at the next bytes. With the first of them memory is taken for all that are to come, where that is known: taken piece by
+    /// piece, many bodies at once would each have a part of it and each end as a file.
+    async fn begin(&mut self, data: &[u8]) -> Result<(), ReceiveError> {
+        if let Some(failed) = &self.failed {
+            return Err(failed.clone());
+        }
+        if let Some(declared) = self.declared.filter(|_| self.is_empty() && !data.is_empty() && self.is_longer())
+            && self.held.grow_soon(declared).await
+        {
+            self.ahead = declared;
+        }
+        self.scan.feed(data);
+        self.len += data.len() as u64;
+        Ok(())
+    }
+
+    /// Whether it is known to be longer than one piece.
+    fn is_longer(&self) -> bool {
+        self.declared.is_some_and(|declared| declared > PIECE_BYTES as u64)
+    }
+
+    fn has_room(&mut self, bytes: u64) -> bool {
+        if bytes <= self.ahead {
+            self.ahead -= bytes;
+            return true;
+        }
+        // One that should have been taken whole does not begin again by pieces.
+        (self.file.is_some() || !self.is_longer()) && self.held.grow(bytes)
     }
 
     /// The whole body.
@@ -208,19 +249,18 @@ impl Receiving {
         if let Some(failed) = self.failed {
             return Err(failed);
         }
-        if !self.current.is_empty() {
-            if self.declared.is_none() {
-                // The room that was left for more would be kept with it.
-                self.current = BytesMut::from(&self.current[..]);
-            }
-            self.seal().await?;
-        }
+        self.seal_current().await?;
         if self.file.is_some() && !self.pieces.is_empty() {
             self.spill().await?;
         }
         let layout = std::mem::take(&mut self.scan).finish();
         match self.file {
-            None => Ok(Body::in_memory(self.pieces, self.held, OnceLock::from(layout))),
+            None => {
+                if self.len <= PIECE_BYTES as u64 && self.pieces.len() > 1 {
+                    self.pieces = vec![self.pieces.concat().into()];
+                }
+                Ok(Body::in_memory(self.pieces, self.held, OnceLock::from(layout)))
+            }
             Some(writing) => {
                 let body = Body::in_file(writing.finish(), OnceLock::new(), layout);
                 if self.paid {
@@ -244,14 +284,25 @@ impl Receiving {
         usize::try_from(left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES))
     }
 
-    /// Puts the current piece where it belongs.
-    async fn seal(&mut self) -> Result<(), ReceiveError> {
-        let piece = std::mem::take(&mut self.current).freeze();
+    async fn seal_current(&mut self) -> Result<(), ReceiveError> {
+        let mut piece = std::mem::take(&mut self.current);
+        if piece.is_empty() {
+            return Ok(());
+        }
+        if piece.capacity() > piece.len() {
+            // The room that was left for more would be kept with it.
+            piece = BytesMut::from(&piece[..]);
+        }
+        self.seal(piece.freeze()).await
+    }
+
+    /// Puts a piece where it belongs.
+    async fn seal(&mut self, piece: Bytes) -> Result<(), ReceiveError> {
         let bytes = piece.len() as u64;
-        let fits = self.held.grow(bytes);
+        let fits = self.has_room(bytes);
         self.pieces.push(piece);
         let stays = match self.file {
-            None => fits || self.pieces.len() == 1 || self.stuck,
+            None => fits || self.stuck || (self.pieces.len() == 1 && !self.is_longer()),
             Some(_) => fits && self.pieces.len() < WRITE_PIECES,
         };
         if !stays {
@@ -349,6 +400,31 @@ fn read_back(begun: Option<Writing>, left: Vec<Bytes>) -> io::Result<Vec<Bytes>>
 mod tests {
     use super::super::Content;
     use super::*;
+
+    #[tokio::test]
+    async fn what_fills_a_piece_is_kept_and_not_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+        let parts =
+            [vec![b' '; 300], vec![b' '; KEPT_BYTES_MIN], vec![b' '; PIECE_BYTES], vec![b' '; 20]].map(Bytes::from);
+        let whole = parts.concat();
+        for declared in [Some(whole.len() as u64), None] {
+            let mut receiving = bodies.receive(declared);
+            for part in &parts {
+                receiving.push_bytes(part.clone()).await.unwrap();
+            }
+            let body = receiving.finish().await.unwrap();
+            assert_eq!((body.whole().await.unwrap(), bodies.memory_used()), (whole.clone().into(), whole.len() as u64));
+            let kept = |part: &Bytes| body.pieces().iter().any(|piece| piece.as_ptr() == part.as_ptr());
+            assert_eq!(parts.each_ref().map(kept), [false, true, true, false], "declared: {declared:?}");
+        }
+        // A small one is in one piece however it came.
+        let mut receiving = bodies.receive(Some(300 + KEPT_BYTES_MIN as u64));
+        for part in &parts[..2] {
+            receiving.push_bytes(part.clone()).await.unwrap();
+        }
+        assert_eq!(receiving.finish().await.unwrap().in_one_piece().unwrap(), whole[..300 + KEPT_BYTES_MIN]);
+    }
 
     #[tokio::test]
     async fn a_piece_takes_no_more_memory_than_is_counted() {

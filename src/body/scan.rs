@@ -183,19 +183,20 @@ impl Scan {
             return;
         }
         let begin = self.at;
-        let wrong_at = self.characters(piece).err();
+        let is_plain = self.partial.is_empty() && is_plain(piece);
+        let wrong_at = if is_plain { None } else { self.characters(piece).err() };
         // What is wrong before it comes first, however the bytes were cut.
         let good = wrong_at.map_or(piece.len(), |at| at.saturating_sub(begin) as usize);
-        self.grammar(&piece[..good]);
+        self.grammar(&piece[..good], is_plain);
         if let Some(at) = wrong_at.filter(|_| self.fault.is_none()) {
             self.at = at;
             self.fault = Some(self.syntax());
         }
     }
 
-    fn grammar(&mut self, mut rest: &[u8]) {
+    fn grammar(&mut self, mut rest: &[u8], is_plain: bool) {
         while let Some(byte) = rest.first() {
-            let taken = if self.step == Step::Text { plain_text(rest) } else { 0 };
+            let taken = if self.step == Step::Text { ordinary_text(rest, is_plain) } else { 0 };
             if taken > 0 {
                 self.keep(&rest[..taken]);
                 self.at += taken as u64;
@@ -499,23 +500,43 @@ impl Scan {
 }
 
 /// How many bytes from here are ordinary text: no quote, no escape, no control character. Pictures are megabytes of this.
-fn plain_text(bytes: &[u8]) -> usize {
+fn ordinary_text(bytes: &[u8], is_plain: bool) -> usize {
     let end = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
-    first_control(&bytes[..end]).unwrap_or(end)
+    if is_plain { end } else { first_control(&bytes[..end]).unwrap_or(end) }
 }
 
-/// Where the first control character stands. Eight bytes at a time, and one branch for 64.
+// Bytes are looked at eight at a time, and there is one branch for 64.
+const ONES: u64 = u64::MAX / 255;
+const HIGHS: u64 = ONES << 7;
+const BLOCK: usize = 64;
+
+/// Whether all of it is ASCII without control characters, as pictures are: then nothing else need be asked of its characters.
+fn is_plain(bytes: &[u8]) -> bool {
+    // Written out: built for size, a loop over the eight takes half as long again.
+    let is_plain_block = |block: &[u8; BLOCK]| {
+        let eights = block.as_chunks().0;
+        // The high bit of a byte says that it is none; behind one below 0x20 a borrow may mark others, which changes nothing.
+        let others = |n: usize| {
+            let word = u64::from_le_bytes(eights[n]);
+            word | word.wrapping_sub(ONES * 0x20)
+        };
+        let found = others(0) | others(1) | others(2) | others(3) | others(4) | others(5) | others(6) | others(7);
+        found & HIGHS == 0
+    };
+    let (blocks, rest) = bytes.as_chunks();
+    blocks.iter().all(is_plain_block) && rest.iter().all(|byte| (0x20..0x80).contains(byte))
+}
+
+/// Where the first control character stands.
 fn first_control(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
-    const BLOCK: usize = 64;
     // Exact up to the first byte below 0x20; behind it a borrow may mark others, which changes nothing.
-    let controls = |eight: &[u8]| {
-        let word = eight.try_into().map_or(0, u64::from_le_bytes);
+    let controls = |eight: &[u8; 8]| {
+        let word = u64::from_le_bytes(*eight);
         word.wrapping_sub(ONES * 0x20) & !word & HIGHS
     };
-    let is_clean = |block: &&[u8]| block.chunks_exact(8).fold(0, |found, eight| found | controls(eight)) == 0;
-    let clean = bytes.chunks_exact(BLOCK).take_while(is_clean).count() * BLOCK;
+    let is_clean =
+        |block: &&[u8; BLOCK]| block.as_chunks().0.iter().fold(0, |found, eight| found | controls(eight)) == 0;
+    let clean = bytes.as_chunks().0.iter().take_while(is_clean).count() * BLOCK;
     bytes[clean..].iter().position(|byte| *byte < 0x20).map(|at| clean + at)
 }
 

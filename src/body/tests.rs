@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::scan::{FIELDS, JSON_DEPTH_MAX, Scan};
 use super::*;
+use crate::clock;
 
 fn scanned(text: &[u8], piece: usize) -> Result<Layout, Fault> {
     let mut scan = Scan::default();
@@ -68,6 +69,22 @@ fn a_fault_does_not_depend_on_how_the_bytes_were_cut() {
         assert!(whole.is_err());
         for piece in 1..text.len() {
             assert_eq!(scanned(text, piece), whole, "{:?} in pieces of {piece}", String::from_utf8_lossy(text));
+        }
+    }
+}
+
+#[test]
+fn one_odd_byte_is_seen_wherever_it_stands() {
+    // Long enough for blocks of 64 and for what is left behind them.
+    for at in 0..150 {
+        for odd in [0x00, 0x1F, 0x20, b'"', b'\\', 0x7F, 0x80, 0xC3, 0xFF] {
+            let mut text = request(150);
+            let begin = text.iter().position(|byte| *byte == b'A').unwrap();
+            text[begin + at] = odd;
+            let whole = scanned(&text, text.len());
+            assert_eq!(whole, scanned(&text, 7), "{odd:#04x} at {at}");
+            let valid = serde_json::from_slice::<serde_json::Value>(&text).is_ok();
+            assert_eq!(whole.is_ok(), valid, "{odd:#04x} at {at}");
         }
     }
 }
@@ -137,10 +154,10 @@ fn files(dir: &Path) -> usize {
 async fn memory_first_then_files_and_both_read_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
-    let bytes = request(3 << 20);
+    let bytes = request(2 << 20);
     let taken = [take(&bodies, &bytes).await, take(&bodies, &bytes).await, take(&bodies, &bytes).await];
     assert!(taken[0].file().is_none() && taken[1].file().is_none());
-    assert!(taken[2].file().is_some(), "three times 3 MiB do not fit into the memory for bodies");
+    assert!(taken[2].file().is_some(), "three times 2 MiB do not fit into the memory for bodies");
     assert_eq!(files(dir.path()), 1);
     assert_eq!(taken[0].hash(), taken[2].hash());
     assert_eq!(taken[0].layout(), taken[2].layout());
@@ -150,6 +167,48 @@ async fn memory_first_then_files_and_both_read_the_same() {
     assert!(small.in_one_piece().is_some());
     drop((taken, small));
     assert_eq!((files(dir.path()), bodies.memory_used()), (0, 0), "nothing is left behind");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_waits_a_moment_for_room_and_becomes_a_file_without_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+    let bytes = request(MEMORY_BYTES_MAX as usize / 2 - 100);
+    let (first, _second) = (take(&bodies, &bytes).await, take(&bodies, &bytes).await);
+    let used = bodies.memory_used();
+    let third = take(&bodies, &bytes).await;
+    assert!(third.file().is_some(), "nobody made room");
+    assert_eq!(bodies.memory_used(), used, "a part of it is in memory");
+    let (fourth, ()) = tokio::join!(take(&bodies, &bytes), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(first);
+    });
+    assert!(fourth.file().is_none(), "there was room 20 ms later");
+    assert_eq!((fourth.whole().await.unwrap(), bodies.memory_used()), (bytes.into(), used));
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_goes_to_who_waited_first_and_small_bodies_do_not_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+    let _some = take(&bodies, &request(MEMORY_BYTES_MAX as usize / 4)).await;
+    let most = take(&bodies, &request(MEMORY_BYTES_MAX as usize / 4 * 3 - 200)).await;
+    let bytes = request(MEMORY_BYTES_MAX as usize / 2 - 100);
+    let began = clock::timers_now();
+    let (early, late, ()) = tokio::join!(
+        take(&bodies, &bytes),
+        async {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            take(&bodies, &bytes).await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            assert!(take(&bodies, &request(1_000)).await.in_one_piece().is_some());
+            assert_eq!(began.elapsed(), Duration::from_millis(2));
+            drop(most);
+        }
+    );
+    assert!(early.file().is_none() && late.file().is_some(), "{early:?} {late:?}");
 }
 
 #[tokio::test]

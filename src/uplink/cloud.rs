@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::body::Spliced;
+use super::bundle::Bundled;
 use super::classify;
 use super::outgoing::{Left, Outgoing, Progress};
 use super::tls::TlsError;
@@ -231,7 +232,7 @@ impl Cloud {
             // Nothing will tell when it leaves: it counts as gone.
             progress.assume_out();
         }
-        let mut request = Request::new(body);
+        let mut request = Request::new(Bundled(body));
         *request.method_mut() = call.method;
         *request.uri_mut() = self.uri(&call.path)?;
         *request.headers_mut() = call.headers;
@@ -412,8 +413,11 @@ impl Reply {
                 Some(Err(error)) => break Some(error.outcome),
                 // It was answered, and paid for; asking again would bring the same.
                 Some(Ok(part)) if receiving.len() + part.len() as u64 > bytes_max => break Some(Outcome::NoAnswer),
-                Some(Ok(part)) if receiving.push(&part).await.is_ok() => {}
-                Some(Ok(_)) => return (Body::default(), Some(Outcome::Unknown(Fault::Truncated))),
+                Some(Ok(part)) => {
+                    if receiving.push_bytes(part).await.is_err() {
+                        return (Body::default(), Some(Outcome::Unknown(Fault::Truncated)));
+                    }
+                }
             }
             part = self.next().await;
         };

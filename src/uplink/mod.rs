@@ -3,6 +3,7 @@
 //! Translates and nothing else: bytes to calls, statuses to outcomes. Decides nothing.
 
 pub mod body;
+mod bundle;
 pub mod classify;
 pub mod cloud;
 mod dial;

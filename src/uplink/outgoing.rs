@@ -20,7 +20,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
 use super::body::Spliced;
-use crate::body::Body as StoredBody;
+use crate::body::{Body as StoredBody, PIECE_BYTES};
 use crate::clock;
 
 const WAITING: u8 = 0;
@@ -47,7 +47,7 @@ pub struct Progress(Arc<Shared>);
 struct Shared {
     state: AtomicU8,
     began: Instant,
-    /// Milliseconds from `began` to the latest slice that was handed over, and one; 0 before the first.
+    /// Milliseconds from `began` to the latest slice that was handed over, or part of one that left, and one; 0 before the first.
     moved_ms: AtomicU64,
 }
 
@@ -82,7 +82,7 @@ impl Progress {
         self.0.began
     }
 
-    /// When the latest slice was handed over. To be looked at when a time is up: waking somebody for each slice would cost
+    /// When the latest slice was handed over, or a part of it left. To be looked at when a time is up: waking somebody for each slice would cost
     /// more than handing it over.
     pub fn moved_at(&self) -> Option<Instant> {
         let ms = self.0.moved_ms.load(Ordering::Acquire).checked_sub(1)?;
@@ -100,12 +100,17 @@ impl Progress {
         }
     }
 
+    /// Some of it left just now.
+    pub(super) fn moved(&self) {
+        let ms = clock::timers_now().duration_since(self.0.began).as_millis() as u64;
+        self.0.moved_ms.store(ms + 1, Ordering::Release);
+    }
+
     /// False where it was taken back.
     fn reach(&self, state: u8) -> bool {
         let on = |before| (before != TAKEN_BACK).then_some(state);
         // Before the state: with the last slice gone and an older time, an answer would be late at once.
-        let ms = clock::timers_now().duration_since(self.0.began).as_millis() as u64;
-        self.0.moved_ms.store(ms + 1, Ordering::Release);
+        self.moved();
         self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, on).is_ok()
     }
 }
@@ -149,6 +154,16 @@ impl Outgoing {
         stretches.retain(|stretch| length(stretch) > 0);
         let left = stretches.iter().map(length).sum();
         (Self { body, stretches, left, reading: None, progress: progress.clone(), on_out }, progress)
+    }
+
+    /// How far it is, shared.
+    pub(super) fn progress(&self) -> Progress {
+        self.progress.clone()
+    }
+
+    /// Whether the next slice is in memory, and not the last one.
+    pub(super) fn has_more_at_hand(&self) -> bool {
+        self.body.file().is_none() && self.left > PIECE_BYTES as u64
     }
 
     /// The next slice; what a disk must fetch is read off the threads that serve.

@@ -298,7 +298,7 @@ pub async fn read_body(bodies: &Bodies, request: Request<HttpBody>, limit: u64) 
                     discard(body);
                     return Err(Refusal::too_large(limit));
                 }
-                if let Err(error) = read.push(&data).await {
+                if let Err(error) = read.push_bytes(data).await {
                     discard(body);
                     return Err(error.into());
                 }

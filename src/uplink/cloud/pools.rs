@@ -9,8 +9,8 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::runtime;
 
 use super::Options;
+use crate::uplink::bundle::Bundled;
 use crate::uplink::dial::Dial;
-use crate::uplink::outgoing::Outgoing;
 use crate::uplink::tls::{TlsError, client_config};
 
 /// Idle connections are closed before the middleboxes of mobile networks forget them.
@@ -26,7 +26,7 @@ const H2_PING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Threads that send: the first one and the second one that serves. What more came would share the first's.
 const RUNTIMES_MAX: usize = 2;
 
-pub(super) type Pool = Client<Dial, Outgoing>;
+pub(super) type Pool = Client<Dial, Bundled>;
 
 /// Connections, a pool for each runtime that sends: one of another thread's would cost two hops between cores for each
 /// request.
