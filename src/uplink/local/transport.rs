@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::error::from_answer;
 use super::{LocalError, Timeouts};
 use crate::body::Body;
+use crate::uplink::bundle::Bundled;
 use crate::uplink::dial::Dial;
 use crate::uplink::outgoing::Outgoing;
 
@@ -76,7 +77,8 @@ pub(super) fn after(wait: Duration) -> Instant {
 }
 
 pub(super) struct Transport {
-    client: Client<Dial, Outgoing>,
+    // The cloud's kind of body: a second one would be a second client in the program.
+    client: Client<Dial, Bundled>,
     authority: String,
     prefix: String,
 }
@@ -101,7 +103,8 @@ impl Transport {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
         let uri = format!("http://{}{}{path}", self.authority, self.prefix);
         *request.uri_mut() = uri.parse().map_err(|_| LocalError::invalid("the path is not a valid one"))?;
-        let answer = timeout_at(until, self.client.request(request)).await.map_err(|_| LocalError::Timeout)?;
+        let answer =
+            timeout_at(until, self.client.request(request.map(Bundled))).await.map_err(|_| LocalError::Timeout)?;
         answer.map_err(|_| LocalError::Unreachable)
     }
 
