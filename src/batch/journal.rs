@@ -20,7 +20,7 @@ const LINE_BYTES: u64 = 512;
 
 /// What came of one line.
 #[derive(Debug)]
-pub(super) enum Came {
+pub(super) enum LineResult {
     /// The uplink's answer.
     Answer { status: u16, request_id: String, body: Body },
     /// A refusal in OpenAI's shape, the uplink's or ours.
@@ -34,15 +34,15 @@ pub(super) enum Came {
 pub(super) struct Done {
     pub(super) number: u32,
     pub(super) custom_id: String,
-    pub(super) came: Came,
+    pub(super) came: LineResult,
 }
 
 impl Done {
     /// About what its line takes.
     fn bytes(&self) -> u64 {
         let came = match &self.came {
-            Came::Answer { body, .. } | Came::Refusal { body, .. } => body.len(),
-            Came::Nothing { message, .. } => message.len() as u64,
+            LineResult::Answer { body, .. } | LineResult::Refusal { body, .. } => body.len(),
+            LineResult::Nothing { message, .. } => message.len() as u64,
         };
         came + self.custom_id.len() as u64 + LINE_BYTES
     }
@@ -94,7 +94,7 @@ impl Journal {
         if disk::free_bytes(&self.folder)? < self.min_free.saturating_add(done.bytes()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let side = if matches!(done.came, Came::Answer { .. }) { &mut self.output } else { &mut self.error };
+        let side = if matches!(done.came, LineResult::Answer { .. }) { &mut self.output } else { &mut self.error };
         let result = side.append(&self.head, done);
         match &result {
             Ok(()) => self.done[done.number as usize] = true,
@@ -133,12 +133,12 @@ impl Side {
         let mut out = BufWriter::with_capacity(PIECE_BYTES, &self.file);
         write!(out, "{head}{}\",\"custom_id\":{}", done.number, json!(done.custom_id))?;
         match &done.came {
-            Came::Answer { status, request_id, body } | Came::Refusal { status, request_id, body } => {
+            LineResult::Answer { status, request_id, body } | LineResult::Refusal { status, request_id, body } => {
                 write!(out, ",\"response\":{{\"status_code\":{status},\"request_id\":\"{request_id}\",\"body\":")?;
                 copy_json(body, &mut out)?;
                 writeln!(out, "}},\"error\":null}}")?;
             }
-            Came::Nothing { code, message } => {
+            LineResult::Nothing { code, message } => {
                 writeln!(out, ",\"response\":null,\"error\":{}}}", json!({"code": code, "message": message}))?;
             }
         }
@@ -219,12 +219,12 @@ impl Seen {
 mod tests {
     use super::*;
 
-    fn done(number: u32, came: Came) -> Done {
+    fn done(number: u32, came: LineResult) -> Done {
         Done { number, custom_id: format!("c\"{number}"), came }
     }
 
-    fn answer(text: &str) -> Came {
-        Came::Answer { status: 200, request_id: "req_1".to_owned(), body: text.as_bytes().to_vec().into() }
+    fn answer(text: &str) -> LineResult {
+        LineResult::Answer { status: 200, request_id: "req_1".to_owned(), body: text.as_bytes().to_vec().into() }
     }
 
     #[test]
@@ -233,7 +233,7 @@ mod tests {
         let (output, error) = (dir.path().join("o"), dir.path().join("e"));
         let mut journal = Journal::open("batch_hf_1", 4, &output, &error, 0).unwrap();
         journal.append(&done(2, answer("{\n \"a\": \"b\\n\"\r\n}"))).unwrap();
-        journal.append(&done(0, Came::Nothing { code: "batch_expired", message: "late".to_owned() })).unwrap();
+        journal.append(&done(0, LineResult::Nothing { code: "batch_expired", message: "late".to_owned() })).unwrap();
         journal.sync().unwrap();
         let text = std::fs::read_to_string(&output).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();

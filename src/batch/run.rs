@@ -14,7 +14,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 use super::files;
-use super::journal::{Came, Done, Journal};
+use super::journal::{Done, Journal, LineResult};
 use super::line::{self, Found, Lines};
 use super::manifest::{LineFault, Manifest, Status};
 use super::{FileMeta, Inner, WINDOW_MAX, request_id};
@@ -284,7 +284,7 @@ impl Run {
                 Ok(()) => self.wait_for(line.number, line.custom_id),
                 Err(SpoolError::KeyReused) => {
                     let message = "another request has this line's idempotency key".to_owned();
-                    let came = Came::Nothing { code: "idempotency_key_reused", message };
+                    let came = LineResult::Nothing { code: "idempotency_key_reused", message };
                     self.record(Done { number: line.number, custom_id: line.custom_id, came }).await?;
                 }
                 Err(error) => {
@@ -334,7 +334,7 @@ impl Run {
                 "message": message, "type": "invalid_request_error", "param": null, "code": code}});
             let body = error.to_string().into_bytes().into();
             let request_id = request_id(&self.batch.id, number);
-            Next::Done(Done { number, custom_id, came: Came::Refusal { status: 400, request_id, body } })
+            Next::Done(Done { number, custom_id, came: LineResult::Refusal { status: 400, request_id, body } })
         };
         if text.len() as u64 > self.inner.options.max_body {
             return Ok(refused(custom_id, "the body is larger than [http] max_body".to_owned(), "request_too_large"));
@@ -440,7 +440,11 @@ impl Run {
                 }
                 let line = text.and_then(|text| line::read(text, &batch.endpoint).ok());
                 let custom_id = line.map(|line| line.custom_id.into_owned()).unwrap_or_default();
-                journal.append(&Done { number, custom_id, came: Came::Nothing { code, message: why.to_owned() } })?;
+                journal.append(&Done {
+                    number,
+                    custom_id,
+                    came: LineResult::Nothing { code, message: why.to_owned() },
+                })?;
             }
             journal.sync()?;
             Ok::<_, io::Error>(journal.counts())
@@ -518,17 +522,19 @@ async fn is_over(gateway: &Gateway, id: &str) -> bool {
 }
 
 /// What a request's end is for its line.
-fn came(request_id: String, record: Option<Record>) -> Came {
+fn came(request_id: String, record: Option<Record>) -> LineResult {
     let Some(record) = record else {
         let message =
             "its record was removed or damaged before its outcome was fetched; it may have been billed".to_owned();
-        return Came::Nothing { code: "result_lost", message };
+        return LineResult::Nothing { code: "result_lost", message };
     };
     if let Some((answer, _)) = &record.uplink {
         let (status, body) = (answer.status, answer.body.clone());
         match record.state {
-            State::Answered => return Came::Answer { status, request_id, body },
-            State::Dead if status >= 400 && body.layout().is_ok() => return Came::Refusal { status, request_id, body },
+            State::Answered => return LineResult::Answer { status, request_id, body },
+            State::Dead if status >= 400 && body.layout().is_ok() => {
+                return LineResult::Refusal { status, request_id, body };
+            }
             _ => {}
         }
     }
@@ -540,5 +546,5 @@ fn came(request_id: String, record: Option<Record>) -> Came {
     };
     let why = record.last_error.map(|error| format!(" The last attempt: {}.", error.message)).unwrap_or_default();
     let reason = record.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-    Came::Nothing { code, message: format!("{what}{reason}{why}") }
+    LineResult::Nothing { code, message: format!("{what}{reason}{why}") }
 }

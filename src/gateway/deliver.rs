@@ -34,9 +34,9 @@ const WORDS_MAX: usize = 300;
 /// As much of an answer as its status is judged with: an error's words, the first bytes of a page.
 const START_BYTES: usize = 64 * 1024;
 
-/// An answer as far as it came.
+/// An answer as far as it was received.
 #[derive(Clone)]
-pub struct Came {
+pub struct Received {
     /// With the body's first bytes.
     pub head: Whole,
     /// The body.
@@ -77,7 +77,7 @@ pub(super) async fn end(
     cloud: &Arc<Cloud>,
     shared: &Shared,
     leased: &Leased,
-    result: Result<Came, Outcome>,
+    result: Result<Received, Outcome>,
     latency_ms: u64,
     reserved: Option<Reservation>,
 ) -> Delivery {
@@ -103,7 +103,7 @@ async fn send(
     on_out: oneshot::Sender<()>,
     stop: &mut watch::Receiver<bool>,
     reserved: &mut Option<Reservation>,
-) -> Result<Came, Outcome> {
+) -> Result<Received, Outcome> {
     let mut head = body::read(&leased.endpoint, &leased.body).map_err(|_| Outcome::Permanent(Fault::Refused))?;
     // What `auto` stands for was decided when it was stored.
     head.model.clone_from(&leased.model);
@@ -131,11 +131,11 @@ async fn send(
         _ = stop.wait_for(|stop| *stop) => return Err(Outcome::Unknown(Fault::Outage)),
     };
     let start = body.start_off_thread(START_BYTES).await.unwrap_or_default();
-    Ok(Came { head: reply.with_body(start), body, failed })
+    Ok(Received { head: reply.with_body(start), body, failed })
 }
 
 /// What came of it. An error whose words broke off is told by its status. Blocks where the body is a file.
-fn judge(cloud: &Cloud, asked: &Leased, tasks: &Book, came: &Came, latency_ms: u64) -> Delivery {
+fn judge(cloud: &Cloud, asked: &Leased, tasks: &Book, came: &Received, latency_ms: u64) -> Delivery {
     let outcome = match classify::attempt(&came.head) {
         Outcome::Delivered => came.failed.unwrap_or_else(|| classify::stored_answer(&came.body)),
         other => other,
@@ -159,7 +159,7 @@ fn fits(asked: &Leased, tasks: &Book, body: &Body) -> bool {
     words.is_some_and(|words| task.read(&words).fits)
 }
 
-fn answer(cloud: &Cloud, asked: &str, came: &Came, latency_ms: u64) -> UplinkAnswer {
+fn answer(cloud: &Cloud, asked: &str, came: &Received, latency_ms: u64) -> UplinkAnswer {
     let whole = &came.head;
     let summary = usage::read_from(came.body.reader());
     let content_type = whole.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("application/json");

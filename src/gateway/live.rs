@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::deliver::{self, Came, Delivery};
+use super::deliver::{self, Delivery, Received};
 use super::{Input, Shared, pay};
 use crate::clock;
 use crate::control::event::{AskId, AttemptId, Event, KeyIndex, Outcome, Reason};
@@ -234,7 +234,7 @@ impl LiveAttempt {
     }
 
     /// What it ended with, for the stored request to which it was handed over.
-    pub(super) async fn end_stored(mut self, leased: &Leased, result: Result<Came, Outcome>) -> Delivery {
+    pub(super) async fn end_stored(mut self, leased: &Leased, result: Result<Received, Outcome>) -> Delivery {
         let latency_ms = clock::now().duration_since(self.started).as_millis() as u64;
         deliver::end(&self.cloud, &self.shared, leased, result, latency_ms, self.reserved.take()).await
     }

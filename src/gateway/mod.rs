@@ -42,7 +42,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::uplink::cloud::Cloud;
 use crate::uplink::ladder::Rung;
 use crate::uplink::local::{Local, LocalAnswer, LocalError};
-pub use deliver::Came;
+pub use deliver::Received;
 pub use live::{Grip, Live, LiveAttempt, Target};
 pub use opinion::{Agreed, agreement};
 use waiters::Waiters;
@@ -117,7 +117,7 @@ struct Shared {
 }
 
 /// The rest of a live attempt: what came of it, and the attempt to end with that.
-pub type Rest = Pin<Box<dyn Future<Output = (LiveAttempt, Result<Came, Outcome>)> + Send>>;
+pub type Rest = Pin<Box<dyn Future<Output = (LiveAttempt, Result<Received, Outcome>)> + Send>>;
 
 /// A live attempt whose request is stored now.
 struct HandOver {
@@ -308,7 +308,7 @@ impl Gateway {
         Ok(accepted)
     }
 
-    /// Hands over a request stored as leased, whose caller waits: it is sent before the backlog.
+    /// Sends a request that was stored as leased, before the backlog: its caller waits.
     pub fn adopt(&self, leased: Leased) {
         self.shared.tell(Input::Adopt(leased));
     }

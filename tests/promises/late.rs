@@ -84,7 +84,7 @@ async fn a_slow_answer_becomes_a_ticket_and_then_the_record() {
 }
 
 #[tokio::test]
-async fn an_answer_that_only_began_in_time_comes_whole_into_the_record() {
+async fn a_long_answer_that_comes_too_late_is_whole_in_the_record() {
     let bench = Bench::with(Settings { patient: true, ..Settings::default() }).await;
     let words = "x".repeat(300_000);
     let answer = json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": SLOW, "usage": null,
@@ -291,4 +291,24 @@ async fn who_waits_for_a_send_that_broke_hears_of_it() {
     leader.await.unwrap().unwrap().assert_error(504, "upstream_timeout");
     follower.await.unwrap().unwrap().assert_error(502, "upstream_truncated");
     assert_eq!(bench.answered("broken for all"), 1);
+}
+
+/// A caller whose time is up between two tries sends no more: of those who wait for the same, one does.
+#[tokio::test]
+async fn who_waits_for_a_caller_that_gave_up_is_not_sent_one_by_one() {
+    let settings = Settings { patient: true, cache: "ttl = \"5m\"".to_owned(), ..Settings::default() };
+    let bench = Bench::with(settings).await;
+    // The first try gets a portal's page after 0.6 s; the probe that decides about a second one takes longer than its caller waits.
+    bench.uplink.set_faults(Faults { delay_ms: 600, ..Faults::failing(Mode::Html) }).await;
+    let leader = tokio::spawn(hasty(&exact("given up")).offline("fail").send_to_owned(bench.daemon.socket()));
+    until("the send", 10, || async { (bench.answered("given up") == 1).then_some(()) }).await;
+    bench.uplink.set_faults(Faults { delay_ms: 900, ..Faults::default() }).await;
+    let follower = || patient(&exact("given up")).send_to_owned(bench.daemon.socket());
+    let followers = [tokio::spawn(follower()), tokio::spawn(follower()), tokio::spawn(follower())];
+    leader.await.unwrap().unwrap().assert_error(504, "upstream_timeout");
+    for follower in followers {
+        let reply = follower.await.unwrap().unwrap();
+        assert_eq!((reply.status, reply.content().as_str()), (200, "uplink answer to: given up"));
+    }
+    assert_eq!(bench.answered("given up"), 2, "one more send, for all of them");
 }

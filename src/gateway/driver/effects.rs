@@ -10,14 +10,17 @@ use tokio::task::spawn_blocking;
 
 use super::super::deliver::{Delivery, deliver};
 use super::super::otherwise::Otherwise;
-use super::super::{Came, HandOver, Input, LiveAttempt, Rest, Target, routes};
+use super::super::{HandOver, Input, LiveAttempt, Received, Rest, Target, routes};
 use super::{Driver, SETTLE_RETRY, item};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Fault, KeyIndex, Outcome, Route, Shut, UplinkIndex};
 use crate::control::types::State;
 use crate::spool::SpoolError;
 
 /// Takes a live attempt back; what it ended with, unless its answer has begun.
-fn taken_back(abandon: Option<oneshot::Sender<()>>, rest: &mut Rest) -> Option<(LiveAttempt, Result<Came, Outcome>)> {
+fn take_back(
+    abandon: Option<oneshot::Sender<()>>,
+    rest: &mut Rest,
+) -> Option<(LiveAttempt, Result<Received, Outcome>)> {
     abandon?.send(()).ok()?;
     rest.now_or_never()
 }
@@ -156,7 +159,7 @@ impl Driver {
             let ended = tokio::select! {
                 biased;
                 ended = &mut rest => Some(ended),
-                _ = stop.wait_for(|stop| *stop) => taken_back(abandon, &mut rest),
+                _ = stop.wait_for(|stop| *stop) => take_back(abandon, &mut rest),
             };
             let delivery = match ended {
                 Some((attempt, result)) => attempt.end_stored(&leased, result).await,

@@ -7,7 +7,7 @@ mod lead;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body as HttpBody;
@@ -29,7 +29,7 @@ use crate::cache::worth::{self, Asked};
 use crate::cache::{Cache, Found};
 use crate::control::event::Outcome;
 use crate::control::types::Policy;
-use crate::gateway::{Came, Gateway};
+use crate::gateway::{Gateway, Received};
 
 /// Memory in KiB for answers on their way, all together, that may be kept or shared. One that finds no room is passed on
 /// as ever, is not kept, and whoever waited for it is sent by itself.
@@ -70,10 +70,12 @@ pub struct Keyed {
     how: OnceLock<(bool, &'static str)>,
     /// It took the way of an outage: what it got is for it alone.
     is_alone: AtomicBool,
+    /// Its caller's time was up before its next try: one of those who wait for the same sends it.
+    gives_up_lead: AtomicBool,
     /// Tells who leads that this is so.
     went_alone: Notify,
     /// Where the answer of a send that outlives its caller goes, while it is sent for others, too.
-    later: Mutex<Option<oneshot::Sender<Landing>>>,
+    followers: Mutex<Option<oneshot::Sender<Landing>>>,
 }
 
 impl Keyed {
@@ -88,8 +90,9 @@ impl Keyed {
     }
 
     fn new(key: Key) -> Self {
-        let (how, later) = (OnceLock::new(), Mutex::default());
-        Self { key, how, is_alone: AtomicBool::new(false), went_alone: Notify::new(), later }
+        let (how, followers) = (OnceLock::new(), Mutex::default());
+        let (is_alone, gives_up_lead) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { key, how, is_alone, gives_up_lead, went_alone: Notify::new(), followers }
     }
 
     fn go_alone(&self) {
@@ -99,9 +102,13 @@ impl Keyed {
 
     /// What its own caller gets is for that one alone; what comes of the send goes there.
     fn outlive_its_caller(&self) -> Option<oneshot::Sender<Landing>> {
-        let later = self.later.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let followers = self.followers().take()?;
         self.is_alone.store(true, Ordering::Release);
-        Some(later)
+        Some(followers)
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Option<oneshot::Sender<Landing>>> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -250,26 +257,27 @@ pub fn kept(call: &Call, body: Body, origin: &Origin) -> Response {
     response
 }
 
-/// What this caller gets is for it alone: whoever waits for the same goes its own way.
-pub fn go_alone(call: &Call) {
+/// What this caller gets is for it alone, and it sends no more: one of those who wait for the same does.
+pub fn give_up_lead(call: &Call) {
     if let Some(keyed) = &call.cache {
+        keyed.gives_up_lead.store(true, Ordering::Release);
         keyed.go_alone();
     }
 }
 
-/// The same, but its send goes on: where what comes of it is to go, if others wait for that.
-pub fn outlive_its_caller(call: &Call) -> Option<Later> {
-    Some(Later(call.cache.as_ref()?.outlive_its_caller()?))
+/// What this caller gets is for it alone, but its send goes on: where what comes of it is to go, if others wait for that.
+pub fn outlive_its_caller(call: &Call) -> Option<Followers> {
+    Some(Followers(call.cache.as_ref()?.outlive_its_caller()?))
 }
 
-/// Takes what comes of a send whose own caller has gone.
-pub struct Later(oneshot::Sender<Landing>);
+/// Those who wait for what comes of a send whose own caller has gone.
+pub struct Followers(oneshot::Sender<Landing>);
 
-impl Later {
-    /// It ended like this: those who wait get a good answer, which may be kept, and hear of what may have been billed.
-    pub async fn ended(self, call: Arc<Call>, result: Result<Came, Outcome>) {
+impl Followers {
+    /// It ended like this: they get a good answer, which may be kept, and hear of what may have been billed.
+    pub async fn get(self, call: Arc<Call>, result: Result<Received, Outcome>) {
         let landing = match result {
-            Ok(Came { failed: Some(Outcome::Unknown(_) | Outcome::NoAnswer), .. })
+            Ok(Received { failed: Some(Outcome::Unknown(_) | Outcome::NoAnswer), .. })
             | Err(Outcome::Unknown(_) | Outcome::NoAnswer) => lead::broken_off(),
             Ok(came) => lead::landing_of(&call, &came).await,
             // It cost nothing: one of those who wait is the next to send.
@@ -279,7 +287,7 @@ impl Later {
     }
 
     /// Resolves when nobody waits any more.
-    pub async fn forsaken(&mut self) {
+    pub async fn gone(&mut self) {
         self.0.closed().await;
     }
 }

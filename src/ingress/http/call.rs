@@ -181,7 +181,7 @@ impl Call {
     }
 
     /// Whether its try may go on without its caller, as a stored request's.
-    pub fn may_outlive_its_caller(&self) -> bool {
+    pub fn may_be_handed_over(&self) -> bool {
         !self.head.stream && self.deadline().is_some() && self.stores_offline()
     }
 

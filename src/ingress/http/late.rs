@@ -9,7 +9,7 @@ use std::time::Instant;
 use axum::response::Response;
 use tokio::time::timeout_at;
 
-use super::cached::{self, Later};
+use super::cached::{self, Followers};
 use super::call::Call;
 use super::kept;
 use super::offline::{self, Stored};
@@ -18,7 +18,7 @@ use super::plain::try_uplink;
 use super::refusal::Refusal;
 use crate::control::event::Outcome;
 use crate::control::types::State;
-use crate::gateway::{Grip, LiveAttempt};
+use crate::gateway::{Grip, LiveAttempt, Received};
 
 /// How one try went.
 type Tried = (Outcome, Option<Came>);
@@ -48,8 +48,8 @@ pub async fn tried(
         return Ok(tried);
     }
     if !call.stores_offline() {
-        if let Some(later) = cached::outlive_its_caller(call) {
-            tokio::spawn(for_others(call.clone(), trying, later));
+        if let Some(followers) = cached::outlive_its_caller(call) {
+            tokio::spawn(for_others(call.clone(), trying, followers));
         }
         return Err(Box::new(call.app.refused(call, Refusal::too_late(true))));
     }
@@ -72,20 +72,25 @@ async fn one_try(call: Arc<Call>, mut attempt: LiveAttempt) -> (LiveAttempt, Tri
 }
 
 /// Goes on for those who wait for the same, while there are any.
-async fn for_others(call: Arc<Call>, trying: Trying, mut later: Later) {
+async fn for_others(call: Arc<Call>, trying: Trying, mut followers: Followers) {
     tokio::select! {
         (mut attempt, (outcome, came)) = trying => {
             if let Some(Came::Whole(_, said)) = &came {
                 attempt.spent(&call.head.model, said);
             }
-            let result = match came {
-                Some(came) => Ok(came.read_on(call.app.gateway.spool().bodies()).await),
-                None => Err(outcome),
-            };
+            let result = whole(&call, outcome, came).await;
             attempt.end(result.as_ref().ok().and_then(|came| came.failed).unwrap_or(outcome));
-            later.ended(call, result).await;
+            followers.get(call, result).await;
         }
-        () = later.forsaken() => {}
+        () = followers.gone() => {}
+    }
+}
+
+/// All of what came.
+async fn whole(call: &Call, outcome: Outcome, came: Option<Came>) -> Result<Received, Outcome> {
+    match came {
+        Some(came) => Ok(came.read_on(call.app.gateway.spool().bodies()).await),
+        None => Err(outcome),
     }
 }
 
@@ -100,16 +105,13 @@ enum Handed {
 /// Stores it as one that is being sent, then lets the try go on as that one's.
 async fn hand_over(call: Arc<Call>, grip: Grip, trying: Trying) -> Handed {
     let Ok(stored) = offline::store_as(&call, call.to_store(true, false)).await else { return Handed::Back(trying) };
-    let (asked, later) = (call.clone(), cached::outlive_its_caller(&call));
+    let (asked, followers) = (call.clone(), cached::outlive_its_caller(&call));
     let rest = Box::pin(async move {
         let (attempt, (outcome, came)) = trying.await;
-        let result = match came {
-            Some(came) => Ok(came.read_on(asked.app.gateway.spool().bodies()).await),
-            None => Err(outcome),
-        };
-        if let Some(later) = later {
+        let result = whole(&asked, outcome, came).await;
+        if let Some(followers) = followers {
             // Beside it: the record waits for nobody.
-            tokio::spawn(later.ended(asked, result.clone()));
+            tokio::spawn(followers.get(asked, result.clone()));
         }
         (attempt, result)
     });
@@ -120,7 +122,7 @@ async fn hand_over(call: Arc<Call>, grip: Grip, trying: Trying) -> Handed {
 /// What a caller gets whose time is up between two tries: a ticket where its policy stores.
 pub async fn ticket(call: Arc<Call>, maybe_billed: bool) -> Response {
     let held = maybe_billed && call.app.options.hold_unknown;
-    cached::go_alone(&call);
+    cached::give_up_lead(&call);
     let refusal = if !call.stores_offline() || held {
         Refusal::too_late(maybe_billed)
     } else {

@@ -37,14 +37,14 @@ pub enum Came {
 
 impl Came {
     /// All of it, for a stored request's record.
-    pub async fn read_on(self, bodies: &Bodies) -> gateway::Came {
+    pub async fn read_on(self, bodies: &Bodies) -> gateway::Received {
         match self {
-            Came::Whole(head, _) => gateway::Came { body: head.body.clone().into(), head, failed: None },
+            Came::Whole(head, _) => gateway::Received { body: head.body.clone().into(), head, failed: None },
             Came::Begun(begun) => {
                 let Begun { first, mut reply, .. } = *begun;
                 let head = reply.with_body(first.clone());
                 let (body, failed) = reply.receive(first, bodies, ANSWER_BYTES_MAX).await;
-                gateway::Came { head, body, failed }
+                gateway::Received { head, body, failed }
             }
         }
     }

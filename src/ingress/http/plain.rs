@@ -102,7 +102,7 @@ pub async fn try_uplink(call: &Call, attempt: &mut LiveAttempt) -> (Outcome, Opt
 pub fn uplink_call(call: &Call, cloud: &Cloud) -> cloud::Call {
     let mut headers: HeaderMap = call.forward.clone();
     // The second try of a task is another request: it must not get the first one's answer again.
-    if call.may_outlive_its_caller()
+    if call.may_be_handed_over()
         && !call.was_answered
         && let Ok(id) = HeaderValue::from_str(&call.id)
     {

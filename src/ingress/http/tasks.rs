@@ -179,14 +179,14 @@ impl From<Fault> for Refusal {
 
 /// The chat's answer in the task's shape. One that does not fit is asked for once more.
 async fn answered(call: Arc<Call>) -> Response {
-    let first = Came::of(openai::answer(call.clone()).await, &call).await;
+    let first = TaskAnswer::of(openai::answer(call.clone()).await, &call).await;
     let came = match first {
         Ok(came) if came.reading.fits || came.is_settled => came,
         Ok(came) if came.source.starts_with("local:") => local_again(&call, came).await,
         Ok(_) => {
             // It was paid for: what becomes of it now is the last send.
             let again = Arc::new(Call { was_answered: true, ..Call::clone(&call) });
-            match Came::of(openai::answer(again.clone()).await, &again).await {
+            match TaskAnswer::of(openai::answer(again.clone()).await, &again).await {
                 Ok(came) => came,
                 Err(response) => return ended(&call, *response).await,
             }
@@ -197,7 +197,7 @@ async fn answered(call: Arc<Call>) -> Response {
 }
 
 /// An answer as far as it is one.
-struct Came {
+struct TaskAnswer {
     status: StatusCode,
     headers: HeaderMap,
     source: String,
@@ -208,9 +208,9 @@ struct Came {
     reading: Reading,
 }
 
-impl Came {
+impl TaskAnswer {
     /// Anything but a whole answer goes back as it is.
-    async fn of(response: Response, call: &Call) -> Result<Came, Box<Response>> {
+    async fn of(response: Response, call: &Call) -> Result<TaskAnswer, Box<Response>> {
         if response.status() != StatusCode::OK {
             return Err(Box::new(response));
         }
@@ -226,7 +226,7 @@ impl Came {
         let words = said(&*bytes).unwrap_or_default();
         let is_settled = state == "answered";
         let reading = call.reading(&words);
-        Ok(Came { status: parts.status, headers: parts.headers, source, id, is_settled, words, reading })
+        Ok(TaskAnswer { status: parts.status, headers: parts.headers, source, id, is_settled, words, reading })
     }
 
     fn into_response(self, call: &Call) -> Response {
@@ -242,7 +242,7 @@ impl Came {
     }
 }
 
-fn shape(call: &Call, came: &Came) -> Value {
+fn shape(call: &Call, came: &TaskAnswer) -> Value {
     let reading = &came.reading;
     json!({
         "id": came.id,
@@ -269,11 +269,11 @@ impl Call {
 }
 
 /// The local model costs nothing but time: it is asked directly, and what is stored stays as it is.
-async fn local_again(call: &Call, came: Came) -> Came {
+async fn local_again(call: &Call, came: TaskAnswer) -> TaskAnswer {
     let Some(Ok(answer)) = late::by(call.deadline(), offline::ask_local(call)).await else { return came };
     let Content::Whole(body) = answer.content else { return came };
     let words = said(&*body).unwrap_or_default();
-    Came { reading: call.reading(&words), words, ..came }
+    TaskAnswer { reading: call.reading(&words), words, ..came }
 }
 
 /// A stored task that was tried twice has its words on record; anything else is an error as everywhere.
@@ -292,5 +292,5 @@ async fn ended(call: &Call, response: Response) -> Response {
     let mut headers = HeaderMap::new();
     origin.write(&mut headers);
     let reading = Reading { fits: false, ..call.reading(&words) };
-    Came { status: StatusCode::OK, headers, source, id, is_settled: true, words, reading }.into_response(call)
+    TaskAnswer { status: StatusCode::OK, headers, source, id, is_settled: true, words, reading }.into_response(call)
 }

@@ -19,7 +19,7 @@ const HOLD_MAX: Duration = Duration::from_secs(280);
 /// Longer than any attempt takes: a client that states more waits for as long as there is something to wait for.
 const STATED_MAX: Duration = Duration::from_hours(24);
 /// Share of a client's own time-out that is used: the rest is for the way and a commit.
-const HOLD_SHARE: f64 = 0.9;
+const STATED_SHARE: f64 = 0.9;
 /// Longest idempotency key and label that are taken.
 const WORD_BYTES_MAX: usize = 255;
 /// Longest time to live a request may ask for: 30 days.
@@ -157,7 +157,7 @@ fn stated(headers: &HeaderMap) -> Option<Duration> {
 
 /// What is used of so many seconds.
 fn share_of(seconds: f64) -> Duration {
-    Duration::from_secs_f64((seconds * HOLD_SHARE).min(STATED_MAX.as_secs_f64()))
+    Duration::from_secs_f64((seconds * STATED_SHARE).min(STATED_MAX.as_secs_f64()))
 }
 
 /// What may come from the cache, and whether it must be new. Whoever refuses is heard before whoever asks for it.

@@ -3,7 +3,8 @@
 //! Owns that one send and what is collected of it. Never decides who follows, nor what is worth keeping.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::body::Body as HttpBody;
 use axum::response::Response;
@@ -16,13 +17,13 @@ use hyper::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use hyper::http::response::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::{Keyed, Landing, Shared, direct, is_stream, mark};
+use super::{Landing, Shared, direct, is_stream, mark};
 use crate::body::PIECE_BYTES;
 use crate::cache::flights::Lead;
 use crate::cache::key::Key;
 use crate::cache::worth::{self, ANSWER_BYTES_MAX};
 use crate::control::event::Outcome;
-use crate::gateway::Came;
+use crate::gateway::Received;
 use crate::ingress::http::call::Call;
 use crate::ingress::http::refusal::Refusal;
 use crate::ingress::http::stream;
@@ -48,9 +49,9 @@ pub(super) async fn lead(call: Arc<Call>, leader: Option<Lead<Landing>>) -> Resp
 type Pieces = mpsc::Sender<io::Result<Bytes>>;
 
 async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Sender<Parts>, pieces: Pieces) {
-    let (later, mut came_later) = oneshot::channel();
+    let (followers, mut landing_later) = oneshot::channel();
     if let (Some(keyed), Some(_)) = (&call.cache, &leader) {
-        *keyed.later.lock().unwrap_or_else(PoisonError::into_inner) = Some(later);
+        *keyed.followers() = Some(followers);
     }
     let mut sending = std::pin::pin!(send(&call, head, pieces.clone()));
     let nobody_left = async {
@@ -68,15 +69,16 @@ async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Se
     };
     let is_over = landed.is_some();
     if let Some(leader) = leader {
-        let landing = match landed {
+        match landed {
             // Its caller's own time was up, and has what there was for that one: the body ends here.
             Some(_) if goes_on(&call) => {
                 drop(pieces);
-                return land_later(leader, &mut came_later).await;
+                return land_later(leader, &mut landing_later).await;
             }
-            landed => landed.unwrap_or(Landing::Own),
-        };
-        leader.land(landing);
+            // Without a landing, one of those who wait leads.
+            _ if gives_up_lead(&call) => drop(leader),
+            landed => leader.land(landed.unwrap_or(Landing::Own)),
+        }
     }
     if !is_over {
         tokio::select! {
@@ -88,21 +90,24 @@ async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Se
 
 /// Whether the send goes on although its caller has its answer.
 fn goes_on(call: &Call) -> bool {
-    let is_here = |keyed: &Arc<Keyed>| keyed.later.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-    call.cache.as_ref().is_some_and(|keyed| !is_here(keyed))
+    call.cache.as_ref().is_some_and(|keyed| keyed.followers().is_none())
+}
+
+fn gives_up_lead(call: &Call) -> bool {
+    call.cache.as_ref().is_some_and(|keyed| keyed.gives_up_lead.load(Ordering::Acquire))
 }
 
 /// Lands when what goes on has ended, while somebody waits for that.
-async fn land_later(leader: Lead<Landing>, came_later: &mut oneshot::Receiver<Landing>) {
+async fn land_later(leader: Lead<Landing>, landing_later: &mut oneshot::Receiver<Landing>) {
     tokio::select! {
         // Without one, the leader that is dropped leaves its followers to themselves: one of them leads.
-        landing = came_later => if let Ok(landing) = landing { leader.land(landing) },
+        landing = landing_later => if let Ok(landing) = landing { leader.land(landing) },
         () = leader.forsaken() => {}
     }
 }
 
 /// What came of a send whose own caller had gone.
-pub(super) async fn landing_of(call: &Arc<Call>, came: &Came) -> Landing {
+pub(super) async fn landing_of(call: &Arc<Call>, came: &Received) -> Landing {
     let Some(keyed) = &call.cache else { return Landing::Own };
     let is_good = came.failed.is_none() && came.head.status == StatusCode::OK;
     if !is_good || came.body.len() > ANSWER_BYTES_MAX as u64 {
