@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, UnixListener};
 
-use super::{SupervisorError, server_tls};
+use super::SupervisorError;
+use super::parts::server_tls;
 use crate::config;
 use crate::ingress::http::{Listeners, Tokens};
 use crate::plant::{self, Fault};

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{SupervisorError, spool_options};
+use super::{SupervisorError, parts};
 use crate::config::Settings;
 use crate::control::price::Prices;
 use crate::ingress::http::RecordJson;
@@ -39,7 +39,7 @@ pub fn check(settings: &Settings) -> Result<(Vec<Finding>, u64), SupervisorError
 
 /// Does what a start of the daemon does about a damaged spool, waits until all is read, and stops again.
 pub async fn repair(settings: &Settings) -> Result<(), SupervisorError> {
-    spool::repair(spool_options(settings)).await.map_err(SupervisorError::of_spool)
+    spool::repair(parts::spool_options(settings)).await.map_err(SupervisorError::of_spool)
 }
 
 /// Tells every request that is left as one line of JSON, the body in base64 where wanted; gives what is lost.
@@ -50,11 +50,11 @@ pub fn export(
     tell: &mut dyn FnMut(&str) -> bool,
 ) -> Result<Vec<Finding>, SupervisorError> {
     // A schema file that is broken now is no reason to keep what is stored.
-    let tasks = super::tasks(settings).unwrap_or_else(|fault| {
+    let tasks = parts::tasks(settings).unwrap_or_else(|fault| {
         tracing::warn!("results of tasks are left out: {fault}");
         Arc::default()
     });
-    let prices = super::prices(settings);
+    let prices = parts::prices(settings);
     let offline = Offline::take(&settings.gateway.data_dir).map_err(SupervisorError::of_spool)?;
     let lost =
         offline.export(&mut |shown| tell(&line(&shown, &tasks, &prices, bodies))).map_err(SupervisorError::of_spool)?;

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use super::doors::{self, Doors};
-use super::{SupervisorError, links, local_client, server_tls, tasks, uplinks};
+use super::parts::{local_client, server_tls, tasks, uplinks};
+use super::{SupervisorError, links};
 use crate::clock::Floor;
 use crate::config::{Faults, Loaded, Settings};
 
