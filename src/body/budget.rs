@@ -18,6 +18,8 @@ pub const MEMORY_BYTES_MAX: u64 = 5 * 1024 * 1024;
 const ROOM_WAIT: Duration = Duration::from_millis(50);
 /// Larger ones do not wait: they would need most of the others gone.
 const WAITING_BYTES_MAX: u64 = MEMORY_BYTES_MAX / 2;
+/// One that is no larger goes past those who wait where it fits: beside a slow uplink they wait in vain.
+const PASSING_BYTES_MAX: u64 = MEMORY_BYTES_MAX / 16;
 
 /// The shared counter.
 #[derive(Debug, Clone, Default)]
@@ -58,10 +60,13 @@ impl Held {
         taken
     }
 
-    /// The same, after waiting a moment for others to be done.
+    /// The same, after waiting a moment for others to be done, where it is not too large for that.
     pub(super) async fn grow_soon(&mut self, bytes: u64) -> bool {
         if bytes > WAITING_BYTES_MAX {
             return self.grow(bytes);
+        }
+        if bytes <= PASSING_BYTES_MAX && self.grow(bytes) {
+            return true;
         }
         let shared = self.budget.0.clone();
         let room = async {
@@ -70,7 +75,14 @@ impl Held {
                 shared.freed.notified().await;
             }
         };
-        tokio::time::timeout(ROOM_WAIT, room).await.is_ok()
+        // Where the one before waited in vain, the next had no turn.
+        tokio::time::timeout(ROOM_WAIT, room).await.is_ok() || self.grow(bytes)
+    }
+
+    /// Gives a part of it back.
+    pub(super) fn give_back(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        drop(Held { budget: self.budget.clone(), bytes });
     }
 
     /// Takes more whatever is there: small bodies are bounded by the number of requests at once.

@@ -5,14 +5,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::budget::{Budget, Held};
 use super::file::Writing;
 use super::scan::Scan;
 use super::{Body, BodyFile, PIECE_BYTES};
+use crate::clock;
 
 /// Writes to body files at the same time: more would only queue inside the disk, and a disk that hangs must not take
 /// every thread.
@@ -22,6 +25,9 @@ const WRITES_MAX: usize = 4;
 const WRITE_PIECES: usize = 4;
 /// Of a piece that is kept as a connection hands it over at most a fourth is wasted: connections read no more than a piece at once.
 const KEPT_BYTES_MIN: usize = PIECE_BYTES / 4 * 3;
+/// A body has all of its memory for so long; the next bytes of a slower one give back what is not used, and it takes memory as it
+/// comes.
+const AHEAD_TIME: Duration = Duration::from_secs(2);
 /// Free space is looked at again after this many bytes of one body.
 const SPACE_LOOK_BYTES: u64 = 1024 * 1024;
 
@@ -73,6 +79,10 @@ pub struct Receiving {
     held: Held,
     /// Of what is held, not yet used: the rest of a body whose length is known.
     ahead: u64,
+    /// When that is given back.
+    ahead_until: Instant,
+    /// It was.
+    is_slow: bool,
     current: BytesMut,
     file: Option<Writing>,
     scan: Scan,
@@ -109,6 +119,8 @@ impl Bodies {
             pieces: Vec::new(),
             held: self.0.budget.hold(),
             ahead: 0,
+            ahead_until: clock::timers_now(),
+            is_slow: false,
             current: BytesMut::new(),
             file: None,
             scan: Scan::default(),
@@ -223,11 +235,20 @@ impl Receiving {
         if let Some(declared) = self.declared.filter(|_| self.is_empty() && !data.is_empty() && self.is_longer())
             && self.held.grow_soon(declared).await
         {
-            self.ahead = declared;
+            (self.ahead, self.ahead_until) = (declared, clock::timers_now() + AHEAD_TIME);
+        }
+        if self.ahead > 0 && clock::timers_now() > self.ahead_until {
+            self.held.give_back(std::mem::take(&mut self.ahead));
+            self.is_slow = true;
         }
         self.scan.feed(data);
         self.len += data.len() as u64;
         Ok(())
+    }
+
+    /// Whether it is no longer than one piece, as far as is known: such a one is always taken.
+    fn is_small(&self) -> bool {
+        !self.is_longer() && self.pieces.iter().map(Bytes::len).sum::<usize>() <= PIECE_BYTES
     }
 
     /// Whether it is known to be longer than one piece.
@@ -240,8 +261,8 @@ impl Receiving {
             self.ahead -= bytes;
             return true;
         }
-        // One that should have been taken whole does not begin again by pieces.
-        (self.file.is_some() || !self.is_longer()) && self.held.grow(bytes)
+        // One that should have been taken whole does not begin again by pieces, unless it is so slow that it gave that up.
+        (self.file.is_some() || self.is_slow || !self.is_longer()) && self.held.grow(bytes)
     }
 
     /// The whole body.
@@ -253,6 +274,8 @@ impl Receiving {
         if self.file.is_some() && !self.pieces.is_empty() {
             self.spill().await?;
         }
+        // Of an answer that broke off, less came than was said.
+        self.held.give_back(self.ahead);
         let layout = std::mem::take(&mut self.scan).finish();
         match self.file {
             None => {
@@ -302,7 +325,7 @@ impl Receiving {
         let fits = self.has_room(bytes);
         self.pieces.push(piece);
         let stays = match self.file {
-            None => fits || self.stuck || (self.pieces.len() == 1 && !self.is_longer()),
+            None => fits || self.stuck || self.is_small(),
             Some(_) => fits && self.pieces.len() < WRITE_PIECES,
         };
         if !stays {
@@ -332,6 +355,7 @@ impl Receiving {
         let (place, paid) = (self.bodies.clone(), self.paid);
         // A caller that goes away takes neither the memory nor the place of what is still being written.
         let until_written = (permit, std::mem::take(&mut self.held));
+        self.ahead = 0;
         let writing = tokio::task::spawn_blocking(move || (write_to(&place, look, begun, pieces, paid), until_written));
         let (written, (_permit, held)) = writing.await.map_err(|e| ReceiveError::Busy(e.to_string()))?;
         self.held = held;
@@ -399,6 +423,7 @@ fn read_back(begun: Option<Writing>, left: Vec<Bytes>) -> io::Result<Vec<Bytes>>
 #[cfg(test)]
 mod tests {
     use super::super::Content;
+    use super::super::budget::MEMORY_BYTES_MAX;
     use super::*;
 
     #[tokio::test]
@@ -424,6 +449,48 @@ mod tests {
             receiving.push_bytes(part.clone()).await.unwrap();
         }
         assert_eq!(receiving.finish().await.unwrap().in_one_piece().unwrap(), whole[..300 + KEPT_BYTES_MIN]);
+    }
+
+    #[tokio::test]
+    async fn a_small_one_stays_in_memory_however_it_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+        let mut others = bodies.0.budget.hold();
+        assert!(others.grow(MEMORY_BYTES_MAX));
+        let parts = [vec![b' '; 10_000], vec![b' '; KEPT_BYTES_MIN]].map(Bytes::from);
+        for declared in [Some(10_000 + KEPT_BYTES_MIN as u64), None] {
+            let mut receiving = bodies.receive(declared);
+            for part in &parts {
+                receiving.push_bytes(part.clone()).await.unwrap();
+            }
+            assert!(receiving.finish().await.unwrap().file().is_none(), "declared: {declared:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_one_gives_back_what_it_took_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+        let piece = Bytes::from(vec![b' '; PIECE_BYTES]);
+        let mut receiving = bodies.receive(Some(4 * PIECE_BYTES as u64));
+        receiving.push_bytes(piece.clone()).await.unwrap();
+        assert_eq!(bodies.memory_used(), 4 * PIECE_BYTES as u64);
+        tokio::time::advance(AHEAD_TIME * 2).await;
+        for pieces in 2..=4 {
+            receiving.push_bytes(piece.clone()).await.unwrap();
+            assert_eq!(bodies.memory_used(), pieces * PIECE_BYTES as u64, "it takes it as it comes");
+        }
+        assert!(receiving.finish().await.unwrap().file().is_none());
+    }
+
+    #[tokio::test]
+    async fn one_that_ends_early_holds_what_there_is_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bodies = Bodies::new(dir.path().to_owned(), 1, 0);
+        let mut receiving = bodies.receive(Some(4 * PIECE_BYTES as u64));
+        receiving.push(&[b' '; 1000]).await.unwrap();
+        let _body = receiving.finish().await.unwrap();
+        assert_eq!(bodies.memory_used(), 1000);
     }
 
     #[tokio::test]

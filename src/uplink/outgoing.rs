@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -33,7 +34,7 @@ const TAKEN_BACK: u8 = 3;
 pub enum Left {
     /// Nothing; and nothing will.
     Nothing,
-    /// Not all of it; and the rest never will.
+    /// Not all of it; and the last of it never will.
     Part,
     /// All of it.
     All,
@@ -49,6 +50,10 @@ struct Shared {
     began: Instant,
     /// Milliseconds from `began` to the latest slice that was handed over, or part of one that left, and one; 0 before the first.
     moved_ms: AtomicU64,
+    /// Bytes that were handed over and have not left.
+    in_hand: AtomicU64,
+    /// Told when there are none of those.
+    empty_handed: AtomicWaker,
 }
 
 impl Default for Progress {
@@ -57,6 +62,8 @@ impl Default for Progress {
             state: AtomicU8::new(WAITING),
             began: clock::timers_now(),
             moved_ms: AtomicU64::new(0),
+            in_hand: AtomicU64::new(0),
+            empty_handed: AtomicWaker::new(),
         }))
     }
 }
@@ -82,26 +89,57 @@ impl Progress {
         self.0.began
     }
 
-    /// When the latest slice was handed over, or a part of it left. To be looked at when a time is up: waking somebody for each slice would cost
-    /// more than handing it over.
+    /// When the latest slice was handed over, or a part of one left. To be looked at when a time is up: waking somebody for each
+    /// slice would cost more than handing it over.
     pub fn moved_at(&self) -> Option<Instant> {
         let ms = self.0.moved_ms.load(Ordering::Acquire).checked_sub(1)?;
         Some(self.0.began + Duration::from_millis(ms))
     }
 
-    /// From here on no further byte leaves. A connection lives on for a moment after its request was dropped, one of
-    /// HTTP/2 for long: without this, what counts as never sent might still be.
+    /// From here on nothing more is handed over, so that the last byte never leaves. A connection lives on for a moment after its
+    /// request was dropped, one of HTTP/2 for long: without this, what counts as never sent might still be.
     pub fn take_back(&self) -> Left {
         let stop = |state| (state != OUT).then_some(TAKEN_BACK);
         match self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, stop) {
             Ok(WAITING) => Left::Nothing,
-            Ok(_) => Left::Part,
+            Ok(_) => {
+                self.0.empty_handed.wake();
+                Left::Part
+            }
             Err(_) => Left::All,
         }
     }
 
-    /// Some of it left just now.
-    pub(super) fn moved(&self) {
+    /// So many bytes were handed over to leave together.
+    pub(super) fn handed(&self, bytes: usize) {
+        self.0.in_hand.fetch_add(bytes as u64, Ordering::AcqRel);
+    }
+
+    /// So many of them left just now.
+    pub(super) fn left(&self, bytes: usize) {
+        self.moved();
+        if self.0.in_hand.fetch_sub(bytes as u64, Ordering::AcqRel) == bytes as u64 {
+            self.0.empty_handed.wake();
+        }
+    }
+
+    /// The connection drops some of them: what is not out never will be.
+    pub(super) fn dropped(&self) {
+        self.take_back();
+    }
+
+    /// Waits until all that was handed over has left.
+    pub(super) fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_over =
+            || self.0.in_hand.load(Ordering::Acquire) == 0 || self.0.state.load(Ordering::Acquire) == TAKEN_BACK;
+        if is_over() {
+            return Poll::Ready(());
+        }
+        self.0.empty_handed.register(cx.waker());
+        if is_over() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn moved(&self) {
         let ms = clock::timers_now().duration_since(self.0.began).as_millis() as u64;
         self.0.moved_ms.store(ms + 1, Ordering::Release);
     }
@@ -161,9 +199,19 @@ impl Outgoing {
         self.progress.clone()
     }
 
-    /// Whether the next slice is in memory, and not the last one.
-    pub(super) fn has_more_at_hand(&self) -> bool {
-        self.body.file().is_none() && self.left > PIECE_BYTES as u64
+    /// Whether it is in memory: then the next slice is there at once.
+    pub(super) fn is_at_hand(&self) -> bool {
+        self.body.file().is_none()
+    }
+
+    /// Whether the next slice may be the last one.
+    pub(super) fn may_end(&self) -> bool {
+        self.left <= PIECE_BYTES as u64
+    }
+
+    /// What its slices are part of.
+    pub(super) fn body(&self) -> &StoredBody {
+        &self.body
     }
 
     /// The next slice; what a disk must fetch is read off the threads that serve.

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use holdfast::cli::simulate::{Faults, Mode};
 use serde_json::{Value, json};
 
-use crate::support::{Ask, Bench, Reply, Settings, chat_body, events, listening, refusing, stream_text, until};
+use crate::support::{Ask, Bench, Reply, Settings, chat_body, events, listening, refusing, stream_text, until, within};
 
 fn cached(lines: &str) -> Settings {
     Settings { cache: lines.to_owned(), ..Settings::default() }
@@ -421,4 +421,19 @@ async fn in_an_outage_nobody_waits_for_the_leaders_hold() {
     assert!(!leader.is_finished(), "the leader's caller said that it waits");
     bench.uplink.set_faults(Faults::default()).await;
     assert_eq!(leader.await.unwrap().unwrap().status, 200);
+}
+
+/// What is too long to be shared is sent for each, at once: nobody waits until its first caller has read it.
+#[tokio::test]
+async fn who_asks_the_same_waits_for_nobody_who_reads_a_long_answer() {
+    let bench = slow_bench().await;
+    let answer = json!({"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m", "usage": null,
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x".repeat(8_000_000)}}]});
+    bench.uplink.set_faults(Faults { answer: Some(answer.to_string()), delay_ms: 500, ..Faults::default() }).await;
+    let socket = bench.daemon.socket();
+    let unread = tokio::spawn(async move { ask(&exact("long")).open(&socket).await.unwrap() });
+    until("the send", 10, || async { (bench.answered("long") == 1).then_some(()) }).await;
+    let reply = within("an answer of its own", 10, bench.daemon.send(ask(&exact("long")))).await;
+    assert_eq!((reply.status, reply.content().len()), (200, 8_000_000));
+    drop(unread.await.unwrap());
 }

@@ -125,6 +125,13 @@ pub(super) async fn landing_of(call: &Arc<Call>, came: &Received) -> Landing {
     Landing::Shared(Arc::new(Shared { status, headers, body, is_good, outcome: "ok", _room: collected.held }))
 }
 
+/// It cannot be shared: whoever waits for it need not wait until its caller has read it all.
+fn land_own(call: &Call) {
+    if let Some(keyed) = &call.cache {
+        keyed.went_alone.notify_one();
+    }
+}
+
 async fn went_alone(call: &Call) {
     match &call.cache {
         Some(keyed) => keyed.went_alone.notified().await,
@@ -154,6 +161,9 @@ async fn send(call: &Arc<Call>, head: oneshot::Sender<Parts>, pieces: Pieces) ->
         let Ok(piece) = frame.into_data() else { continue };
         if piece != stream::KEEP_ALIVE {
             collected.push(&piece);
+        }
+        if collected.too_much {
+            land_own(call);
         }
         hand_on(&pieces, last.take(), &collected).await;
         // After the last byte its caller may ask again at once, and is to find it.
@@ -216,6 +226,9 @@ impl Collected {
 
     /// One more piece, copied: what a connection hands over may be a small part of a large buffer.
     fn push(&mut self, piece: &[u8]) {
+        if self.too_much {
+            return;
+        }
         let wanted = self.bytes.len() + piece.len();
         if wanted > self.bytes.capacity() {
             self.grow(wanted.max(ANSWER_BYTES_MAX.min(self.bytes.capacity() * 2)));
