@@ -1,6 +1,7 @@
 //! `holdfast config check` and `config show`: needs no daemon.
 
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -32,7 +33,18 @@ pub fn run(command: &Command, global: &Global, out: &Out) -> Done {
     match config::load(named, config::environment()) {
         Err(faults) => refuse(&faults, out),
         Ok(loaded) if matches!(command, Command::Show) => show(&loaded, out),
-        Ok(loaded) => approve(&loaded, out),
+        Ok(loaded) => {
+            let (hidden, missing): (Vec<_>, Vec<_>) =
+                loaded.unreadable_files().into_iter().partition(|(_, why)| *why == ErrorKind::PermissionDenied);
+            if !missing.is_empty() {
+                return refuse(&Faults(missing.into_iter().map(|(fault, _)| fault).collect()), out);
+            }
+            // The service's own user may read what this one may not.
+            for (fault, _) in &hidden {
+                out.note(&format!("note: {}", clean(&fault.to_string())));
+            }
+            approve(&loaded, out)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `holdfast health`: the monitoring plug-ins' one line and exit code (0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN).
 //!
-//! Only the backlog's thresholds judge: a gateway that is offline and stores is doing its work.
+//! A disk that takes nothing more and the backlog's thresholds judge: a gateway that is offline and stores is doing its work.
 
 use hyper::Method;
 use serde_json::Value;
@@ -43,7 +43,8 @@ fn judge(args: &Args, status: &Result<Value, Failure>) -> (u8, String) {
     };
     let count = count_at(status, "/backlog/count");
     let above = |limit: Option<u64>| limit.is_some_and(|limit| count > limit);
-    let (code, verdict) = match (above(args.warn), above(args.crit)) {
+    let storage = text_at(status, "/storage");
+    let (code, verdict) = match (above(args.warn), above(args.crit) || !storage.is_empty()) {
         (_, true) => (2, "CRITICAL"),
         (true, false) => (1, "WARNING"),
         (false, false) => (0, "OK"),
@@ -54,7 +55,8 @@ fn judge(args: &Args, status: &Result<Value, Failure>) -> (u8, String) {
     let oldest = number_at(status, "/backlog/oldest_age_s").unwrap_or(0.0);
     let state = text_at(status, "/state");
     let metrics = format!("backlog={count};{warn};{crit};0 backlog_bytes={bytes}B oldest_age={oldest}s");
-    (code, format!("{verdict} - {state}, {count} requests wait | {metrics}"))
+    let storage = if storage.is_empty() { storage } else { format!("; {storage}") };
+    (code, format!("{verdict} - {state}, {count} requests wait{storage} | {metrics}"))
 }
 
 #[cfg(test)]
@@ -73,6 +75,14 @@ mod tests {
         assert_eq!(judged(Some(11), Some(20)).0, 1);
         let (code, words) = judged(Some(5), Some(11));
         assert!(code == 2 && words.contains("backlog=12;5;11;0"), "{words}");
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_critical() {
+        let backlog = json!({ "count": 0, "bytes": 0, "oldest_age_s": 0 });
+        let full = json!({ "state": "online", "storage": "the disk is full", "backlog": backlog });
+        let (code, words) = judge(&Args { warn: Some(1), crit: Some(2) }, &Ok(full));
+        assert!(code == 2 && words.starts_with("CRITICAL - online, 0 requests wait; the disk is full |"), "{words}");
     }
 
     #[test]

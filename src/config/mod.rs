@@ -20,6 +20,7 @@ mod walk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::{fs, io};
 
 pub use environ::environment;
 pub use extras::{Budget, Cache, Format, Level, Limits, Log, Model};
@@ -129,6 +130,25 @@ impl Loaded {
         let keys = self.settings.uplinks.iter().flat_map(|uplink| uplink.api_keys.iter().map(move |key| (uplink, key)));
         let files = keys.filter(|(_, key)| matches!(key.source, KeySource::File(_)));
         files.filter_map(|(uplink, key)| Some((uplink.name.clone(), read_key(&key.source).err()?))).collect()
+    }
+
+    /// Files that a start needs and that cannot be read from here, as faults of the keys that name them.
+    pub fn unreadable_files(&self) -> Vec<(Fault, io::ErrorKind)> {
+        let http = &self.settings.http;
+        let own = [("token_file", &http.token_file), ("tls_cert", &http.tls_cert), ("tls_key", &http.tls_key)];
+        let uplinks = self.settings.uplinks.iter().enumerate();
+        let links = self.settings.links.iter().enumerate();
+        let named = own.map(|(name, file)| (format!("http.{name}"), file)).into_iter();
+        let named = named.chain(uplinks.map(|(n, uplink)| (format!("uplink[{n}].ca_file"), &uplink.ca_file)));
+        let named = named.chain(links.map(|(n, link)| (format!("link[{n}].token_file"), &link.token_file)));
+        named.filter_map(|(key, file)| self.unreadable(key, file.as_deref()?)).collect()
+    }
+
+    fn unreadable(&self, key: String, file: &Path) -> Option<(Fault, io::ErrorKind)> {
+        let error = fs::read(file).err()?;
+        let origin = self.origins.iter().find(|shown| shown.key == key).map(|shown| shown.origin.clone());
+        let message = format!("{} cannot be read: {}", file.display(), error.kind());
+        Some((Fault { origin: origin.unwrap_or(Origin::Default), column: None, key, message }, error.kind()))
     }
 }
 

@@ -508,6 +508,18 @@ fn rules_for_auto_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn files_that_a_start_needs_are_looked_for() {
+    let text = "[http]\ntoken_file = \"/nowhere/tokens\"\n[[uplink]]\nname = \"a\"\nbase_url = \"https://a.example/v1\"\n\
+        ca_file = \"/nowhere/ca.pem\"\n[[link]]\nname = \"l\"\nsocket = \"/run/l.sock\"\ntoken_file = \"/\"\n";
+    let loaded = load_text(text, &[]).unwrap();
+    let said: Vec<_> = loaded.unreadable_files().iter().map(|(fault, _)| fault.to_string()).collect();
+    let [tokens, ca, link] = &said[..] else { panic!("{said:?}") };
+    assert!(tokens.contains(":2: http.token_file: /nowhere/tokens cannot be read: entity not found"), "{tokens}");
+    assert!(ca.contains(":6: uplink[0].ca_file: /nowhere/ca.pem cannot be read"), "{ca}");
+    assert!(link.contains("link[0].token_file: / cannot be read: is a directory"), "{link}");
+}
+
+#[test]
 fn a_key_file_that_is_not_there_is_told_and_is_no_fault() {
     let text = "[[uplink]]\nname = \"a\"\nbase_url = \"https://a.example/v1\"\napi_keys = [{ file = \"/nowhere/key\" }, { env = \"UNSET\" }]\n";
     let loaded = load_text(text, &[]).unwrap();

@@ -188,6 +188,12 @@ impl Outcome {
         }
     }
 
+    /// Whether it is the service's own word about the key, the pace or the moment: it reaches the caller where no other target takes
+    /// the request.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::Transient(Fault::TryAgain))
+    }
+
     /// The class of the outcome, as a metric label.
     pub fn class(self) -> &'static str {
         match self {

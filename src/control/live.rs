@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::breaker::BreakerState;
-use super::event::{AskId, Block, Effect, KeyIndex, Outcome, Reason, Route, UplinkIndex};
+use super::event::{AskId, Block, Effect, Fault, KeyIndex, Outcome, Reason, Route, UplinkIndex};
 use super::health::Health;
 use super::keys::May;
 use super::pause::{Gate, Way};
@@ -77,7 +77,9 @@ impl Control {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         let tries = *ask.tries.get(&uplink).unwrap_or(&0);
         let mut again = !elsewhere && tries < attempts;
-        ask.failed |= matches!(outcome, Outcome::Unreachable(_) | Outcome::Transient(_));
+        let says_try_again = outcome == Outcome::Transient(Fault::TryAgain);
+        ask.refused |= says_try_again;
+        ask.failed |= matches!(outcome, Outcome::Unreachable(_) | Outcome::Transient(_)) && !says_try_again;
         match outcome {
             Outcome::Unknown(_) => ask.unsure_of = Some(uplink),
             Outcome::Unreachable(_) => again = again && self.budget.spend(),

@@ -421,6 +421,8 @@ impl Control {
         let uplink = &mut self.uplinks[index];
         let failed = match outcome {
             Outcome::GivenUp | Outcome::Unaffordable | Outcome::Unknown(Fault::Internal) => return,
+            // "Try again" says something about this one request, and that the uplink is there.
+            _ if outcome.is_refusal() => false,
             Outcome::Unreachable(_) | Outcome::Unknown(_) => {
                 uplink.health.doubt(now_ms);
                 true

@@ -14,6 +14,9 @@ async fn a_full_disk_is_said_and_live_requests_go_on() {
     let json = bench.daemon.send(Ask::get("/health").header("accept", "application/json")).await;
     assert_eq!((json.status, json.json()["reason"].as_str()), (503, Some("disk_full")));
     assert_eq!(bench.daemon.get("/livez").await.status, 200);
+    let status = bench.daemon.status().await;
+    assert_eq!(status["reason"], "disk_full");
+    assert!(status["storage"].as_str().unwrap().contains("make room"), "{status}");
     let online = until("an answer while the disk is full", 10, || async {
         let reply = bench.daemon.send(Ask::chat("no disk needed")).await;
         (reply.status == 200 && reply.header("x-holdfast-route") == "uplink:sim").then_some(reply)

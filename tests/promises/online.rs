@@ -97,11 +97,13 @@ async fn headers_are_the_gateways_own() {
         .header("x-forwarded-for", "10.0.0.1")
         .header("accept-encoding", "gzip")
         .header("te", "trailers")
+        .header("connection", "close, X-Hop")
+        .header("x-hop", "for this hop")
         .header("openai-beta", "realtime=v1");
     assert_eq!(bench.daemon.send(ask).await.status, 200);
     let headers = &bench.uplink.latest()["headers"];
     assert_eq!(headers["authorization"], format!("Bearer {KEY}"));
-    for gone in ["cookie", "x-forwarded-for", "te"] {
+    for gone in ["cookie", "x-forwarded-for", "te", "x-hop"] {
         assert!(headers.get(gone).is_none(), "{gone} was forwarded: {headers}");
     }
     assert_ne!(headers["accept-encoding"], "gzip", "{headers}");
@@ -188,4 +190,22 @@ async fn health_and_metrics_answer_in_their_own_forms() {
     for name in ["holdfast_", "ai_gateway_requests_total"] {
         assert!(metrics.contains(name), "{name} is missing in {metrics}");
     }
+}
+
+/// 409 and 408 are the service's word about one request: its client hears it, and nobody else is held up for it.
+#[tokio::test]
+async fn a_conflict_reaches_the_client_and_opens_no_breaker() {
+    let bench = Bench::start().await;
+    for status in [409, 408, 425] {
+        bench.uplink.set_faults(Faults { status: Some(status), status_on: StatusOn::Post, ..Faults::default() }).await;
+        for stream in [false, true] {
+            let mut body = chat_body("conflict");
+            body["stream"] = stream.into();
+            let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body.to_string())).await;
+            assert_eq!((reply.status, reply.header("x-holdfast-route")), (status, "uplink:sim"));
+        }
+    }
+    let uplink = &bench.daemon.status().await["uplinks"][0];
+    assert_eq!((&uplink["breaker"], &uplink["available"]), (&"closed".into(), &true.into()), "{uplink}");
+    assert_eq!(bench.daemon.backlog().await, 0);
 }

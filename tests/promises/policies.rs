@@ -214,3 +214,17 @@ async fn an_answered_request_cannot_be_cancelled() {
         .await;
     bench.daemon.send(Ask::new(hyper::Method::DELETE, &path)).await.assert_error(409, "not_cancellable");
 }
+
+/// Its caller still wants an answer, and the one it would be attached to will never have one.
+#[tokio::test]
+async fn a_repeat_of_what_was_cancelled_is_a_new_request() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let ask = || Ask::chat("once more").header("x-stainless-timeout", "1");
+    let ticket = bench.daemon.send(ask()).await;
+    ticket.assert_error(503, "request_queued");
+    let cancel = Ask::new(hyper::Method::DELETE, &format!("/holdfast/v1/requests/{}", ticket.id()));
+    assert!(bench.daemon.send(cancel).await.status < 300);
+    bench.recover().await;
+    let reply = bench.daemon.send(ask()).await;
+    assert_eq!((reply.status, reply.content().as_str()), (200, "uplink answer to: once more"));
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use holdfast::cli::simulate::Faults;
 use http_body_util::BodyExt;
 
-use crate::support::{Ask, Bench, Settings, stream_text, until, within};
+use crate::support::{Ask, Bench, Settings, chat_body, stream_text, until, within};
 
 #[tokio::test]
 async fn a_running_stream_is_finished() {
@@ -73,5 +73,30 @@ async fn an_idle_daemon_stops_quickly_and_starts_again() {
         assert!(bench.daemon.stop().await.success());
         assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
         bench.daemon.restart().await;
+    }
+}
+
+/// It was sent and may be billed: its client must not send it again by itself.
+#[tokio::test]
+async fn a_stop_in_the_middle_of_an_attempt_says_that_it_was_sent() {
+    for stream in [false, true] {
+        let environment = vec![("HOLDFAST_GATEWAY__STOP_GRACE", "300ms".to_owned())];
+        let mut bench = Bench::with(Settings { patient: true, environment, ..Settings::default() }).await;
+        bench.uplink.set_faults(Faults { delay_ms: 20_000, ..Faults::default() }).await;
+        let mut body = chat_body("cut off");
+        body["stream"] = stream.into();
+        let ask = Ask::post("/v1/chat/completions", body.to_string()).header("x-holdfast-offline", "fail");
+        let asking = tokio::spawn(ask.send_to_owned(bench.daemon.socket()));
+        until("the send", 10, || async { (bench.answered("cut off") == 1).then_some(()) }).await;
+        // A body that has left entirely, as far as the gateway can know.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(bench.daemon.stop().await.success());
+        let reply = asking.await.unwrap().unwrap();
+        if stream {
+            assert!(reply.text().contains("upstream_timeout"), "{reply:?}");
+        } else {
+            reply.assert_error(504, "upstream_timeout");
+            assert_eq!(reply.header("x-should-retry"), "false");
+        }
     }
 }

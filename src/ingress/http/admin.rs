@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, watch};
 use super::App;
 use super::answer::{self, Finished, Origin};
 use super::call;
+use super::health::unable;
 use super::record_json::{self, RecordJson};
 use super::refusal::Refusal;
 use crate::clock;
@@ -47,6 +48,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
     let Some(view) = app.gateway.view().await else { return Refusal::stopping().into_response() };
     let host = app.board.latest().await;
     let now_s = clock::unix_ms() / 1000;
+    let unable = unable(&app);
     ok(&json!({
         "device_id": app.options.device_id,
         "version": env!("CARGO_PKG_VERSION"),
@@ -55,7 +57,8 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
         "time": now_s,
         "state": overall(&view),
         "paused": view.paused,
-        "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
+        "reason": unable,
+        "storage": storage(&view, unable),
         "uplinks": uplinks(&app, &view),
         "local": local(&app),
         "agreement": agreement(&app),
@@ -187,9 +190,22 @@ pub fn pause_sentence(block: Block, fault: Option<Fault>, wait_ms: u64) -> Strin
     format!("paused: {block}: {}; next trial in {} min", block.sentence(), wait_ms.div_ceil(60_000))
 }
 
-/// Why outcomes keep the backlog waiting.
-pub const STORAGE_SENTENCE: &str =
-    "paused: storage: an outcome cannot be written; make room on the disk or replace it; tried again each second";
+/// What is wrong with the disk and what to do about it. `unable` is `/health`'s word for why nothing is accepted.
+pub fn storage(view: &View, unable: Option<&str>) -> Option<&'static str> {
+    if !view.storage_works {
+        return Some(
+            "paused: storage: an outcome cannot be written; make room on the disk or replace it; tried again each second",
+        );
+    }
+    match unable? {
+        "disk_full" => Some("the disk is full: nothing new is stored; make room, or lower [queue] min_disk_free"),
+        "disk_read_only" => {
+            Some("the disk is read-only: nothing new is stored; see dmesg, then mount it anew or replace it")
+        }
+        "disk_failing" => Some("the disk fails: nothing new is stored; see dmesg, then replace it"),
+        _ => None,
+    }
+}
 
 /// What a technician can do about it, in one sentence.
 pub fn sentence(fault: Fault) -> &'static str {

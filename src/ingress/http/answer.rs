@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::call::is_for_this_hop;
 use super::refusal::Refusal;
 use crate::body::Body as Stored;
 use crate::control::types::State;
@@ -97,7 +98,7 @@ impl Origin {
 pub fn passable(headers: &HeaderMap) -> HeaderMap {
     let mut passed: HeaderMap = headers
         .iter()
-        .filter(|(name, _)| !KEPT_BACK.contains(&name.as_str()))
+        .filter(|(name, _)| !KEPT_BACK.contains(&name.as_str()) && !is_for_this_hop(headers, name.as_str()))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     if headers.contains_key(RETRY_AFTER) {
@@ -192,7 +193,10 @@ pub fn finished(record: Record) -> Finished {
         (None, State::Answered) => "its answer cannot be read any more".to_owned(),
         (None, state) => state.to_string(),
     };
-    let message = format!("the request ended as {} ({why}); send it again if it is still wanted", record.state);
+    let message = format!(
+        "the request ended as {} ({why}); if it is still wanted send it anew, under another Idempotency-Key if it had one",
+        record.state
+    );
     let code = match record.state {
         State::Expired => "request_expired",
         State::Cancelled => "request_cancelled",

@@ -10,7 +10,7 @@ use axum::extract::Request;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName};
 use tokio::time::{timeout, timeout_at};
 
 use super::App;
@@ -268,9 +268,16 @@ pub fn forwardable(headers: &HeaderMap) -> HeaderMap {
     let stays = |name: &HeaderName| {
         let name = name.as_str();
         KEPT_BACK.contains(&name)
+            || is_for_this_hop(headers, name)
             || ["x-forwarded-", "x-holdfast-", "x-real-ip", "x-edge-"].iter().any(|p| name.starts_with(p))
     };
     headers.iter().filter(|(name, _)| !stays(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Whether `Connection` names it (RFC 9110, section 7.6.1).
+pub fn is_for_this_hop(headers: &HeaderMap, name: &str) -> bool {
+    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    named.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(name))
 }
 
 /// Reads a body under limits of size and time; refuses a declared size before reading anything.

@@ -12,7 +12,7 @@ use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde_json::{Map, json};
 
 use super::App;
-use super::admin::{STORAGE_SENTENCE, overall, pause_sentence, sentence};
+use super::admin::{overall, pause_sentence, sentence, storage};
 use super::answer::{Origin, json};
 use super::openai::ENDPOINTS;
 use super::refusal::Refusal;
@@ -47,7 +47,7 @@ pub async fn health(State(app): State<Arc<App>>, request: Request) -> Response {
 }
 
 /// Why the gateway cannot accept, where it cannot. What is answered at once goes on all the same.
-fn unable(app: &App) -> Option<&'static str> {
+pub fn unable(app: &App) -> Option<&'static str> {
     if !app.gateway.is_accepting() {
         return Some("stopping");
     }
@@ -96,7 +96,7 @@ pub async fn providers(State(app): State<Arc<App>>) -> Response {
         "reason": unable,
         "providers": providers,
         "budget": super::spend::paused(&app.gateway.money().view()),
-        "storage": (!view.storage_works).then_some(STORAGE_SENTENCE),
+        "storage": storage(&view, unable),
     });
     json(status, body.to_string(), &Origin::default())
 }

@@ -146,13 +146,20 @@ pub async fn repeated(call: Arc<Call>, handing: Handing) -> Response {
     let id = handing.id().to_owned();
     match call.app.gateway.spool().get(id.clone()).await {
         Err(error) => call.app.refused(&call, error.into()),
-        // Pruned meanwhile, or never on disk: the repeat is a new request.
-        Ok(None) => {
+        Ok(Some(record)) if !has_lapsed(record.state) => {
+            attached(call, Stored { id, seq: record.seq, handing: Some(handing) }).await
+        }
+        // Pruned meanwhile, or never on disk, or nobody answers it any more: the repeat is a new request.
+        Ok(_) => {
             handing.delivered();
             super::openai::fresh(call).await
         }
-        Ok(Some(record)) => attached(call, Stored { id, seq: record.seq, handing: Some(handing) }).await,
     }
+}
+
+/// Whether it ended without being judged.
+fn has_lapsed(state: State) -> bool {
+    matches!(state, State::Cancelled | State::Expired | State::Evicted)
 }
 
 /// Whether it was too dear for what is left of today: then its caller is as good as offline.

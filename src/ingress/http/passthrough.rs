@@ -59,6 +59,7 @@ pub async fn pass_on(
     let mut live = app.gateway.live_aside().of(source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
+    let mut maybe_billed = false;
     loop {
         target = match target {
             Target::Uplink(mut attempt) => {
@@ -75,7 +76,10 @@ pub async fn pass_on(
                     on_out: None,
                 };
                 match attempt.send(call).await {
-                    Err(outcome) => live.next(attempt, outcome).await,
+                    Err(outcome) => {
+                        maybe_billed |= matches!(outcome, Outcome::Unknown(_));
+                        live.next(attempt, outcome).await
+                    }
                     Ok(reply) => match check(reply).await {
                         Checked::Answer(reply, outcome) => return pass(*reply, outcome, attempt),
                         Checked::Nobodys(outcome) => live.next(attempt, outcome).await,
@@ -98,7 +102,7 @@ pub async fn pass_on(
                 return Refusal::unavailable(&why).into_response();
             }
             Target::Unsure | Target::LastAnswer => return Refusal::upstream_timeout().into_response(),
-            Target::Stopping => return Refusal::stopping().into_response(),
+            Target::Stopping => return Refusal::stopping_after(maybe_billed).into_response(),
         };
     }
 }

@@ -53,7 +53,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                         live.end(attempt, Outcome::NoAnswer);
                         return call.app.refused(&call, Refusal::no_answer());
                     }
-                    (outcome @ (Outcome::RateLimited { .. } | Outcome::Blocked(_)), Some(Came::Whole(whole, _))) => {
+                    (outcome, Some(Came::Whole(whole, _))) if outcome.is_refusal() => {
                         last = Some((whole, origin));
                         late::by(until, live.next(attempt, outcome)).await
                     }
@@ -78,7 +78,7 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 call.app.answered(&call, &origin, class(&whole));
                 return answer::from_uplink(whole, &origin);
             }
-            Some(Target::Stopping) => return call.app.refused(&call, Refusal::stopping()),
+            Some(Target::Stopping) => return call.app.refused(&call, Refusal::stopping_after(maybe_billed)),
         };
     }
 }

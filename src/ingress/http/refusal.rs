@@ -76,6 +76,11 @@ impl Refusal {
             .retry_after(5)
     }
 
+    /// The same where it was sent before: then a client must not repeat it by itself.
+    pub fn stopping_after(maybe_billed: bool) -> Self {
+        if maybe_billed { Self::upstream_timeout() } else { Self::stopping() }
+    }
+
     /// 503 where nothing can answer and nothing is stored.
     pub fn unavailable(why: &str) -> Self {
         let message = format!("no uplink is available and {why}; send this again later");

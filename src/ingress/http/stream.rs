@@ -198,6 +198,7 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
     let mut live = call.app.gateway.live(call.deadline()).of(&call.source);
     let mut target = live.target().await;
     let mut last: Option<(Whole, Origin)> = None;
+    let mut maybe_billed = false;
     loop {
         target = match target {
             Target::Uplink(mut attempt) => {
@@ -218,7 +219,10 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
                         last = Some((whole, origin));
                         live.next(attempt, outcome).await
                     }
-                    Tried::Failed(outcome) => live.next(attempt, outcome).await,
+                    Tried::Failed(outcome) => {
+                        maybe_billed |= matches!(outcome, Outcome::Unknown(_));
+                        live.next(attempt, outcome).await
+                    }
                 }
             }
             Target::Offline { reason, maybe_billed } => {
@@ -235,7 +239,7 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
                     None => fail(call, parts, Refusal::upstream_timeout()).await,
                 };
             }
-            Target::Stopping => return fail(call, parts, Refusal::stopping()).await,
+            Target::Stopping => return fail(call, parts, Refusal::stopping_after(maybe_billed)).await,
         };
     }
 }
@@ -284,7 +288,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
         Err(error) => return Ok(Tried::Failed(error.outcome)),
     };
     match classify::outcome(whole.status, &whole.headers, &whole.body) {
-        outcome @ (Outcome::Permanent(_) | Outcome::Blocked(_) | Outcome::RateLimited { .. }) => {
+        outcome if outcome.is_refusal() || matches!(outcome, Outcome::Permanent(_)) => {
             Ok(Tried::Refused(outcome, whole))
         }
         outcome => Ok(Tried::Failed(outcome)),
