@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::Control;
 use super::event::{Effect, Item, Outcome, Verdict};
+use super::pause::Gate;
 
 /// Requests remembered as paid for; beyond it the oldest is forgotten, and costs a retry that is not given back. 8 bytes each.
 const PAID_MAX: usize = 4096;
@@ -92,6 +93,25 @@ impl Control {
         if !due.is_empty() {
             effects.push(Effect::Release(due));
         }
+    }
+
+    /// When a stored request that waits is sent at the earliest, where there is more to wait for than its turn: an instant of its own,
+    /// the uplinks' pace or a shut route.
+    pub fn next_attempt_ms(&self, seq: u64, model: &str, now_ms: u64) -> Option<u64> {
+        let is_this = |(_, one): &&(u64, u64)| *one == seq;
+        if let Some((due_ms, _)) = self.deferred.iter().find(is_this) {
+            return Some(*due_ms);
+        }
+        if let Some((due_ms, _)) = self.again.waiting.iter().find(is_this) {
+            return Some((*due_ms).max(self.budget.stored_due_ms()));
+        }
+        let up = self.uplinks.iter().enumerate().filter(|(_, uplink)| uplink.is_available());
+        let opens_ms = up.map(|(index, _)| match self.pauses.gate(index, model, now_ms) {
+            Gate::Shut { until_ms } => until_ms,
+            Gate::Open | Gate::Trial => now_ms,
+        });
+        let due_ms = opens_ms.min()?.max(self.pace.not_before_ms());
+        (due_ms > now_ms).then_some(due_ms)
     }
 
     /// When the first of them may leave.

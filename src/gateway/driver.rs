@@ -301,6 +301,9 @@ impl Driver {
                 let view: View = self.control.view();
                 let _ = reply.send(view);
             }
+            Input::NextAttempt(seq, model, reply) => {
+                let _ = reply.send(self.control.next_attempt_ms(seq, &model, self.shared.now_ms()));
+            }
             Input::Stop(grace) => {
                 self.stop_at = Some(self.now() + grace);
                 self.turn(Event::Stopping);

@@ -143,6 +143,8 @@ enum Input {
     /// The task that was to record it panicked.
     Unsettled(Box<driver::Ending>),
     View(oneshot::Sender<View>),
+    /// When this one, which asks for that model, is sent at the earliest.
+    NextAttempt(u64, String, oneshot::Sender<Option<u64>>),
     Stop(Duration),
 }
 
@@ -383,6 +385,14 @@ impl Gateway {
         let (reply, view) = oneshot::channel();
         self.shared.tell(Input::View(reply));
         view.await.ok()
+    }
+
+    /// When a stored request that waits is sent at the earliest, in Unix milliseconds, where there is more to wait for than its turn.
+    pub async fn next_attempt_unix_ms(&self, seq: u64, model: &str) -> Option<u64> {
+        let (reply, due) = oneshot::channel();
+        self.shared.tell(Input::NextAttempt(seq, model.to_owned(), reply));
+        let due_ms = due.await.ok()??;
+        Some(clock::unix_ms() + due_ms.saturating_sub(self.now_ms()))
     }
 
     /// Begins to end: no new work; what is in flight gets this long.

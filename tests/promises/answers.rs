@@ -1,7 +1,8 @@
 //! Answers of an uplink: long, cut, nested too deeply, and never seen.
 
-use holdfast::cli::simulate::{Faults, Mode};
+use holdfast::cli::simulate::{Faults, Mode, StatusOn};
 use http_body_util::BodyExt;
+use serde_json::json;
 
 use crate::support::{Ask, Bench, Settings, until, within};
 
@@ -121,4 +122,39 @@ async fn what_came_of_a_cut_answer_waits_with_its_request() {
     })
     .await;
     assert!(record["uplink"]["response"].is_object() || record["state"] == "dead", "{record}");
+}
+
+/// One that waits for its back-off says until when, and one that is given up counts each of its sends.
+#[tokio::test]
+async fn a_record_says_when_it_is_tried_again_and_counts_every_send() {
+    let set = |all: &[(&'static str, &str)]| all.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let environment = set(&[("HOLDFAST_RETRY__BASE", "30s"), ("HOLDFAST_RETRY__MAX", "30s")]);
+    let bench = Bench::with(Settings { environment, ..Settings::default() }).await;
+    bench.uplink.set_faults(Faults { status: Some(500), status_on: StatusOn::Post, ..Faults::default() }).await;
+    let id = bench.daemon.send(Ask::chat("later").header("prefer", "respond-async")).await.id();
+    let record = until("a failed send", 20, || async {
+        let record = bench.daemon.record(&id).await;
+        (record["attempts"] == 1 && record["next_attempt_at"].is_u64()).then_some(record)
+    })
+    .await;
+    let wait = record["next_attempt_at"].as_u64().unwrap() as i64 - record["created_at"].as_u64().unwrap() as i64;
+    assert!((0..=60).contains(&wait), "{record}");
+
+    let quick =
+        [("HOLDFAST_QUEUE__MAX_ATTEMPTS", "2"), ("HOLDFAST_RETRY__BASE", "10ms"), ("HOLDFAST_RETRY__MAX", "10ms")];
+    let bench = Bench::with(Settings { environment: set(&quick), ..Settings::default() }).await;
+    bench.uplink.set_faults(Faults { status: Some(500), status_on: StatusOn::Post, ..Faults::default() }).await;
+    let id = bench.daemon.send(Ask::chat("given up").header("prefer", "respond-async")).await.id();
+    let record = until("its end", 60, || async {
+        let record = bench.daemon.record(&id).await;
+        (record["state"] == "dead").then_some(record)
+    })
+    .await;
+    assert_eq!(record["reason"], "attempts_exhausted");
+    let sends = bench.uplink.log().iter().filter(|entry| entry.user == "given up").count();
+    assert_eq!(
+        (record["attempts"].as_u64(), &record["next_attempt_at"]),
+        (Some(sends as u64), &json!(null)),
+        "{record}"
+    );
 }

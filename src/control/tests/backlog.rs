@@ -72,6 +72,7 @@ fn retry_after_is_a_floor_even_over_a_short_outage() {
     let mut bench = Bench::up(settings(1));
     let limited = Outcome::RateLimited { retry_after_ms: Some(120_000) };
     assert_eq!(one(&mut bench, item(1), limited), GIVEN_BACK);
+    assert_eq!(bench.control.next_attempt_ms(1, "m", bench.now_ms), Some(bench.now_ms + 120_000));
     bench.probes[0] = Probes::Are(NO_CONNECTION);
     bench.tell(Event::NetworkChanged);
     bench.probes[0] = Probes::Are(PASSED);
@@ -164,7 +165,12 @@ fn the_last_attempt_ends_in_a_dead_letter_and_blocks_nothing() {
 #[test]
 fn a_request_set_aside_is_released_in_time() {
     let mut bench = Bench::up(settings(1));
+    let began_ms = bench.now_ms;
     one(&mut bench, item(1), Outcome::Transient(Fault::ServerError));
+    let next = |bench: &Bench, seq| bench.control.next_attempt_ms(seq, "m", bench.now_ms);
+    let due_ms = next(&bench, 1).expect("it has an instant of its own");
+    assert!((began_ms..=began_ms + 500).contains(&due_ms));
+    assert_eq!(next(&bench, 2), None, "another waits for nothing but its turn");
     let effects = bench.advance(500);
     assert_eq!(count(&effects, |e| *e == Effect::Release(vec![1])), 1);
     assert_eq!(count(&bench.advance(60_000), |e| matches!(e, Effect::Release(_))), 0);

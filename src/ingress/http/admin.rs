@@ -322,12 +322,22 @@ pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Respon
 /// A record with its answers, which may be long.
 pub async fn shown(app: &App, record: Record, status: StatusCode, origin: &Origin) -> Response {
     let _room = app.reshaping(record_json::reshaped_bytes(&record)).await;
+    let next = next_attempt_at(app, &record).await;
     let gateway = app.gateway.clone();
-    let text = move || record_json::spliced(&record, gateway.tasks(), gateway.prices());
+    let text = move || record_json::spliced(&record, gateway.tasks(), gateway.prices(), next);
     match tokio::task::spawn_blocking(text).await {
         Ok(text) => answer::spliced(status, text, origin),
         Err(_) => Refusal::unreadable_body().into_response(),
     }
+}
+
+/// When it is sent at the earliest, in Unix seconds. One that is too dear waits for money, and nobody knows when that is there.
+async fn next_attempt_at(app: &App, record: &Record) -> Option<u64> {
+    let is_too_dear = record.last_error.as_ref().is_some_and(|error| error.kind == "budget_spent");
+    if record.state != RequestState::Queued || is_too_dear {
+        return None;
+    }
+    app.gateway.next_attempt_unix_ms(record.seq, &record.model).await.map(|ms| ms.div_ceil(1000))
 }
 
 /// `DELETE /holdfast/v1/requests/{id}`: cancels.

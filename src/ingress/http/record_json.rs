@@ -40,8 +40,8 @@ pub struct RecordJson<'a> {
     local: Value,
     maybe_billed: bool,
     model: &'a str,
-    /// Nothing says when: the drain decides as it goes.
-    next_attempt_at: (),
+    /// None where it leaves in its turn, or when an uplink is back.
+    next_attempt_at: Option<u64>,
     object: &'static str,
     policy: &'static str,
     position: Option<u64>,
@@ -76,20 +76,24 @@ struct UplinkJson<'a> {
     response: Value,
 }
 
+/// Why a request is dead whose send had no answer, and may have been billed.
+const UNKNOWN: &str = "unknown";
+/// Why one is dead without another attempt: the disk lost it, or it is another's copy.
+const UNTRIED: [&str; 2] = ["damaged", "duplicate"];
 /// What a record's text ends with where the uplink's answer is left out.
 const NO_RESPONSE: &str = "null}}";
 
-/// The text of a record. An uplink's answer that the scanner takes, so a JSON object, stands in it as it came, and leaves in slices:
+/// The text of a record, `next` being when it is sent at the earliest, in Unix seconds. An uplink's answer that the scanner takes, so a JSON object, stands in it as it came, and leaves in slices:
 /// it may be megabytes. Blocks where an answer is a file.
-pub fn spliced(record: &Record, tasks: &Book, prices: &Prices) -> Spliced {
+pub fn spliced(record: &Record, tasks: &Book, prices: &Prices, next: Option<u64>) -> Spliced {
     let around = |answer: &Body| {
-        let mut text = RecordJson::around(record, tasks, prices, Value::Null).text();
+        let mut text = RecordJson::around(record, tasks, prices, Value::Null).sent_after(next).text();
         text.truncate(text.strip_suffix(NO_RESPONSE)?.len());
         let (before, end) = (Bytes::from(text), answer.len());
         let edits = vec![(0..0, before), (end..end, Bytes::from_static(b"}}"))];
         Some(Spliced { body: answer.clone(), edits })
     };
-    let as_it_is = || Body::from(RecordJson::of(record, tasks, prices).text().into_bytes()).into();
+    let as_it_is = || Body::from(RecordJson::of(record, tasks, prices).sent_after(next).text().into_bytes()).into();
     as_it_came(record).and_then(around).unwrap_or_else(as_it_is)
 }
 
@@ -118,8 +122,8 @@ impl<'a> RecordJson<'a> {
         RecordJson {
             agreement: agreement.map(|(agreement, _)| agreement.as_str()),
             agreement_rule: agreement.map(|(_, rule)| rule.map(Rule::as_str).into()),
-            // The record counts failed ones; the one that brought the uplink's word is an attempt too.
-            attempts: record.attempts + u32::from(record.uplink.is_some() && brought_the_end(record.state)),
+            // The record counts those that were followed by another.
+            attempts: record.attempts + u32::from(ended_by_an_attempt(record)),
             body_base64: None,
             created_at: record.created_unix_ms / 1000,
             endpoint: &record.endpoint,
@@ -129,9 +133,10 @@ impl<'a> RecordJson<'a> {
             // What failed before the answer came is history, and would read like a failure.
             last_error: last_error.filter(|_| record.state != State::Answered),
             local: local(record),
-            maybe_billed: record.maybe_billed,
+            maybe_billed: record.maybe_billed
+                || (record.state == State::Dead && record.reason.as_deref() == Some(UNKNOWN)),
             model: &record.model,
-            next_attempt_at: (),
+            next_attempt_at: None,
             object: "holdfast.request",
             policy: record.policy.as_str(),
             position: (!is_final).then_some(record.position),
@@ -150,6 +155,10 @@ impl<'a> RecordJson<'a> {
     #[must_use]
     pub fn out_of_line(self) -> RecordJson<'a> {
         RecordJson { position: None, ..self }
+    }
+
+    fn sent_after(self, next_attempt_at: Option<u64>) -> RecordJson<'a> {
+        RecordJson { next_attempt_at, ..self }
     }
 
     /// The same with what was asked; nothing where it is gone.
@@ -234,6 +243,16 @@ fn response(body: &Body) -> Value {
     })
 }
 
+/// Whether it has its end from an attempt, and not from its owner, its age or the disk.
+fn ended_by_an_attempt(record: &Record) -> bool {
+    match record.state {
+        State::Answered => record.uplink.is_some(),
+        State::Dead if record.reason.as_deref().is_some_and(|reason| UNTRIED.contains(&reason)) => false,
+        State::Dead => record.uplink.is_some() || record.last_error.is_some(),
+        _ => false,
+    }
+}
+
 /// An uplink's word that ended the request; what came of a cut answer is kept with one that still waits.
 fn brought_the_end(state: State) -> bool {
     matches!(state, State::Answered | State::Dead)
@@ -298,7 +317,7 @@ mod tests {
         ] {
             for local in [None, Some(r#"{"b":1}"#)] {
                 let record = answered(State::Answered, came, local);
-                let spliced = spliced(&record, &tasks, &prices);
+                let spliced = spliced(&record, &tasks, &prices, None);
                 assert_eq!(spliced.edits.is_empty(), !is_put_in, "{came}");
                 let sent = Outgoing::new(spliced, None).0.collect().await.unwrap().to_bytes();
                 let shown: Value = serde_json::from_slice(&sent).unwrap_or_else(|error| panic!("{came}: {error}"));
