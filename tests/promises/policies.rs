@@ -206,13 +206,19 @@ async fn a_repeat_that_wants_nothing_stored_is_not_attached() {
 }
 
 #[tokio::test]
-async fn an_answered_request_cannot_be_cancelled() {
+async fn an_answered_request_cannot_be_cancelled_but_deleted() {
     let bench = Bench::start().await;
     let accepted = bench.daemon.send(Ask::chat("once").header("prefer", "respond-async")).await;
     let path = format!("/holdfast/v1/requests/{}", accepted.id());
     until("the answer", 10, || async { (bench.daemon.get(&path).await.json()["state"] == "answered").then_some(()) })
         .await;
     bench.daemon.send(Ask::new(hyper::Method::DELETE, &path)).await.assert_error(409, "not_cancellable");
+    let answer = format!("/v1/chat/completions/{}", accepted.id());
+    assert_eq!(bench.daemon.get(&answer).await.status, 200);
+    let deleted = bench.daemon.send(Ask::new(hyper::Method::DELETE, &answer)).await;
+    assert_eq!((deleted.status, &deleted.json()["deleted"]), (200, &true.into()));
+    bench.daemon.get(&answer).await.assert_error(404, "request_not_found");
+    bench.daemon.send(Ask::new(hyper::Method::DELETE, &answer)).await.assert_error(404, "request_not_found");
 }
 
 /// Its caller still wants an answer, and the one it would be attached to will never have one.

@@ -20,6 +20,7 @@ use super::call;
 use super::health::unable;
 use super::record_json::{self, RecordJson};
 use super::refusal::Refusal;
+use super::responses;
 use crate::clock;
 use crate::control::event::{Block, Fault};
 use crate::control::health::Health;
@@ -393,13 +394,22 @@ pub async fn completion(State(app): State<Arc<App>>, Path(id): Path<String>, Que
     }
 }
 
-/// `DELETE /v1/chat/completions/{id}`: cancels, in OpenAI's shape. What is finished stays, and the answer says so.
-pub async fn cancel_completion(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    match try_cancel(&app, &id).await {
+/// `DELETE /v1/chat/completions/{id}`, in OpenAI's shape: cancels what waits, and its record says so; forgets what has ended.
+pub async fn delete_completion(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+    match try_delete(&app, &id).await {
         Err(refusal) => refusal.into_response(),
-        Ok(state) => {
-            let deleted = state == RequestState::Cancelled;
-            ok(&json!({"object": "chat.completion.deleted", "id": id, "deleted": deleted}))
+        Ok(()) => ok(&json!({"object": "chat.completion.deleted", "id": id, "deleted": true})),
+    }
+}
+
+async fn try_delete(app: &App, id: &str) -> Result<(), Refusal> {
+    match app.gateway.cancel(id).await?.ok_or_else(Refusal::no_such_request)? {
+        RequestState::Sending => Err(Refusal::request_sending()),
+        RequestState::Cancelled => Ok(()),
+        _ => {
+            responses::keep_lines(app, &find(app, id).await?).await?;
+            app.gateway.spool().forget(id.to_owned()).await?;
+            Ok(())
         }
     }
 }

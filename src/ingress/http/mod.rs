@@ -258,7 +258,7 @@ fn router(app: Arc<App>) -> Router {
         router.route(endpoint, post(serve))
     });
     let limited = endpoints
-        .route("/v1/chat/completions/{id}", get(admin::completion).delete(admin::cancel_completion))
+        .route("/v1/chat/completions/{id}", get(admin::completion).delete(admin::delete_completion))
         .route("/holdfast/v1/tasks/{which}", post(tasks::call))
         .route("/v1/files", post(files::create).get(files::list))
         .route("/v1/files/{id}", any(files::one))

@@ -97,7 +97,7 @@ async fn find(app: &App, source: &str, id: &str) -> Result<Record, Refusal> {
 }
 
 /// A batch's lines have ids of the same kind, and are the batch's to end.
-async fn keep_lines(app: &App, record: &Record) -> Result<(), Refusal> {
+pub async fn keep_lines(app: &App, record: &Record) -> Result<(), Refusal> {
     if !app.later.is_line(&record.source, &record.id).await {
         return Ok(());
     }
