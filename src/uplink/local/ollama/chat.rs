@@ -18,6 +18,8 @@ struct Request<'a> {
     model: &'a str,
     messages: Vec<Said<'a>>,
     stream: bool,
+    /// Never: left to itself Ollama cuts what is longer than the model's context, and answers half of the question.
+    truncate: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     tools: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,6 +73,7 @@ pub(super) fn translate(model: &str, body: &Bytes) -> Result<(Bytes, Reply), Loc
         model,
         messages: messages(&chat.messages)?,
         stream: true,
+        truncate: false,
         tools: chat.tools.filter(|_| !drop_tools),
         format: chat.response_format.as_ref().map(format).transpose()?.flatten(),
         // Any other effort is only a hint, and a model that cannot think refuses to be asked.

@@ -16,6 +16,8 @@ use crate::uplink::local::{Content, Endpoint, LocalAnswer, LocalError, Reply};
 struct Request<'a> {
     model: &'a str,
     input: Input<'a>,
+    /// Never: left to itself Ollama cuts what is longer than the model's context, and gives half of the text's vector.
+    truncate: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     dimensions: Option<u32>,
 }
@@ -68,7 +70,7 @@ pub(super) fn translate(model: &str, body: &Bytes) -> Result<(Bytes, Reply), Loc
     let path = Endpoint::Embeddings.path();
     let asked: Embeddings<'_> = serde_json::from_slice(body).map_err(|e| LocalError::unreadable(path, &e))?;
     let base64 = in_base64(asked.encoding_format.as_deref())?;
-    let request = Request { model, input: input(&asked.input)?, dimensions: asked.dimensions };
+    let request = Request { model, input: input(&asked.input)?, truncate: false, dimensions: asked.dimensions };
     Ok((to_json(&request)?, Reply::Vectors { base64 }))
 }
 

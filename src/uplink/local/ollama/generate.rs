@@ -17,6 +17,8 @@ struct Request<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     suffix: Option<&'a str>,
     stream: bool,
+    /// Never: left to itself Ollama cuts what is longer than the model's context, and answers half of the question.
+    truncate: bool,
     options: Options,
 }
 
@@ -29,6 +31,7 @@ pub(super) fn translate(model: &str, body: &Bytes) -> Result<(Bytes, Reply), Loc
         prompt: one(&asked.prompt)?,
         suffix: asked.suffix.as_deref(),
         stream: true,
+        truncate: false,
         options: wanted.options,
     };
     let reply = Reply::Lines { kind: Kind::Text, stream: wanted.stream, include_usage: wanted.include_usage };

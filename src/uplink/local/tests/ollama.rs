@@ -34,7 +34,7 @@ async fn a_plain_answer_is_put_together() {
     assert!(head.starts_with("POST /api/chat HTTP/1.1\r\n"), "{head}");
     assert_eq!(
         body,
-        json!({"model": "llama3.2:latest", "messages": [{"role": "user", "content": "hi"}], "stream": true, "options": {}})
+        json!({"model": "llama3.2:latest", "messages": [{"role": "user", "content": "hi"}], "stream": true, "truncate": false, "options": {}})
     );
     assert_eq!(local.load().in_flight, 0);
 }
@@ -142,6 +142,11 @@ async fn error_answers_are_understood() {
         ),
         ("400 Bad Request", r#"{"error":"the input length exceeds the context length"}"#, LocalError::ContextLength),
         (
+            "400 Bad Request",
+            r#"{"error":"{\"error\":{\"code\":400,\"message\":\"request (351 tokens) exceeds the available context size\"}}"}"#,
+            LocalError::ContextLength,
+        ),
+        (
             "500 Internal Server Error",
             r#"{"error":"timed out waiting for llama runner"}"#,
             LocalError::Failed { status: 500 },
@@ -217,7 +222,7 @@ async fn completions_go_to_generate() {
     assert!(head.starts_with("POST /api/generate "));
     assert_eq!(
         sent,
-        json!({"model": "llama3.2:latest", "prompt": "def add(", "suffix": "}", "stream": true, "options": {"num_predict": 1, "stop": ["\n"]}})
+        json!({"model": "llama3.2:latest", "prompt": "def add(", "suffix": "}", "stream": true, "truncate": false, "options": {"num_predict": 1, "stop": ["\n"]}})
     );
     body["stream"] = json!(true);
     let (events, _) = events(ask(&local, "/v1/completions", &body).await.unwrap()).await;
@@ -236,7 +241,7 @@ async fn embeddings_come_as_numbers_and_as_base64() {
     assert_eq!(floats["usage"], json!({"prompt_tokens": 7, "total_tokens": 7}));
     let (head, sent) = server.request().await;
     assert!(head.starts_with("POST /api/embed "));
-    assert_eq!(sent, json!({"model": "nomic-embed-text", "input": ["a", "b"], "dimensions": 2}));
+    assert_eq!(sent, json!({"model": "nomic-embed-text", "input": ["a", "b"], "truncate": false, "dimensions": 2}));
     body["encoding_format"] = json!("base64");
     let coded = whole(ask(&local, "/v1/embeddings", &body).await.unwrap());
     // python: base64.b64encode(struct.pack("<2f", 1.0, -0.5))

@@ -32,7 +32,7 @@ async fn settings_are_translated() {
     assert_eq!(
         sent(body).await,
         json!({
-            "model": "qwen3:0.6b", "stream": true, "format": "json", "think": false,
+            "model": "qwen3:0.6b", "stream": true, "truncate": false, "format": "json", "think": false,
             "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
             "options": {"temperature": 0.2, "top_p": 0.9, "seed": 7, "stop": ["a", "b"], "frequency_penalty": 0.5,
                         "presence_penalty": 0, "num_predict": 5},
@@ -47,7 +47,7 @@ async fn nulls_are_as_good_as_nothing() {
         "stop": null, "tools": null, "tool_choice": null, "response_format": null, "max_tokens": null, "n": null,
         "stream": null, "stream_options": null, "functions": null, "logprobs": null, "modalities": null,
     });
-    let expected = json!({"model": "llama3.2:latest", "messages": [{"role": "user", "content": "hi"}], "stream": true, "options": {}});
+    let expected = json!({"model": "llama3.2:latest", "messages": [{"role": "user", "content": "hi"}], "stream": true, "truncate": false, "options": {}});
     assert_eq!(sent(body).await, expected);
 }
 
