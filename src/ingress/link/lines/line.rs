@@ -14,6 +14,9 @@ pub const LINE_DEFAULT: usize = 240;
 /// What a line has beside its content: `$`, `*CCCC` and its end.
 const AROUND_BYTES: usize = 1 + 5 + 2;
 
+/// Stands for the sum where none is demanded.
+const NO_CRC: &str = "-";
+
 static CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_MODBUS);
 
 /// Modbus' CRC-16: "123456789" gives 4B37.
@@ -36,6 +39,8 @@ pub enum Content {
     Fields(Vec<String>),
     /// JSON as it came.
     Json(String),
+    /// It came as it was sent, but a field has no such form; verb and fields before that one.
+    Unreadable(Vec<String>),
 }
 
 /// Collects bytes until a line is whole.
@@ -82,21 +87,33 @@ impl Lines {
 
 /// A line without its end.
 pub fn parse(line: &[u8], needs_crc: bool) -> Option<Content> {
-    if !line.iter().all(|byte| (b' '..=b'~').contains(byte)) {
-        return None;
-    }
-    let text = str::from_utf8(line).ok()?.trim_end();
-    if text.trim_start().starts_with('{') {
-        return json(text.trim_start(), needs_crc);
+    let line = line.trim_ascii();
+    if line.starts_with(b"{") {
+        return json(printable(line)?, needs_crc);
     }
     // What stands before is noise, or a line that broke off: in a field the sign is escaped.
-    let (content, crc) = text[text.rfind('$')? + 1..].split_once('*')?;
-    let whole = holds(content.as_bytes(), crc, needs_crc).then_some(content)?;
-    whole.split(',').map(unescaped).collect::<Option<Vec<_>>>().map(Content::Fields)
+    let content = &line[line.iter().rposition(|byte| *byte == b'$')? + 1..];
+    let (content, crc) = content.split_at(content.iter().position(|byte| *byte == b'*')?);
+    let crc = printable(&crc[1..])?;
+    if !holds(content, crc, needs_crc) {
+        return None;
+    }
+    let fields = || content.split(|byte| *byte == b',').map(|field| printable(field).and_then(unescaped));
+    match fields().collect() {
+        Some(fields) => Some(Content::Fields(fields)),
+        // With a sum it came as it was sent, and would come so again.
+        None if crc != NO_CRC => Some(Content::Unreadable(fields().map_while(|field| field).collect())),
+        None => None,
+    }
+}
+
+fn printable(bytes: &[u8]) -> Option<&str> {
+    let is_printable = bytes.iter().all(|byte| (b' '..=b'~').contains(byte));
+    str::from_utf8(bytes).ok().filter(|_| is_printable)
 }
 
 fn holds(content: &[u8], crc: &str, needs_crc: bool) -> bool {
-    if crc == "-" {
+    if crc == NO_CRC {
         return !needs_crc;
     }
     let is_hex = crc.len() == 4 && crc.bytes().all(|b| b.is_ascii_hexdigit());
@@ -190,7 +207,20 @@ mod tests {
     fn fields(line: &str) -> Option<Vec<String>> {
         match parse(line.as_bytes(), true)? {
             Content::Fields(fields) => Some(fields),
-            Content::Json(_) => None,
+            Content::Json(_) | Content::Unreadable(_) => None,
+        }
+    }
+
+    #[test]
+    fn what_came_as_it_was_sent_and_cannot_be_read_is_told_from_what_was_damaged() {
+        for content in
+            [&b"SUB,a-1,1,0,12,%zz"[..], b"SUB,a-1,1,0,12,x%2", b"SUB,a-1,1,0,12,\xff", b"SUB,a-1,1,0,12,\x01"]
+        {
+            let line = |crc: &str| [b"$", content, b"*", crc.as_bytes()].concat();
+            let read: Vec<String> = ["SUB", "a-1", "1", "0", "12"].map(str::to_owned).into();
+            let whole = line(&format!("{:04X}", crc16(content)));
+            assert_eq!(parse(&whole, true), Some(Content::Unreadable(read)));
+            assert_eq!((parse(&line("0000"), true), parse(&line("-"), false)), (None, None));
         }
     }
 

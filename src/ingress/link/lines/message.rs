@@ -74,24 +74,33 @@ pub struct Wrong {
 /// Reads a line's content.
 pub fn read(content: &Content) -> Result<Asked, Wrong> {
     match content {
-        Content::Fields(fields) => {
-            let (verb, fields) = fields.split_first().ok_or(Wrong { key: String::new(), code: Code::BadPayload })?;
-            read_fields(verb, fields)
-        }
+        Content::Fields(fields) => read_fields(fields),
         Content::Json(json) => read_json(json),
+        Content::Unreadable(fields) => Err(Wrong { key: named(fields), code: Code::BadPayload }),
     }
 }
 
-fn read_fields(verb: &str, fields: &[String]) -> Result<Asked, Wrong> {
-    let key = fields.first().cloned().unwrap_or_default();
-    let is_keyed = matches!(verb, "SUB" | "RAK" | "QRY" | "CAN");
-    let named = if is_keyed && is_key(&key) { key.clone() } else { String::new() };
-    let wrong = |code| Wrong { key: named.clone(), code };
-    if is_keyed && named.is_empty() {
-        return Err(wrong(Code::BadPayload));
+/// The key of verb and fields, where they have one.
+fn named(fields: &[String]) -> String {
+    match fields {
+        [verb, key, ..] if is_keyed(verb) && is_key(key) => key.clone(),
+        _ => String::new(),
     }
+}
+
+fn is_keyed(verb: &str) -> bool {
+    matches!(verb, "SUB" | "RAK" | "QRY" | "CAN")
+}
+
+fn read_fields(all: &[String]) -> Result<Asked, Wrong> {
+    let key = named(all);
+    let wrong = |code| Wrong { key: named(all), code };
     let bad = || wrong(Code::BadPayload);
-    match (verb, fields) {
+    let (verb, fields) = all.split_first().ok_or_else(bad)?;
+    if is_keyed(verb) && key.is_empty() {
+        return Err(bad());
+    }
+    match (verb.as_str(), fields) {
         ("HLO", [version, uid, _epoch]) => {
             if number::<u32>(version) != Some(VERSION) {
                 return Err(wrong(Code::Version));
@@ -139,7 +148,8 @@ fn read_json(json: &str) -> Result<Asked, Wrong> {
     if verb == "SUB" {
         fields.extend(said.get("args").and_then(Value::as_array).into_iter().flatten().map(text));
     }
-    read_fields(verb, &fields)
+    fields.insert(0, verb.clone());
+    read_fields(&fields)
 }
 
 fn number<T: std::str::FromStr>(field: &str) -> Option<T> {
