@@ -19,12 +19,18 @@ async fn on_tcp() -> (Bench, u16) {
     (Bench::with(Settings { http, ..Settings::default() }).await, free)
 }
 
-/// The status of one raw request over TCP.
-async fn status(port: u16, request: &str) -> u16 {
+/// All of the answer to one raw request over TCP.
+async fn answer(port: u16, request: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     let _ = within("an answer", 10, stream.read_to_string(&mut text)).await;
+    text
+}
+
+/// Its status.
+async fn status(port: u16, request: &str) -> u16 {
+    let text = answer(port, request).await;
     text.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{request:?}: {text:?}"))
 }
 
@@ -52,6 +58,48 @@ async fn a_page_whose_name_was_made_to_point_here_is_refused() {
     );
     assert_eq!(status(port, &chat).await, 421);
     assert_eq!(bench.answered("rebound"), 0, "it was sent all the same");
+}
+
+/// A panel's page may ask and read, with a token; no other page may, and nobody without one.
+#[tokio::test]
+async fn a_listed_page_is_let_in_with_a_token_and_no_other() {
+    let (folder, free) = (tempfile::tempdir().unwrap(), free_port());
+    let tokens = folder.path().join("tokens");
+    std::fs::write(&tokens, "panel secret\n").unwrap();
+    let http =
+        format!("listen = [\"127.0.0.1:{free}\"]\ntoken_file = {tokens:?}\nallowed_origins = [\"http://panel.local\"]");
+    let _bench = Bench::with(Settings { http, ..Settings::default() }).await;
+    let ask = async |method: &str, more: &str| {
+        let request = format!("{method} /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{more}\r\n");
+        answer(free, &request).await
+    };
+    let has = |text: &str, status: &str, headers: &[&str]| {
+        assert!(text.starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+        for header in headers {
+            assert!(text.contains(&format!("\r\n{header}")), "{header} is missing: {text}");
+        }
+    };
+    let from_panel = "origin: http://panel.local\r\n";
+    let wish = "access-control-request-method: POST\r\naccess-control-request-headers: authorization\r\n";
+    let preflight = ask("OPTIONS", &format!("{from_panel}{wish}")).await;
+    let allowed = ["access-control-allow-origin: http://panel.local", "access-control-allow-headers: authorization"];
+    has(&preflight, "200", &allowed);
+    let asked = ask("GET", &format!("{from_panel}authorization: bearer secret\r\n")).await;
+    has(
+        &asked,
+        "200",
+        &["access-control-allow-origin: http://panel.local", "access-control-expose-headers:", "x-request-id:"],
+    );
+    let nobody = ask("GET", from_panel).await;
+    has(&nobody, "401", &["www-authenticate: Bearer", "x-request-id: req_", "access-control-allow-origin:"]);
+    for method in ["GET", "OPTIONS"] {
+        let other =
+            ask(method, &format!("origin: http://evil.example\r\n{wish}authorization: Bearer secret\r\n")).await;
+        has(&other, "403", &["x-request-id: req_"]);
+        assert!(!other.contains("access-control"), "{other}");
+    }
+    let plain = ask("GET", "authorization: Bearer secret\r\n").await;
+    assert!(plain.starts_with("HTTP/1.1 200") && !plain.contains("access-control"), "{plain}");
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::Request;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use hyper::header::{AUTHORIZATION, HOST, ORIGIN};
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -23,14 +23,17 @@ use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
+use tower::{Layer, ServiceExt};
 
 use super::call::Peer;
+use super::cors;
 use super::framing::HeadFault;
 use super::guarded::{Guarded, HEAD_TIMEOUT, Line};
 use super::peers::{PeerKey, Peers};
 use super::refusal::Refusal;
 use super::threads::OnThread;
-use super::{App, Tokens, router, serve_with_id};
+use super::{App, Tokens, router, serve_with_id, with_ids};
+use crate::clock;
 use crate::plant::{self, Fault};
 use hyper::StatusCode;
 
@@ -198,7 +201,7 @@ impl Server {
                 let busy = line.busy();
                 let response = match line.fault() {
                     Some(fault) => refused(fault),
-                    None => server.request(request.map(Body::new), &origin).await,
+                    None => server.let_in(request.map(Body::new), &origin).await,
                 };
                 Ok::<_, Infallible>(response.map(|body| Body::new(Held::new(body, busy))))
             }
@@ -214,13 +217,28 @@ impl Server {
         }
     }
 
+    async fn let_in(&self, request: Request<Body>, origin: &Origin) -> Response {
+        let page =
+            request.headers().get(ORIGIN).filter(|page| matches!(origin, Origin::Tcp(_)) && self.is_listed(page));
+        let Some(page) = page.cloned() else { return self.request(request, origin).await };
+        let ask = tower::service_fn(|request| async move { Ok::<_, Infallible>(self.request(request, origin).await) });
+        cors::pages_of(page).layer(ask).oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+
+    fn is_listed(&self, page: &HeaderValue) -> bool {
+        self.app.options.allowed_origins.iter().any(|listed| listed.as_bytes() == page.as_bytes())
+    }
+
     async fn request(&self, mut request: Request<Body>, origin: &Origin) -> Response {
         if plant::is(Fault::HeadersInADebugLog) {
             tracing::debug!("{} {:?}", request.uri(), request.headers());
         }
         let peer = match self.identify(&request, origin) {
             Ok(peer) => peer,
-            Err(refusal) => return refusal.into_response(),
+            Err(refusal) => {
+                let theirs = request.headers().get("x-request-id").cloned();
+                return with_ids(refusal.into_response(), &clock::request_id(), theirs);
+            }
         };
         request.extensions_mut().insert(Peer(peer));
         serve_with_id(self.app.clone(), &self.router, request).await
@@ -256,19 +274,15 @@ impl Server {
 
     /// On TCP a token tells who asks, and a browser's page is not let in unless its origin is listed.
     fn identify_tcp(&self, request: &Request<Body>) -> Result<String, Refusal> {
-        if let Some(origin) = request.headers().get(ORIGIN) {
-            let listed = self.app.options.allowed_origins.iter().any(|o| o.as_bytes() == origin.as_bytes());
-            if !listed {
-                let message = "this Origin is not in [http] allowed_origins";
-                return Err(Refusal::new(StatusCode::FORBIDDEN, "origin_not_allowed", message));
-            }
+        if request.headers().get(ORIGIN).is_some_and(|page| !self.is_listed(page)) {
+            let message = "this Origin is not in [http] allowed_origins";
+            return Err(Refusal::new(StatusCode::FORBIDDEN, "origin_not_allowed", message));
         }
         let Some(tokens) = &self.tokens else { return Ok("tcp".to_owned()) };
-        let bearer = request.headers().get(AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
-        let name = bearer.and_then(|token| tokens.name_of(token));
+        let name = request.headers().get(AUTHORIZATION).and_then(bearer).and_then(|token| tokens.name_of(token));
         name.map(|name| format!("token:{name}")).ok_or_else(|| {
             let message = "send Authorization: Bearer with a token from [http] token_file";
-            Refusal::new(StatusCode::UNAUTHORIZED, "invalid_token", message)
+            Refusal::new(StatusCode::UNAUTHORIZED, "invalid_token", message).header("www-authenticate", "Bearer")
         })
     }
 }
@@ -280,10 +294,17 @@ enum Origin {
     Tcp(IpAddr),
 }
 
+/// The token of `Authorization`; a scheme's name is the same in any case (RFC 9110, section 11.1).
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
 /// The answer to a refused head; nothing behind it can be trusted to be a request.
 fn refused(fault: HeadFault) -> Response {
     let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST);
-    Refusal::new(status, fault.code, fault.message).header("connection", "close").into_response()
+    let refusal = Refusal::new(status, fault.code, fault.message).header("connection", "close");
+    with_ids(refusal.into_response(), &clock::request_id(), None)
 }
 
 /// A body that keeps something until its last byte: its request's place, or its connection busy.

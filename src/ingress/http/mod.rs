@@ -9,6 +9,7 @@ mod batches;
 mod bodies;
 mod cached;
 mod call;
+mod cors;
 mod files;
 mod framing;
 #[cfg(feature = "planted")]
@@ -331,12 +332,17 @@ async fn serve_with_id(app: Arc<App>, router: &Router, mut request: Request) -> 
     let id = clock::request_id();
     let theirs = request.headers().get("x-request-id").cloned();
     request.extensions_mut().insert(RequestId(id.clone()));
-    let mut response = match straight(&request) {
+    let response = match straight(&request) {
         Some(endpoint) => Box::pin(admit(app, request, Handler::Endpoint(endpoint))).await,
         None => router.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
     };
+    with_ids(response, &id, theirs)
+}
+
+/// The answer with the request's id, and with the one that the client gave it.
+fn with_ids(mut response: Response, id: &str, theirs: Option<HeaderValue>) -> Response {
     let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::from_str(&id) {
+    if let Ok(value) = HeaderValue::from_str(id) {
         headers.insert(HeaderName::from_static("x-request-id"), value);
     }
     if let Some(theirs) = theirs {
