@@ -125,11 +125,12 @@ pub struct Metrics {
 }
 
 struct Recent {
-    latencies_ms: Vec<f64>,
+    latencies_us: Vec<u64>,
     next: usize,
     /// Of all since start, not only the latest.
     count: u64,
-    sum_ms: u64,
+    /// The same; many answers take less than a millisecond.
+    sum_us: u64,
 }
 
 /// What the gauges are set from just before they are shown.
@@ -213,7 +214,7 @@ impl Default for Metrics {
             cache_entries: Gauge::default(),
             cache_bytes: Gauge::default(),
             local_state: Family::default(),
-            recent: Mutex::new(Recent { latencies_ms: Vec::new(), next: 0, count: 0, sum_ms: 0 }),
+            recent: Mutex::new(Recent { latencies_us: Vec::new(), next: 0, count: 0, sum_us: 0 }),
         };
         metrics.register();
         metrics
@@ -316,18 +317,19 @@ impl Metrics {
     }
 
     /// A caller got an answer.
-    pub fn answered(&self, route: &'static str, outcome: &'static str, latency_ms: u64) {
+    pub fn answered(&self, route: &'static str, outcome: &'static str, took: Duration) {
         self.requests.get_or_create(&Answered { route, outcome }).inc();
         self.alias_requests.inc();
-        self.latency.get_or_create(&OfRoute { route }).observe(latency_ms as f64 / 1000.0);
+        self.latency.get_or_create(&OfRoute { route }).observe(took.as_secs_f64());
+        let latency_us = took.as_micros() as u64;
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.count += 1;
-        recent.sum_ms += latency_ms;
+        recent.sum_us += latency_us;
         let next = recent.next;
-        if recent.latencies_ms.len() < RECENT {
-            recent.latencies_ms.push(latency_ms as f64);
+        if recent.latencies_us.len() < RECENT {
+            recent.latencies_us.push(latency_us);
         } else {
-            recent.latencies_ms[next] = latency_ms as f64;
+            recent.latencies_us[next] = latency_us;
         }
         recent.next = (next + 1) % RECENT;
     }
@@ -428,17 +430,18 @@ impl Metrics {
     /// The alias for latencies: a summary, which the library has not.
     fn quantiles(&self) -> String {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut sorted, count, sum_ms) = (recent.latencies_ms.clone(), recent.count, recent.sum_ms);
+        let (mut sorted, count, sum_us) = (recent.latencies_us.clone(), recent.count, recent.sum_us);
         drop(recent);
-        sorted.sort_by(f64::total_cmp);
+        sorted.sort_unstable();
+        let ms = |us: u64| us as f64 / 1000.0;
         let mut text =
             format!("# HELP {QUANTILES} Time to answer; quantiles of the latest.\n# TYPE {QUANTILES} summary\n");
         for (name, share) in [("0.5", 0.5), ("0.95", 0.95), ("0.99", 0.99)] {
             let at = ((sorted.len() as f64 * share) as usize).min(sorted.len().saturating_sub(1));
-            let value = sorted.get(at).copied().unwrap_or(0.0);
+            let value = ms(sorted.get(at).copied().unwrap_or(0));
             text += &format!("{QUANTILES}{{quantile=\"{name}\"}} {value}\n");
         }
-        text + &format!("{QUANTILES}_sum {sum_ms}\n{QUANTILES}_count {count}\n")
+        text + &format!("{QUANTILES}_sum {}\n{QUANTILES}_count {count}\n", ms(sum_us))
     }
 }
 
@@ -480,7 +483,7 @@ mod tests {
     fn counts_and_quantiles_show() {
         let metrics = Metrics::default();
         for ms in 0..2000 {
-            metrics.answered("uplink", "ok", ms);
+            metrics.answered("uplink", "ok", Duration::from_millis(ms));
         }
         metrics.attempted("main", "delivered");
         let text = metrics.render(&Readings { states: vec![("queued", 3)], ..Readings::default() });
@@ -488,5 +491,19 @@ mod tests {
         assert!(text.contains("ai_gateway_requests_total 2000"));
         assert!(text.contains("ai_gateway_latency_ms{quantile=\"0.5\"} 1488"), "{text}");
         assert!(text.contains("holdfast_spool_requests{state=\"queued\"} 3"));
+    }
+
+    #[test]
+    fn answers_of_less_than_a_millisecond_add_up() {
+        let metrics = Metrics::default();
+        for _ in 0..10 {
+            metrics.answered("cache", "ok", Duration::from_micros(250));
+        }
+        let text = metrics.render(&Readings::default());
+        let sum =
+            text.lines().find_map(|line| line.strip_prefix("holdfast_request_duration_seconds_sum{route=\"cache\"} "));
+        assert!((sum.unwrap().parse::<f64>().unwrap() - 0.0025).abs() < 1e-9, "{text}");
+        assert!(text.contains("ai_gateway_latency_ms{quantile=\"0.5\"} 0.25\n"), "{text}");
+        assert!(text.contains("ai_gateway_latency_ms_sum 2.5\n"), "{text}");
     }
 }

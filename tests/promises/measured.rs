@@ -54,6 +54,10 @@ async fn metrics_are_sound_and_the_dashboard_shows_what_there_is() {
     for name in names.into_iter().filter(|name| !LATER.contains(name)) {
         assert!(text.contains(&format!("# TYPE {name} ")), "{name} is on the dashboard and not measured:\n{text}");
     }
+    let sum =
+        text.lines().find_map(|line| line.strip_prefix("holdfast_request_duration_seconds_sum{route=\"uplink\"} "));
+    let sum: f64 = sum.unwrap().parse().unwrap();
+    assert!(sum > 0.0 && (sum * 1e3).fract() != 0.0, "cut to milliseconds: {sum}");
     if let Some(said) = promtool(&text) {
         // The one name that is not ours to choose.
         let unit = "ai_gateway_latency_ms metric names should not contain abbreviated units";

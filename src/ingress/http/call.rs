@@ -190,9 +190,9 @@ impl Call {
         clock::now().duration_since(self.complete)
     }
 
-    /// Milliseconds since the request's head arrived.
-    pub fn elapsed_ms(&self) -> u64 {
-        clock::now().duration_since(self.received).as_millis() as u64
+    /// Time since the request's head arrived.
+    pub fn elapsed(&self) -> Duration {
+        clock::now().duration_since(self.received)
     }
 }
 

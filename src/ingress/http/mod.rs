@@ -218,8 +218,8 @@ impl App {
         if let Some(place) = &call.cache {
             place.answered(origin, outcome);
         }
-        let latency_ms = call.elapsed_ms();
-        self.gateway.metrics().answered(origin.class(), outcome, latency_ms);
+        let took = call.elapsed();
+        self.gateway.metrics().answered(origin.class(), outcome, took);
         tracing::debug!(
             HOLDFAST_REQUEST_ID = call.id,
             HOLDFAST_SOURCE = call.source,
@@ -227,7 +227,7 @@ impl App {
             HOLDFAST_UPLINK = uplink_of(origin.route.as_deref()),
             HOLDFAST_STATE = origin.state.map(super::super::control::types::State::as_str),
             HOLDFAST_TRACE_ID = call.trace_id(),
-            HOLDFAST_LATENCY_MS = latency_ms,
+            HOLDFAST_LATENCY_MS = took.as_millis() as u64,
             "{} {outcome}",
             call.endpoint
         );
@@ -235,14 +235,14 @@ impl App {
 
     /// Counts a refusal and writes it.
     fn refused(&self, call: &Call, refusal: Refusal) -> Response {
-        let latency_ms = call.elapsed_ms();
-        self.gateway.metrics().answered("none", refusal.code(), latency_ms);
+        let took = call.elapsed();
+        self.gateway.metrics().answered("none", refusal.code(), took);
         tracing::info!(
             HOLDFAST_REQUEST_ID = call.id,
             HOLDFAST_SOURCE = call.source,
             HOLDFAST_REASON = refusal.code(),
             HOLDFAST_TRACE_ID = call.trace_id(),
-            HOLDFAST_LATENCY_MS = latency_ms,
+            HOLDFAST_LATENCY_MS = took.as_millis() as u64,
             "{} refused: {}",
             call.endpoint,
             refusal.code()

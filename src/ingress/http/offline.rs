@@ -184,7 +184,7 @@ pub fn local_origin(model: &str, stored: Option<&Stored>) -> Origin {
 /// Keeps the local answer beside the request; the caller does not wait for it.
 pub fn record_local(call: &Call, seq: u64, model: &str, body: Bytes) {
     let spool = call.app.gateway.spool().clone();
-    let answer = record::LocalAnswer { model: model.to_owned(), latency_ms: call.elapsed_ms(), body };
+    let answer = record::LocalAnswer { model: model.to_owned(), latency_ms: call.elapsed().as_millis() as u64, body };
     tokio::spawn(async move {
         if let Err(error) = spool.record_local(seq, answer).await {
             tracing::warn!(HOLDFAST_REASON = error.kind(), "a local answer was given but not recorded: {error}");

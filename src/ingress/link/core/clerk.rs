@@ -83,7 +83,8 @@ impl Clerk {
         };
         // A stored request never asks for a stream.
         let Content::Whole(body) = answer.content else { return Ok(()) };
-        let latency_ms = clock::now().duration_since(begun).as_millis() as u64;
+        let took = clock::now().duration_since(begun);
+        let latency_ms = took.as_millis() as u64;
         self.later.remove(&work.seq);
         if work.policy == Policy::Local {
             let settlement = Settlement::Answered(UplinkAnswer {
@@ -100,7 +101,7 @@ impl Clerk {
             let answer = LocalAnswer { model: answer.model, latency_ms, body };
             spool.record_local_first(work.seq, answer).await?;
         }
-        core.inner.gateway.metrics().answered("local", "ok", latency_ms);
+        core.inner.gateway.metrics().answered("local", "ok", took);
         Ok(())
     }
 
