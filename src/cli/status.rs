@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::client::Client;
 use super::exit::Done;
 use super::out::{Mood, Out, age, columns, count_at, number_at, size, text_at};
+use crate::control::money::amount;
 
 /// From one picture to the next.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -222,7 +223,7 @@ fn backlog(status: &Value) -> String {
 fn budget(status: &Value) -> Option<(String, Option<Mood>)> {
     let budget = status.get("budget").filter(|budget| budget.is_object())?;
     let usd = |field: &str| number_at(budget, field).unwrap_or(0.0);
-    let cap = number_at(budget, "/usd_per_day").map_or("no cap".to_owned(), |cap| format!("cap {cap:.2} USD"));
+    let cap = number_at(budget, "/usd_per_day").map_or("no cap".to_owned(), |cap| format!("cap {} USD", amount(cap)));
     let mut line = format!(
         "{:.4} USD spent on {} (UTC), {:.4} reserved, {cap}",
         usd("/spent_usd"),

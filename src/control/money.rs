@@ -11,6 +11,17 @@ pub type Nano = u64;
 /// [`Nano`] in one US dollar.
 pub const NANO_PER_USD: f64 = 1e9;
 
+/// US dollars as people write them: cents, and where that says too little, the first two digits.
+pub fn amount(usd: f64) -> String {
+    let first_digit = if usd > 0.0 { (-usd.log10()).ceil().clamp(0.0, 8.0) as usize } else { 0 };
+    let mut text = format!("{usd:.*}", (first_digit + 1).max(2));
+    let cents = text.find('.').map_or(0, |point| point + 3);
+    while text.len() > cents && text.ends_with('0') {
+        text.pop();
+    }
+    text
+}
+
 /// The escrow is taken in steps of this part of the cap: at most so many writes a day, and about so much of the cap is
 /// lost to a crash beside what was under way.
 pub const ESCROW_STEPS: u64 = 64;

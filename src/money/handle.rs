@@ -16,7 +16,7 @@ use super::escrow::{self, Found};
 use super::ledger::{Day, Entry, Files, date};
 use super::reservation::{End, Reservation};
 use crate::clock::{self, DAY_MS};
-use crate::control::money::{Escrow, Fit, NANO_PER_USD, Nano, Purse};
+use crate::control::money::{Escrow, Fit, NANO_PER_USD, Nano, Purse, amount};
 use crate::control::price::{Price, Prices, Usage};
 use crate::durable;
 
@@ -99,12 +99,16 @@ impl View {
             return "paused: budget: what is spent cannot be written down; make room on the disk or replace it"
                 .to_owned();
         }
+        let under_way = match self.reserved_usd {
+            reserved if reserved > 0.0 => format!(", {} are set aside for what is under way,", amount(reserved)),
+            _ => String::new(),
+        };
         format!(
-            "{:.2} of {:.2} USD of [budget] usd_per_day are spent on {} and the next request may cost more than the rest: \
-             without max_tokens as much as its model can answer; paid requests go on at 00:00 UTC where they fit the whole \
-             of it, or set max_tokens in the request, or raise usd_per_day and reload",
-            self.spent_usd,
-            self.cap_usd.unwrap_or_default(),
+            "{} of {} USD of [budget] usd_per_day are spent on {}{under_way} and the next request may cost more than the rest, \
+             counted with the longest answer that it allows; paid requests go on at 00:00 UTC where they fit the whole of it, \
+             or set max_tokens (or a lower one) in the request, or raise usd_per_day and reload",
+            amount(self.spent_usd),
+            amount(self.cap_usd.unwrap_or_default()),
             self.date
         )
     }
@@ -456,6 +460,17 @@ fn set_aside(options: &Options, found: &Found) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_below_a_cent_are_not_said_as_nothing() {
+        let view =
+            View { date: "2026-11-21".to_owned(), cap_usd: Some(0.001), spent_usd: 0.000_042, ..View::default() };
+        let begin = "0.000042 of 0.001 USD of [budget] usd_per_day are spent on 2026-11-21 and the next request may";
+        assert!(view.sentence().starts_with(begin), "{}", view.sentence());
+        let view = View { reserved_usd: 0.0004, ..view };
+        let under_way = "2026-11-21, 0.0004 are set aside for what is under way, and the next";
+        assert!(view.sentence().contains(under_way), "{}", view.sentence());
+    }
 
     #[tokio::test]
     async fn nobody_waits_for_money_longer_than_its_caller_does() {

@@ -211,6 +211,19 @@ async fn without_money_there_are_the_local_model_tickets_and_what_is_free() {
     assert!(bench.uplink.log().iter().all(|entry| entry.model.as_deref() == Some("gpt-4o-mini")));
 }
 
+#[tokio::test]
+async fn a_small_cap_is_said_as_it_is_and_nothing_is_said_of_max_tokens_that_is_not_so() {
+    let settings = capped(0.5);
+    let extra = settings.extra.replace("usd_per_day = 0.5", "usd_per_day = 0.001");
+    let bench = Bench::with(Settings { extra, ..settings }).await;
+    let refused = bench.daemon.send(ask("bounded").offline("fail")).await;
+    refused.assert_error(429, "budget_spent");
+    let words = refused.text();
+    assert!(words.contains("0.00 of 0.001 USD") && !words.contains("without max_tokens"), "{words}");
+    let (_, shown) = bench.daemon.tool(&["status"]).await;
+    assert!(shown.contains("cap 0.001 USD"), "{shown}");
+}
+
 /// xorshift: the same schedules again from the same seed.
 struct Chance(u64);
 

@@ -22,6 +22,15 @@ fn granted(money: &mut Purse, need: Nano) -> Fit {
 }
 
 #[test]
+fn amounts_have_two_digits_or_as_many_as_say_something() {
+    let amounts = [(0.0, "0.00"), (5.0, "5.00"), (12.345, "12.35"), (0.5, "0.50"), (0.05, "0.05"), (0.015, "0.015")];
+    let small = [(0.001, "0.001"), (0.000_042_42, "0.000042"), (0.099_999, "0.10"), (1e-9, "0.000000001")];
+    for (usd, text) in amounts.into_iter().chain(small) {
+        assert_eq!(amount(usd), text);
+    }
+}
+
+#[test]
 fn what_fits_is_granted_after_the_disk_has_it() {
     let mut money = purse();
     let Fit::Take(taken) = money.reserve(100) else { panic!("nothing is on disk yet") };
