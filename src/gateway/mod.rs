@@ -340,11 +340,12 @@ impl Gateway {
 
     /// Cancels a waiting request; returns the state it has then.
     pub async fn cancel(&self, id: &str) -> Result<Option<State>, SpoolError> {
-        let state = self.shared.spool.cancel(id.to_owned()).await?;
-        if state == Some(State::Cancelled) {
+        let done = self.shared.spool.cancel(id.to_owned()).await?;
+        // What was cancelled before has been told.
+        if done == Some((State::Cancelled, true)) {
             self.shared.finished(id, None, State::Cancelled, None, None);
         }
-        Ok(state)
+        Ok(done.map(|(state, _)| state))
     }
 
     /// Ends a device's request that only the local model may answer; says whether it was waiting.
@@ -363,11 +364,11 @@ impl Gateway {
 
     /// Puts a request that ended without an answer back into the queue.
     pub async fn retry(&self, id: &str) -> Result<Option<State>, SpoolError> {
-        let state = self.shared.spool.retry(id.to_owned()).await?;
-        if state == Some(State::Queued) {
+        let done = self.shared.spool.retry(id.to_owned()).await?;
+        if done == Some((State::Queued, true)) {
             self.shared.report_request(id, None, State::Queued, Some("retry"), None);
         }
-        Ok(state)
+        Ok(done.map(|(state, _)| state))
     }
 
     /// Stops or resumes sending the backlog.

@@ -26,27 +26,27 @@ pub(super) fn release(store: &mut Store, seqs: &[u64]) -> Result<(), SpoolError>
     Ok(())
 }
 
-/// `queued` and `unknown` become `cancelled`; returns where the request stands then.
-pub(super) fn cancel(store: &mut Store, id: &str) -> Result<Option<State>, SpoolError> {
+/// `queued` and `unknown` become `cancelled`; returns where the request stands then, and whether this changed it.
+pub(super) fn cancel(store: &mut Store, id: &str) -> Result<Option<(State, bool)>, SpoolError> {
     let Some(row) = store.by_id(id)? else { return Ok(None) };
     store.rescue.behind.check(row.seq)?;
     if matches!(row.state, State::Queued | State::Unknown) {
         store.end(&row, State::Cancelled, Some("cancelled"))?;
-        return Ok(Some(State::Cancelled));
+        return Ok(Some((State::Cancelled, true)));
     }
-    Ok(Some(row.state))
+    Ok(Some((row.state, false)))
 }
 
 /// What failed is queued once more, as if new, while its body is kept. That a send may have been billed stays
-/// on record.
-pub(super) fn retry(store: &mut Store, id: &str) -> Result<Option<State>, SpoolError> {
+/// on record. Returns where the request stands then, and whether this changed it.
+pub(super) fn retry(store: &mut Store, id: &str) -> Result<Option<(State, bool)>, SpoolError> {
     let Some(row) = store.by_id(id)? else { return Ok(None) };
     store.rescue.behind.check(row.seq)?;
     if !row.state.is_final() || row.state == State::Answered || !row.body_kept {
-        return Ok(Some(row.state));
+        return Ok(Some((row.state, false)));
     }
     if is_damaged(store, row.seq)? {
-        return Ok(Some(row.state));
+        return Ok(Some((row.state, false)));
     }
     check_source(store, row.source_id)?;
     // Its bytes are counted already.
@@ -59,7 +59,7 @@ pub(super) fn retry(store: &mut Store, id: &str) -> Result<Option<State>, SpoolE
         .conn
         .prepare_cached("UPDATE request SET attempts = 0, reason = NULL, expires_at = ?2 WHERE seq = ?1")?
         .execute([sql(row.seq), sql(expires_at)])?;
-    Ok(Some(State::Queued))
+    Ok(Some((State::Queued, true)))
 }
 
 /// What was once found damaged is not sent, whoever asks.

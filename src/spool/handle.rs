@@ -214,8 +214,9 @@ impl Spool {
         self.read(move |store| read::list(store, &filter)).await
     }
 
-    /// Cancels what is not being sent; returns where the request stands then, `None` for an unknown id.
-    pub async fn cancel(&self, id: String) -> Result<Option<State>, SpoolError> {
+    /// Cancels what is not being sent; returns where the request stands then and whether this changed it, `None` for an
+    /// unknown id.
+    pub async fn cancel(&self, id: String) -> Result<Option<(State, bool)>, SpoolError> {
         self.with_ballast(|| {
             let id = id.clone();
             self.write(move |store| change::cancel(store, &id))
@@ -223,8 +224,8 @@ impl Spool {
         .await
     }
 
-    /// Queues a failed request once more while its body is kept; returns where it stands then.
-    pub async fn retry(&self, id: String) -> Result<Option<State>, SpoolError> {
+    /// Queues a failed request once more while its body is kept; returns where it stands then and whether this changed it.
+    pub async fn retry(&self, id: String) -> Result<Option<(State, bool)>, SpoolError> {
         self.write(move |store| change::retry(store, &id)).await
     }
 

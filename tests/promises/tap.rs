@@ -1,8 +1,8 @@
 //! What a technician can follow live: bodies only for who asks for them and never a picture; traces from end to end.
 
 use http_body_util::BodyExt;
-use hyper::Response;
 use hyper::body::Incoming;
+use hyper::{Method, Response};
 use serde_json::{Value, json};
 
 use crate::support::{Ask, Bench, Settings, events, until, within};
@@ -49,6 +49,26 @@ async fn bodies_are_shown_to_who_asks_and_pictures_to_nobody() {
     assert!(!without.contains("_body") && !without.contains("a secret weld"), "{without}");
     let log = std::fs::read_to_string(bench.daemon.folder().join("daemon.log")).unwrap();
     assert!(log.contains("tap --bodies") && !log.contains("a secret weld"), "{log}");
+}
+
+#[tokio::test]
+async fn a_repeated_cancel_or_retry_is_no_event() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let mut stream = Ask::get("/holdfast/v1/events").open(&bench.daemon.socket()).await.unwrap();
+    let stored = |user: &str| bench.daemon.send(Ask::chat(user).header("prefer", "respond-async"));
+    let path = format!("/holdfast/v1/requests/{}", stored("once").await.id());
+    for _ in 0..3 {
+        assert_eq!(bench.daemon.send(Ask::new(Method::DELETE, &path)).await.json()["state"], "cancelled");
+    }
+    for _ in 0..3 {
+        assert_eq!(bench.daemon.send(Ask::post(&format!("{path}/retry"), "")).await.json()["state"], "queued");
+    }
+    let last = stored("the last").await.id();
+    let seen = read_until(&mut stream, &[&last]).await;
+    let count = |what: &str| events(&seen).iter().filter(|event| event.contains(what)).count();
+    assert_eq!((count("\"state\":\"cancelled\""), count("\"reason\":\"retry\"")), (1, 1), "{seen}");
+    let metrics = bench.daemon.get("/metrics").await.text();
+    assert!(metrics.contains("holdfast_settled_total{state=\"cancelled\"} 1\n"), "{metrics}");
 }
 
 #[tokio::test]

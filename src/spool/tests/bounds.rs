@@ -40,7 +40,7 @@ async fn less_urgent_work_makes_room_where_that_is_wanted() {
     assert_eq!(told.iter().map(|t| t.1.as_str()).collect::<Vec<_>>(), ["l1", "l2", "n"]);
     let record = spool.get("l1".into()).await.unwrap().unwrap();
     assert_eq!((record.state, record.reason.as_deref()), (State::Evicted, Some("queue_full")));
-    assert_eq!(spool.retry("l1".into()).await.unwrap(), Some(State::Evicted));
+    assert_eq!(spool.retry("l1".into()).await.unwrap(), Some((State::Evicted, false)));
     assert_counted(&spool).await;
 }
 

@@ -313,7 +313,7 @@ async fn what_is_behind_is_changed_by_nobody_until_the_salvage_has_spoken() {
     spool.sweep().await.unwrap();
     assert_eq!(state("ends").await, Some(State::Expired));
     assert_eq!(state("over").await, None);
-    assert_eq!(spool.cancel("deferred".into()).await, Ok(Some(State::Cancelled)));
+    assert_eq!(spool.cancel("deferred".into()).await, Ok(Some((State::Cancelled, true))));
 }
 
 #[tokio::test]
@@ -452,7 +452,7 @@ async fn what_is_lost_is_on_record_and_what_is_behind_is_not_sent_as_if_new() {
         let seen = (record.state, record.reason.as_deref(), record.maybe_billed);
         assert_eq!(seen, (state, Some("damaged"), billed), "{id}");
     }
-    assert_eq!(spool.retry("gone".into()).await.unwrap(), Some(State::Dead), "there is nothing to send");
+    assert_eq!(spool.retry("gone".into()).await.unwrap(), Some((State::Dead, false)), "there is nothing to send");
 }
 
 /// A master that saw no acknowledgement writes its order again, maybe before the salvage has come to the first one.

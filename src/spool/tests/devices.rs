@@ -172,7 +172,7 @@ async fn retried_by_hand_it_stays_with_the_local_model() {
     let id = new.id.clone();
     take(&spool, new).await;
     spool.cancel(id.clone()).await.unwrap();
-    assert_eq!(spool.retry(id).await.unwrap(), Some(State::Queued));
+    assert_eq!(spool.retry(id).await.unwrap(), Some((State::Queued, true)));
     assert!(spool.lease(9).await.unwrap().is_empty());
     assert_counted(&spool).await;
 }

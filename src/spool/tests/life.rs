@@ -109,9 +109,9 @@ async fn cancelling_spares_what_is_being_sent() {
     take(&spool, request("b")).await;
     spool.lease(1).await.unwrap();
     let cancel = |id: &str| spool.cancel(id.to_owned());
-    assert_eq!(cancel("a").await.unwrap(), Some(State::Sending));
-    assert_eq!(cancel("b").await.unwrap(), Some(State::Cancelled));
-    assert_eq!(cancel("b").await.unwrap(), Some(State::Cancelled));
+    assert_eq!(cancel("a").await.unwrap(), Some((State::Sending, false)));
+    assert_eq!(cancel("b").await.unwrap(), Some((State::Cancelled, true)));
+    assert_eq!(cancel("b").await.unwrap(), Some((State::Cancelled, false)));
     assert_eq!(cancel("z").await.unwrap(), None);
     assert!(leased(&spool, 9).await.is_empty());
     assert_counted(&spool).await;
@@ -129,10 +129,10 @@ async fn a_dead_letter_can_be_tried_again_as_if_new() {
     let record = spool.get("a".into()).await.unwrap().unwrap();
     assert_eq!((record.state, record.reason.as_deref()), (State::Dead, Some("r")));
     assert_eq!(record.uplink.unwrap().0.body.len(), 64 * 1024);
-    assert_eq!(spool.retry("a".into()).await.unwrap(), Some(State::Queued));
+    assert_eq!(spool.retry("a".into()).await.unwrap(), Some((State::Queued, true)));
     assert_eq!(spool.lease(1).await.unwrap()[0].attempts, 0);
     spool.settle(seq, answered("late")).await.unwrap();
-    assert_eq!(spool.retry("a".into()).await.unwrap(), Some(State::Answered));
+    assert_eq!(spool.retry("a".into()).await.unwrap(), Some((State::Answered, false)));
     assert_counted(&spool).await;
 }
 
@@ -148,7 +148,7 @@ async fn time_ends_what_waits_and_not_what_is_being_sent() {
     spool.settle(seq, requeue(false, false, false)).await.unwrap();
     assert!(leased(&spool, 1).await.is_empty(), "an overdue request is not sent even before a sweep");
     assert_eq!(spool.sweep().await.unwrap(), [(1, "a".to_owned(), State::Expired)]);
-    assert_eq!(spool.retry("b".into()).await.unwrap(), Some(State::Queued));
+    assert_eq!(spool.retry("b".into()).await.unwrap(), Some((State::Queued, true)));
     assert_eq!(leased(&spool, 1).await, ["b"]);
     assert_counted(&spool).await;
 }

@@ -30,7 +30,7 @@ async fn a_row_that_was_changed_behind_our_back_is_never_sent() {
     assert_eq!(leased(&spool, 9).await, ["a", "c"]);
     let record = spool.get("b".into()).await.unwrap().unwrap();
     assert_eq!((record.state, record.reason.as_deref()), (State::Dead, Some("damaged")));
-    assert_eq!(spool.retry("b".into()).await.unwrap(), Some(State::Dead), "not sent by hand either");
+    assert_eq!(spool.retry("b".into()).await.unwrap(), Some((State::Dead, false)), "not sent by hand either");
     assert!(leased(&spool, 9).await.is_empty());
     assert_counted(&spool).await;
 }
