@@ -1,13 +1,14 @@
 //! The simulators do what the other tests rely on.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use holdfast::cli::simulate::{Faults, Mode, Simulator, UplinkOptions, serve_uplink};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::support::{chat_body, within};
+use crate::support::{Ask, chat_body, within};
 
 /// One chat over TCP; the raw answer, empty where the connection ended without one.
 async fn chat(simulator: &Simulator, user: &str) -> std::io::Result<String> {
@@ -48,6 +49,39 @@ async fn silence_hides_a_request_from_the_model_and_reset_does_not() {
     assert!(ended.is_err() || ended.unwrap().is_empty());
     let log = simulator.log();
     assert_eq!((log.len(), log[0].status, log[0].user.as_str()), (1, 0, "heard"));
+}
+
+#[tokio::test]
+async fn a_status_that_no_answer_can_have_is_refused() {
+    for (status, is_known) in [("99", false), ("100", true), ("599", true), ("600", false), ("9999", false)] {
+        let words = ["simulate", "uplink", "--listen", "127.0.0.1:0", "--status", status];
+        let mut program = tokio::process::Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        program.args(words).kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = program.spawn().unwrap();
+        let mut said = String::new();
+        if is_known {
+            let mut first = BufReader::new(running.stdout.take().unwrap());
+            within("its address", 20, first.read_line(&mut said)).await.unwrap();
+            assert!(said.starts_with("http://127.0.0.1:"), "{said}");
+        } else {
+            let mut stderr = running.stderr.take().unwrap();
+            within("its words", 20, stderr.read_to_string(&mut said)).await.unwrap();
+            assert_eq!(running.wait().await.unwrap().code(), Some(2), "{said}");
+            assert!(said.contains("--status") && said.contains("599"), "{said}");
+        }
+    }
+    let simulator =
+        serve_uplink(UplinkOptions { control: Some(([127, 0, 0, 1], 0).into()), ..UplinkOptions::default() });
+    let control = simulator.await.unwrap();
+    let address = control.control_url().unwrap().strip_prefix("http://").unwrap().to_owned();
+    let switch = |body| Ask::put("/simulator/faults", body).send_to_tcp(&address);
+    let refused = switch("{\"status\":9999}").await;
+    assert_eq!(refused.status, 400);
+    assert!(refused.text().contains("599"), "{}", refused.text());
+    assert_eq!(control.faults(), Faults::default());
+    assert_eq!(switch("{\"status\":503}").await.status, 200);
+    assert_eq!(control.faults(), Faults::status(503));
+    assert_eq!(switch("{\"status\":null}").await.status, 200);
 }
 
 #[tokio::test]

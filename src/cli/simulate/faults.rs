@@ -3,14 +3,18 @@
 //! Owns the words of the fault switch and the delivery of bodies; never decides what an answer says.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderValue, Response, StatusCode};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+
+/// What HTTP knows as a status.
+pub(super) const STATUSES: RangeInclusive<i64> = 100..=599;
 
 /// The one kind of failure that is switched on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -60,6 +64,7 @@ pub struct Faults {
     /// The kind of failure.
     pub fail: Mode,
     /// Answer with this status and an error body.
+    #[serde(deserialize_with = "status")]
     pub status: Option<u16>,
     /// Which requests `status` is for.
     pub status_on: StatusOn,
@@ -116,6 +121,16 @@ impl Faults {
     pub(super) async fn delay(&self) {
         pause(self.delay_ms).await;
     }
+}
+
+/// A status that no answer can have would be none, and everything would look healthy.
+fn status<'de, D: Deserializer<'de>>(wanted: D) -> Result<Option<u16>, D::Error> {
+    let wanted = Option::<u16>::deserialize(wanted)?;
+    if wanted.is_none_or(|status| STATUSES.contains(&status.into())) {
+        return Ok(wanted);
+    }
+    let (first, last) = (STATUSES.start(), STATUSES.end());
+    Err(serde::de::Error::custom(format_args!("status: use {first} to {last}")))
 }
 
 /// Waits so many milliseconds; none for 0.

@@ -24,6 +24,7 @@ use clap::{Args, Subcommand};
 
 pub(super) use device::Line;
 pub use device::{Ask, DeviceOptions, Ended, LineAt, Protocol, run_device};
+use faults::STATUSES;
 pub use faults::{Faults, Mode, StatusOn};
 pub use log::Entry;
 pub use server::Simulator;
@@ -179,8 +180,8 @@ struct SharedArgs {
     /// Wait this long between the pieces of a stream
     #[arg(long, value_parser = text::duration_ms, default_value = "0ms")]
     chunk_delay: u64,
-    /// Answer everything with this HTTP status
-    #[arg(long)]
+    /// Answer everything with this HTTP status (100 to 599)
+    #[arg(long, value_parser = clap::value_parser!(u16).range(STATUSES))]
     status: Option<u16>,
     /// Cut the connection after this many pieces of a stream
     #[arg(long)]

@@ -40,6 +40,11 @@ impl Ask {
         ask.header("content-type", "application/json")
     }
 
+    /// PUT of a body as it is.
+    pub fn put(path: &str, body: impl Into<Bytes>) -> Ask {
+        Ask { body: body.into(), ..Ask::new(Method::PUT, path) }
+    }
+
     /// POST of a body of another kind than JSON.
     pub fn form(path: &str, body: impl Into<Bytes>, kind: &str) -> Ask {
         Ask { body: body.into(), ..Ask::new(Method::POST, path) }.header("content-type", kind)
