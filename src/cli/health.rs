@@ -3,7 +3,7 @@
 //! A disk that takes nothing more and the backlog's thresholds judge: a gateway that is offline and stores is doing its work.
 
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::exit::{CONFIG, Done, Failure, PERMISSION};
@@ -27,8 +27,28 @@ pub async fn run(args: &Args, client: Result<Client, Failure>, out: &Out) -> Don
         Err(failure) => Err(failure),
     };
     let (code, words) = judge(args, &status);
-    out.line(&format!("HOLDFAST {words}"))?;
+    if out.json {
+        out.json(&in_json(args, status.as_ref().unwrap_or(&Value::Null), code, &words))?;
+    } else {
+        out.line(&format!("HOLDFAST {words}"))?;
+    }
     Ok(code)
+}
+
+/// The same for scripts: what the plug-ins' line says, and the figures as the status names them.
+fn in_json(args: &Args, status: &Value, code: u8, words: &str) -> Value {
+    let (verdict, rest) = words.split_once(" - ").unwrap_or(("", words));
+    let message = rest.rsplit_once(" | backlog=").map_or(rest, |(message, _)| message);
+    json!({
+        "health": verdict.to_ascii_lowercase(),
+        "exit_code": code,
+        "message": message,
+        "state": status.get("state"),
+        "storage": status.get("storage"),
+        "backlog": status.get("backlog"),
+        "warn": args.warn,
+        "crit": args.crit,
+    })
 }
 
 fn judge(args: &Args, status: &Result<Value, Failure>) -> (u8, String) {
@@ -63,7 +83,6 @@ fn judge(args: &Args, status: &Result<Value, Failure>) -> (u8, String) {
 mod tests {
     use super::*;
     use crate::cli::exit::NO_DAEMON;
-    use serde_json::json;
 
     #[test]
     fn thresholds_decide() {
@@ -83,6 +102,22 @@ mod tests {
         let full = json!({ "state": "online", "storage": "the disk is full", "backlog": backlog });
         let (code, words) = judge(&Args { warn: Some(1), crit: Some(2) }, &Ok(full));
         assert!(code == 2 && words.starts_with("CRITICAL - online, 0 requests wait; the disk is full |"), "{words}");
+    }
+
+    #[test]
+    fn scripts_get_the_verdict_the_words_and_the_figures_apart() {
+        let args = Args { warn: Some(1), crit: None };
+        let shown = |status: &Result<Value, Failure>| {
+            let (code, words) = judge(&args, status);
+            in_json(&args, status.as_ref().unwrap_or(&Value::Null), code, &words)
+        };
+        let status = json!({ "state": "offline", "backlog": { "count": 2, "bytes": 9, "oldest_age_s": 7 } });
+        let wanted = json!({ "health": "warning", "exit_code": 1, "message": "offline, 2 requests wait", "state": "offline",
+            "storage": null, "backlog": status["backlog"], "warn": 1, "crit": null });
+        assert_eq!(shown(&Ok(status)), wanted);
+        let gone = shown(&Err(Failure::new(NO_DAEMON, "no - daemon | here")));
+        assert_eq!((&gone["health"], &gone["message"]), (&json!("critical"), &json!("no - daemon | here")));
+        assert_eq!((&gone["exit_code"], &gone["backlog"]), (&json!(2), &Value::Null));
     }
 
     #[test]

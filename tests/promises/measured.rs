@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::support::{Ask, Bench, Settings};
+use serde_json::{Value, json};
+
+use crate::support::{Ask, Bench, Daemon, Settings};
 
 const DASHBOARD: &str = include_str!("../../docs/grafana.json");
 
@@ -34,6 +36,25 @@ fn promtool(text: &str) -> Option<String> {
     let output = running.wait_with_output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     Some(String::from_utf8_lossy(&said).into_owned() + if output.status.success() { "" } else { "failed" })
+}
+
+#[tokio::test]
+async fn health_is_a_line_for_plug_ins_and_an_object_for_scripts() {
+    let mut bench = Bench::offline(Settings::without_local()).await;
+    bench.daemon.send(Ask::chat("waits").header("prefer", "respond-async")).await;
+    let (code, line) = bench.daemon.tool(&["health", "--warn", "0"]).await;
+    assert!(code == 1 && line.starts_with("HOLDFAST WARNING - offline, 1 requests wait | backlog=1;0;;0"), "{line}");
+    let object = async |daemon: &Daemon| {
+        let (code, text) = daemon.tool(&["--json", "health", "--warn", "0"]).await;
+        (code, serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error} in {text}")))
+    };
+    let (code, health) = object(&bench.daemon).await;
+    assert_eq!((code, &health["health"], &health["exit_code"]), (1, &json!("warning"), &json!(1)), "{health}");
+    assert_eq!((&health["state"], &health["backlog"]["count"]), (&json!("offline"), &json!(1)), "{health}");
+    assert_eq!((&health["warn"], &health["crit"]), (&json!(0), &Value::Null), "{health}");
+    assert!(bench.daemon.stop().await.success());
+    let (code, health) = object(&bench.daemon).await;
+    assert_eq!((code, &health["health"], &health["state"]), (2, &json!("critical"), &Value::Null), "{health}");
 }
 
 #[tokio::test]
