@@ -15,6 +15,8 @@ use crate::control::types::{Priority, State};
 const POSITION_MAX: u32 = 10_000;
 /// Records per listing.
 const LIST_MAX: u32 = 1_000;
+/// Lines that requests wait in.
+const PRIORITIES: usize = Priority::Low as usize + 1;
 /// Rows looked at for [`attachable`].
 const ATTACH_SCAN_MAX: u32 = 10_000;
 
@@ -104,6 +106,32 @@ fn position(store: &Store, record: &Record) -> Result<u64, SpoolError> {
     Ok(ready.saturating_sub(behind).min(u64::from(POSITION_MAX)))
 }
 
+pub(super) const BETWEEN: &str = "SELECT count(*), coalesce(sum(deferred = 0), 0) FROM (SELECT deferred FROM request
+    INDEXED BY request_queued WHERE state = 0 AND priority = ?1 AND seq >= ?2 AND seq < ?3 LIMIT ?4)";
+
+/// The places of a listing's requests, which ascend by number: the first of each priority is looked for, from there on
+/// only what stands between two of them is counted, so that a page costs about as much as a few single looks.
+fn place(store: &Store, records: &mut [Record]) -> Result<(), SpoolError> {
+    let mut lines: [Option<(u64, u64)>; PRIORITIES] = [None; PRIORITIES];
+    let mut rows_left = u64::from(POSITION_MAX);
+    for record in records.iter_mut().filter(|record| record.state == State::Queued) {
+        let line = &mut lines[usize::from(record.priority.rank())];
+        record.position = match *line {
+            None => position(store, record)?,
+            Some((seq, position)) => {
+                let most = u64::from(POSITION_MAX).saturating_sub(position).min(rows_left);
+                let gap = params![record.priority.rank(), sql(seq), sql(record.seq), sql(most)];
+                let both = |r: &Row<'_>| Ok((num(r.get(0)?), num(r.get(1)?)));
+                let (seen, ready) = store.conn.prepare_cached(BETWEEN)?.query_row(gap, both)?;
+                rows_left -= seen;
+                position + ready
+            }
+        };
+        *line = Some((record.seq, record.position));
+    }
+    Ok(())
+}
+
 /// Where a request's own body is, while it is kept.
 pub(super) fn body(store: &Store, id: &str) -> Result<Option<Stored>, SpoolError> {
     let text = "SELECT bytes, body_file, body_hash FROM request LEFT JOIN body USING (seq)
@@ -128,6 +156,7 @@ pub(super) fn list(store: &Store, filter: &Filter) -> Result<Vec<Record>, SpoolE
     let mut statement = store.conn.prepare_cached(&text)?;
     let rows = statement.query_map(params_from_iter(all), |r| Ok(record(r, now)))?;
     let mut records = rows.map(|row| row?).collect::<Result<Vec<_>, SpoolError>>()?;
+    place(store, &mut records)?;
     for record in &mut records {
         record.local = local(store, record.seq, false)?.map(|(a, _)| a);
         record.uplink = uplink(store, record.seq, false)?.map(|(a, _)| a);

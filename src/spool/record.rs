@@ -314,7 +314,7 @@ pub struct Record {
     pub body_hash: [u8; 32],
     /// The task it was made from.
     pub task: Option<u16>,
-    /// Requests that stand before it; only from `get`, 0 when not queued; counted up to 10,000.
+    /// Requests that stand before it; 0 when not queued; counted up to 10,000.
     pub position: u64,
     /// The latest failure.
     pub last_error: Option<LastError>,

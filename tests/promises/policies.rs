@@ -31,6 +31,26 @@ async fn local_is_answered_and_not_stored() {
 }
 
 #[tokio::test]
+async fn a_list_says_the_places_that_the_records_say() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    for (n, priority) in ["normal", "low", "high", "normal"].into_iter().enumerate() {
+        let ask = Ask::chat(&format!("number {n}")).header("prefer", "respond-async");
+        assert_eq!(bench.daemon.send(ask.header("x-holdfast-priority", priority)).await.status, 202);
+    }
+    let list = bench.daemon.get("/holdfast/v1/requests?state=queued").await.json();
+    let (_, text) = bench.daemon.tool(&["queue", "list", "--json"]).await;
+    for page in [list, serde_json::from_str(&text).unwrap()] {
+        let records = page["data"].as_array().unwrap();
+        let places: Vec<_> = records.iter().map(|record| record["position"].as_u64().unwrap()).collect();
+        assert_eq!(places, [1, 3, 0, 2], "{page}");
+        for record in records {
+            let alone = bench.daemon.record(record["id"].as_str().unwrap()).await;
+            assert_eq!(alone["position"], record["position"], "{alone}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn fail_is_refused_at_once() {
     let bench = Bench::offline(Settings::default()).await;
     let started = clock::now();

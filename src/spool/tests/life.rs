@@ -201,8 +201,24 @@ async fn a_position_is_the_number_of_those_that_stand_before() {
         .await
         .unwrap();
     assert!(real.len() > 500);
+    let mut before_of = std::collections::HashMap::new();
     for (id, before) in real {
         assert_eq!(spool.get(id.clone()).await.unwrap().unwrap().position, before as u64, "{id}");
+        before_of.insert(id, before as u64);
+    }
+    // Pages, of all and of one source, say the same.
+    for (state, source) in [(None, None), (Some(State::Queued), None), (Some(State::Queued), Some("y".to_owned()))] {
+        let mut after = 0;
+        loop {
+            let filter = Filter { state, source: source.clone(), after, limit: 70 };
+            let page = spool.list(filter).await.unwrap();
+            for record in &page {
+                let before = before_of.get(&record.id).copied().unwrap_or(0);
+                assert_eq!(record.position, before, "{} of {source:?}", record.id);
+            }
+            let Some(last) = page.last() else { break };
+            after = last.seq;
+        }
     }
 }
 

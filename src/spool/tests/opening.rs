@@ -215,6 +215,7 @@ fn no_question_reads_the_whole_backlog() {
         sweep::NAMED,
         read::BEFORE,
         read::BEHIND,
+        read::BETWEEN,
         read::OLDEST_IN_STATE,
         read::OLDEST_QUEUED,
         read::NEWEST,
