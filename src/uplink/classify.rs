@@ -3,9 +3,11 @@
 //! Pure functions over what was received; each kind of end has its row in `control/tests/table.rs`. Never sends anything.
 
 use std::io::BufReader;
+use std::time::SystemTime;
 
+use httpdate::parse_http_date;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use serde::Deserialize;
 
 use super::cloud::Whole;
@@ -49,7 +51,7 @@ fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Outcome {
         413 => Outcome::Permanent(Fault::TooLarge),
         415 => Outcome::Permanent(Fault::Unsupported),
         422 => Outcome::Permanent(Fault::Unprocessable),
-        429 => Outcome::RateLimited { retry_after_ms: retry_after_ms(headers) },
+        429 => Outcome::RateLimited { retry_after_ms: retry_after_ms(headers, None) },
         _ => Outcome::Permanent(Fault::Refused),
     }
 }
@@ -74,10 +76,23 @@ pub fn check(status: StatusCode, headers: &HeaderMap, body: &[u8], latency_ms: u
     }
 }
 
-/// `Retry-After` in seconds, whole or broken; a date is not believed on boards without a clock.
-pub fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
-    let seconds: f64 = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    (seconds.is_finite() && seconds >= 0.0).then(|| ((seconds * 1000.0) as u64).min(RETRY_AFTER_MAX_MS))
+/// `Retry-After` in seconds, whole or broken, or as a date. A date is counted from the answer's own: a board may have no
+/// clock. Where the answer has none, from `here`, if that is given.
+pub fn retry_after_ms(headers: &HeaderMap, here: Option<SystemTime>) -> Option<u64> {
+    let said = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait_ms = match said.parse::<f64>() {
+        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => (seconds * 1000.0) as u64,
+        Ok(_) => return None,
+        Err(_) => {
+            let now = date(headers, &DATE).or(here)?;
+            date(headers, &RETRY_AFTER)?.duration_since(now).unwrap_or_default().as_millis() as u64
+        }
+    };
+    Some(wait_ms.min(RETRY_AFTER_MAX_MS))
+}
+
+fn date(headers: &HeaderMap, name: &HeaderName) -> Option<SystemTime> {
+    parse_http_date(headers.get(name)?.to_str().ok()?.trim()).ok()
 }
 
 /// Whether this is a page for people: some services send JSON as `text/plain`, so the body decides first.
@@ -313,12 +328,25 @@ mod tests {
 
     #[test]
     fn retry_after_as_sent_in_the_wild() {
-        let of = |v| retry_after_ms(&headers(&[("retry-after", v)]));
+        let of = |v| retry_after_ms(&headers(&[("retry-after", v)]), None);
         assert_eq!(of("3"), Some(3000));
         assert_eq!(of("1.5"), Some(1500));
         assert_eq!(of("9999999"), Some(RETRY_AFTER_MAX_MS));
         assert_eq!(of("Wed, 21 Oct 2026 07:28:00 GMT"), None);
         assert_eq!(of("-1"), None);
+    }
+
+    #[test]
+    fn a_retry_after_that_is_a_date_is_counted_from_the_answers_own() {
+        let by_theirs =
+            |date| retry_after_ms(&headers(&[("date", "Wed, 21 Oct 2026 07:28:00 GMT"), ("retry-after", date)]), None);
+        assert_eq!(by_theirs("Wed, 21 Oct 2026 07:28:20 GMT"), Some(20_000));
+        assert_eq!(by_theirs("Wed, 21 Oct 2026 07:27:00 GMT"), Some(0));
+        assert_eq!(by_theirs("Thu, 22 Oct 2026 07:28:00 GMT"), Some(RETRY_AFTER_MAX_MS));
+        assert_eq!(by_theirs("tomorrow"), None);
+        let here = parse_http_date("Wed, 21 Oct 2026 07:28:15 GMT").unwrap();
+        let by_ours = headers(&[("retry-after", "Wed, 21 Oct 2026 07:28:20 GMT")]);
+        assert_eq!(retry_after_ms(&by_ours, Some(here)), Some(5_000));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! While the uplink is available: its answer, its bytes, its errors.
 
+use std::time::{Duration, SystemTime};
+
 use sha2::{Digest, Sha256};
 
 use holdfast::cli::simulate::{Faults, StatusOn};
+use holdfast::clock;
 
-use crate::support::{Ask, Bench, KEY, Settings, chat_body, events, stream_text};
+use crate::support::{Ask, Bench, KEY, Settings, chat_body, events, refusing, stream_text};
 
 const PRICE: &str = "[[model]]\nname = \"gpt-4o\"\nusd_per_mtok_in = 2.0\nusd_per_mtok_out = 10.0\n";
 
@@ -178,6 +181,20 @@ async fn an_uplinks_refusal_reaches_the_client_as_it_is() {
     assert_eq!(reply.header("retry-after"), "7");
     assert_eq!(reply.header("x-ratelimit-remaining-requests"), "999");
     assert_eq!(reply.json()["error"]["code"], "rate_limit_exceeded");
+}
+
+#[tokio::test]
+async fn a_retry_after_that_is_a_date_reaches_the_client_as_seconds() {
+    for (seconds, told) in [(20, 18..=20), (900, 30..=30), (0, 1..=1)] {
+        let bench = Bench::start().await;
+        let until = SystemTime::UNIX_EPOCH + Duration::from_millis(clock::unix_ms()) + Duration::from_secs(seconds);
+        let retry_after = Some(httpdate::fmt_http_date(until));
+        bench.uplink.set_faults(Faults { retry_after, ..refusing(429) }).await;
+        let reply = bench.daemon.send(Ask::chat("too fast").offline("fail")).await;
+        assert_eq!(reply.status, 429, "{}", reply.text());
+        reply.assert_retry_after();
+        assert!(told.contains(&reply.header("retry-after").parse().unwrap()), "{seconds}: {reply:?}");
+    }
 }
 
 #[tokio::test]

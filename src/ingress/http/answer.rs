@@ -2,6 +2,8 @@
 //!
 //! Owns which response headers pass and which are ours. Decides nothing.
 
+use std::time::{Duration, SystemTime};
+
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use serde_json::value::RawValue;
 use super::call::is_for_this_hop;
 use super::refusal::Refusal;
 use crate::body::Body as Stored;
+use crate::clock;
 use crate::control::types::State;
 use crate::spool::record::Record;
 use crate::uplink::body::Spliced;
@@ -104,7 +107,8 @@ pub fn passable(headers: &HeaderMap) -> HeaderMap {
     if headers.contains_key(RETRY_AFTER) {
         passed.remove(RETRY_AFTER);
         // Broken seconds, dates and hours are seen in the wild; the SDKs obey whole seconds up to half a minute.
-        if let Some(ms) = classify::retry_after_ms(headers) {
+        let here = SystemTime::UNIX_EPOCH + Duration::from_millis(clock::unix_ms());
+        if let Some(ms) = classify::retry_after_ms(headers, Some(here)) {
             passed.insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000).clamp(1, 30)));
         }
     }
