@@ -78,7 +78,7 @@ pub fn answer(data: &[u8]) {
     let outcome = classify::outcome(status, &headers, body);
     let _ = classify::check(status, &headers, body, 1);
     let stored = classify::stored_answer(&Bytes::copy_from_slice(body).into());
-    let wait = classify::retry_after_ms(&headers);
+    let wait = classify::retry_after_ms(&headers, None);
     assert!(wait.is_none_or(|ms| ms <= 3_600_000), "{wait:?}");
     let class = (outcome.kind(), stored.kind());
     assert!(!class.0.is_empty() && !class.1.is_empty());
