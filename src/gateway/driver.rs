@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub(super) use self::settling::Ending;
 use super::deliver::Delivery;
-use super::{Input, Shared, Target};
+use super::{Change, Input, Shared, Target};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Shut};
 use crate::control::types::State;
 use crate::control::{Control, View};
@@ -339,7 +339,7 @@ impl Driver {
                 Ok(ended) => {
                     for (_, id, state) in &ended {
                         let reason = (*state == State::Expired).then_some("ttl");
-                        shared.finished(id, None, *state, reason, None);
+                        shared.finished(Change { reason, ..Change::to(id, *state) });
                     }
                 }
                 Err(error) => tracing::warn!(HOLDFAST_REASON = error.kind(), "old records stay for now: {error}"),

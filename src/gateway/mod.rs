@@ -305,7 +305,7 @@ impl Gateway {
         let accepted = self.shared.spool.accept(new).await?;
         if !accepted.existing {
             self.shared.metrics.accepted(bytes);
-            self.shared.report_request(&id, Some(&source), State::Queued, None, None);
+            self.shared.report(Change { source: Some(&source), ..Change::to(&id, State::Queued) });
         }
         Ok(accepted)
     }
@@ -343,7 +343,7 @@ impl Gateway {
         let done = self.shared.spool.cancel(id.to_owned()).await?;
         // What was cancelled before has been told.
         if done == Some((State::Cancelled, true)) {
-            self.shared.finished(id, None, State::Cancelled, None, None);
+            self.shared.finished(Change { reason: Some("cancelled"), ..Change::to(id, State::Cancelled) });
         }
         Ok(done.map(|(state, _)| state))
     }
@@ -355,9 +355,11 @@ impl Gateway {
             Settlement::Dead { reason, .. } => (State::Dead, Some(reason.clone()), None),
             Settlement::Requeue { .. } => return Ok(false),
         };
+        let latency_ms = how.latency_ms();
         let settled = self.shared.spool.settle_here(seq, how).await?;
         if settled {
-            self.shared.finished(id, Some(source), state, reason.as_deref(), route);
+            let (source, reason) = (Some(source), reason.as_deref());
+            self.shared.finished(Change { id, source, state, reason, route, latency_ms });
         }
         Ok(settled)
     }
@@ -366,7 +368,7 @@ impl Gateway {
     pub async fn retry(&self, id: &str) -> Result<Option<State>, SpoolError> {
         let done = self.shared.spool.retry(id.to_owned()).await?;
         if done == Some((State::Queued, true)) {
-            self.shared.report_request(id, None, State::Queued, Some("retry"), None);
+            self.shared.report(Change { reason: Some("retry"), ..Change::to(id, State::Queued) });
         }
         Ok(done.map(|(state, _)| state))
     }
@@ -403,6 +405,23 @@ impl Gateway {
     }
 }
 
+/// A stored request that came to another state, for the journal and whoever watches.
+struct Change<'a> {
+    id: &'a str,
+    source: Option<&'a str>,
+    state: State,
+    reason: Option<&'a str>,
+    route: Option<String>,
+    /// What the attempt took that brought its end.
+    latency_ms: Option<u64>,
+}
+
+impl<'a> Change<'a> {
+    fn to(id: &'a str, state: State) -> Self {
+        Change { id, source: None, state, reason: None, route: None, latency_ms: None }
+    }
+}
+
 impl Shared {
     fn now_ms(&self) -> u64 {
         clock::now().duration_since(self.started).as_millis() as u64
@@ -414,14 +433,8 @@ impl Shared {
     }
 
     /// One journal line and one live event per change of a stored request.
-    fn report_request(
-        &self,
-        id: &str,
-        source: Option<&str>,
-        state: State,
-        reason: Option<&str>,
-        route: Option<String>,
-    ) {
+    fn report(&self, change: Change<'_>) {
+        let Change { id, source, state, reason, route, latency_ms } = change;
         tracing::info!(
             HOLDFAST_REQUEST_ID = id,
             HOLDFAST_SOURCE = source,
@@ -429,6 +442,7 @@ impl Shared {
             HOLDFAST_REASON = reason,
             HOLDFAST_ROUTE = route.as_deref(),
             HOLDFAST_UPLINK = uplink_of(route.as_deref()),
+            HOLDFAST_LATENCY_MS = latency_ms,
             "request {id} is {state}"
         );
         let mut event = feed::Event::new("request");
@@ -452,9 +466,10 @@ impl Shared {
     }
 
     /// A stored request reached its outcome: whoever waits for it is woken.
-    fn finished(&self, id: &str, source: Option<&str>, state: State, reason: Option<&str>, route: Option<String>) {
-        self.metrics.settled(state.as_str());
-        self.report_request(id, source, state, reason, route);
+    fn finished(&self, change: Change<'_>) {
+        let id = change.id;
+        self.metrics.settled(change.state.as_str());
+        self.report(change);
         self.waiters.wake(id);
     }
 }

@@ -277,6 +277,16 @@ pub enum Settlement {
     },
 }
 
+impl Settlement {
+    /// What the attempt took whose answer ends the request.
+    pub fn latency_ms(&self) -> Option<u64> {
+        match self {
+            Settlement::Answered(answer) | Settlement::Dead { answer: Some(answer), .. } => Some(answer.latency_ms),
+            Settlement::Dead { answer: None, .. } | Settlement::Requeue { .. } => None,
+        }
+    }
+}
+
 /// A stored request as it stands, for showing.
 #[derive(Debug, Clone)]
 pub struct Record {

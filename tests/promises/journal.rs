@@ -100,6 +100,7 @@ async fn a_requests_whole_story_stands_in_the_journal() {
     assert_eq!(states, ["queued", "sending", "answered"], "one line per change: {story:?}");
     assert!(story.iter().all(|e| field(e, "HOLDFAST_SOURCE").starts_with("uid:")), "{story:?}");
     assert_eq!((field(story[2], "HOLDFAST_ROUTE"), field(story[2], "HOLDFAST_UPLINK")), ("uplink:sim", "sim"));
+    assert!(field(story[2], "HOLDFAST_LATENCY_MS").parse::<u64>().is_ok(), "{story:?}");
     let answered = entries.iter().find(|e| field(e, "HOLDFAST_REQUEST_ID") == live.header("x-request-id"));
     let answered = answered.expect("at debug level a plain request is told too");
     assert_eq!((field(answered, "HOLDFAST_ROUTE"), field(answered, "PRIORITY")), ("uplink:sim", "7"));

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use super::super::deliver::{Delivery, deliver};
 use super::super::otherwise::Otherwise;
-use super::super::{HandOver, Input, LiveAttempt, Received, Rest, Target, routes};
+use super::super::{Change, HandOver, Input, LiveAttempt, Received, Rest, Target, routes};
 use super::{Driver, SETTLE_RETRY, item};
 use crate::control::event::{AskId, AttemptId, Effect, Event, Fault, KeyIndex, Outcome, Route, Shut, UplinkIndex};
 use crate::control::types::State;
@@ -117,13 +117,12 @@ impl Driver {
         };
         let (on_out, out) = oneshot::channel();
         let (shared, stop) = (self.shared.clone(), self.cut.subscribe());
-        self.shared.report_request(
-            &leased.id,
-            Some(&leased.source),
-            State::Sending,
-            leased.maybe_billed.then_some("maybe_billed"),
-            Some(format!("uplink:{}", cloud.name())),
-        );
+        self.shared.report(Change {
+            source: Some(&leased.source),
+            reason: leased.maybe_billed.then_some("maybe_billed"),
+            route: Some(format!("uplink:{}", cloud.name())),
+            ..Change::to(&leased.id, State::Sending)
+        });
         let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
         self.tasks.spawn(async move {
             let mut delivering = std::pin::pin!(deliver((cloud.clone(), key), &shared, &leased, on_out, stop));
@@ -153,7 +152,8 @@ impl Driver {
         }
         let (shared, mut stop) = (self.shared.clone(), self.cut.subscribe());
         let route = Some(format!("uplink:{}", cloud.name()));
-        shared.report_request(&leased.id, Some(&leased.source), State::Sending, Some("handed_over"), route);
+        let (source, reason) = (Some(leased.source.as_str()), Some("handed_over"));
+        shared.report(Change { source, reason, route, ..Change::to(&leased.id, State::Sending) });
         let end = Otherwise::new(&shared.input, Input::Delivered(attempt, Box::new(Delivery::broken_off(&cloud))));
         self.tasks.spawn(async move {
             let ended = tokio::select! {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::super::deliver::Delivery;
 use super::super::opinion;
 use super::super::otherwise::Otherwise;
-use super::super::{Input, Shared};
+use super::super::{Change, Input, Shared};
 use super::{Driver, SETTLE_RETRY};
 use crate::control::event::{AttemptId, Event, Verdict};
 use crate::control::types::State;
@@ -76,14 +76,13 @@ impl Ending {
 
     async fn tell(&self, shared: &Arc<Shared>) {
         let (id, source) = (&self.leased.id, Some(self.leased.source.as_str()));
-        match &self.end {
-            Some((state, reason, route)) => {
-                shared.finished(id, source, *state, *reason, route.clone());
-                if *state == State::Answered {
-                    opinion::tell(shared, id).await;
-                }
-            }
-            None => shared.report_request(id, source, State::Queued, reason_of(&self.settlement), None),
+        let Some((state, reason, route)) = self.end.clone() else {
+            let reason = reason_of(&self.settlement);
+            return shared.report(Change { source, reason, ..Change::to(id, State::Queued) });
+        };
+        shared.finished(Change { id, source, state, reason, route, latency_ms: self.settlement.latency_ms() });
+        if state == State::Answered {
+            opinion::tell(shared, id).await;
         }
     }
 }
