@@ -103,7 +103,7 @@ impl Control {
             return Some(*due_ms);
         }
         if let Some((due_ms, _)) = self.again.waiting.iter().find(is_this) {
-            return Some((*due_ms).max(self.budget.stored_due_ms()));
+            return self.is_available().then(|| (*due_ms).max(self.budget.stored_due_ms()));
         }
         let up = self.uplinks.iter().enumerate().filter(|(_, uplink)| uplink.is_available());
         let opens_ms = up.map(|(index, _)| match self.pauses.gate(index, model, now_ms) {

@@ -421,8 +421,6 @@ impl Control {
         let uplink = &mut self.uplinks[index];
         let failed = match outcome {
             Outcome::GivenUp | Outcome::Unaffordable | Outcome::Unknown(Fault::Internal) => return,
-            // "Try again" says something about this one request, and that the uplink is there.
-            _ if outcome.is_refusal() => false,
             Outcome::Unreachable(_) | Outcome::Unknown(_) => {
                 uplink.health.doubt(now_ms);
                 true
@@ -464,7 +462,12 @@ impl Control {
         let (index, way) = (attempt.uplink, (attempt.uplink, attempt.key));
         self.uplinks[index].in_flight = self.uplinks[index].in_flight.saturating_sub(1);
         self.uplinks[index].keys.ended(attempt.key, outcome, now_ms);
-        self.learn(index, outcome, latency_ms, now_ms, effects);
+        let is_stored = matches!(attempt.owner, Owner::Stored(_));
+        // To a live request "try again" says something about that one alone: one client's conflicts stop nobody else. Stored ones
+        // would each be tried to their end.
+        if is_stored || outcome != Outcome::Transient(Fault::TryAgain) {
+            self.learn(index, outcome, latency_ms, now_ms, effects);
+        }
         if !matches!(attempt.owner, Owner::Aside(_)) {
             self.learn_portal(way, outcome, now_ms, effects);
             if outcome == Outcome::Delivered {

@@ -51,7 +51,7 @@ pub(super) fn settle(store: &mut Store, seq: u64, how: &Settlement, file: Option
                 put_unless_paid(store, seq, answer, file)?;
             }
             store.end(row, State::Dead, Some(reason))?;
-            remember(store, seq, false, false, Some(error))
+            remember(store, seq, false, reason == UNKNOWN, Some(error))
         }
     }
 }
@@ -81,6 +81,9 @@ pub(super) fn record_local(
 
 const REMEMBER: &str = "UPDATE request SET attempts = attempts + ?2, maybe_billed = max(maybe_billed, ?3),
     error_kind = coalesce(?4, error_kind), error_message = coalesce(?5, error_message) WHERE seq = ?1";
+
+/// Why a request is dead whose send had no answer: it may have been billed, whoever sends it anew.
+const UNKNOWN: &str = "unknown";
 
 fn remember(
     store: &Store,

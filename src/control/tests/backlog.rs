@@ -177,6 +177,26 @@ fn a_request_set_aside_is_released_in_time() {
 }
 
 #[test]
+fn a_retry_has_no_instant_while_no_uplink_takes_it() {
+    let mut bench = Bench::up(settings(1));
+    one(&mut bench, item(1), Outcome::Transient(Fault::ServerError));
+    bench.probes[0] = Probes::Are(NO_CONNECTION);
+    bench.tell(Event::NetworkChanged);
+    bench.advance(60_000);
+    assert_eq!(bench.control.next_attempt_ms(1, "m", bench.now_ms), None);
+}
+
+/// Each would be tried to its end else: an hour of 408 would kill what stands first.
+#[test]
+fn the_backlog_rests_where_all_are_told_to_try_again() {
+    let mut bench = Bench::up(settings(1));
+    let ends: Vec<_> = (1..=3).map(|seq| one(&mut bench, item(seq), Outcome::Transient(Fault::TryAgain))).collect();
+    let not_its_own = Verdict::Requeue { counted: false, deferred: true, maybe_billed: false };
+    assert_eq!(ends, [COUNTED, COUNTED, not_its_own]);
+    assert!(!bench.control.view().uplinks[0].available, "the breaker is open");
+}
+
+#[test]
 fn an_operators_pause_keeps_the_backlog_and_lets_waiting_callers_through() {
     let mut bench = Bench::up(settings(1));
     one(&mut bench, item(1), Outcome::Delivered);

@@ -394,21 +394,24 @@ pub async fn completion(State(app): State<Arc<App>>, Path(id): Path<String>, Que
     }
 }
 
-/// `DELETE /v1/chat/completions/{id}`, in OpenAI's shape: cancels what waits, and its record says so; forgets what has ended.
-pub async fn delete_completion(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
-    match try_delete(&app, &id).await {
+/// `DELETE /v1/chat/completions/{id}`, in OpenAI's shape: cancels what waits, and its record says so; forgets what has ended, if it
+/// was the same source's.
+pub async fn delete_completion(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+    match try_delete(&app, &call::source(&request), &id).await {
         Err(refusal) => refusal.into_response(),
         Ok(()) => ok(&json!({"object": "chat.completion.deleted", "id": id, "deleted": true})),
     }
 }
 
-async fn try_delete(app: &App, id: &str) -> Result<(), Refusal> {
+async fn try_delete(app: &App, source: &str, id: &str) -> Result<(), Refusal> {
+    let record = find(app, id).await?;
+    responses::keep_lines(app, &record).await?;
     match app.gateway.cancel(id).await?.ok_or_else(Refusal::no_such_request)? {
         RequestState::Sending => Err(Refusal::request_sending()),
         RequestState::Cancelled => Ok(()),
+        state if record.source != source => Err(Refusal::not_cancellable(state)),
         _ => {
-            responses::keep_lines(app, &find(app, id).await?).await?;
-            app.gateway.spool().forget(id.to_owned()).await?;
+            app.gateway.spool().forget(record.id).await?;
             Ok(())
         }
     }

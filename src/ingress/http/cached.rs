@@ -70,8 +70,8 @@ pub struct Keyed {
     how: OnceLock<(bool, &'static str)>,
     /// It took the way of an outage: what it got is for it alone.
     is_alone: AtomicBool,
-    /// Its caller's time was up before its next try: one of those who wait for the same sends it.
-    gives_up_lead: AtomicBool,
+    /// Its caller's time was up before its next try; and whether one before may have been billed.
+    gave_up: OnceLock<bool>,
     /// Tells who leads that this is so.
     went_alone: Notify,
     /// Where the answer of a send that outlives its caller goes, while it is sent for others, too.
@@ -91,8 +91,8 @@ impl Keyed {
 
     fn new(key: Key) -> Self {
         let (how, followers) = (OnceLock::new(), Mutex::default());
-        let (is_alone, gives_up_lead) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { key, how, is_alone, gives_up_lead, went_alone: Notify::new(), followers }
+        let (is_alone, gave_up) = (AtomicBool::new(false), OnceLock::new());
+        Self { key, how, is_alone, gave_up, went_alone: Notify::new(), followers }
     }
 
     fn go_alone(&self) {
@@ -257,10 +257,11 @@ pub fn kept(call: &Call, body: Body, origin: &Origin) -> Response {
     response
 }
 
-/// What this caller gets is for it alone, and it sends no more: one of those who wait for the same does.
-pub fn give_up_lead(call: &Call) {
+/// What this caller gets is for it alone, and it sends no more: one of those who wait for the same does, unless a send may
+/// have been billed: they hear of that.
+pub fn give_up_lead(call: &Call, maybe_billed: bool) {
     if let Some(keyed) = &call.cache {
-        keyed.gives_up_lead.store(true, Ordering::Release);
+        let _ = keyed.gave_up.set(maybe_billed);
         keyed.go_alone();
     }
 }

@@ -146,10 +146,11 @@ pub async fn repeated(call: Arc<Call>, handing: Handing) -> Response {
     let id = handing.id().to_owned();
     match call.app.gateway.spool().get(id.clone()).await {
         Err(error) => call.app.refused(&call, error.into()),
-        Ok(Some(record)) if !has_lapsed(record.state) => {
+        Ok(Some(record)) if record.maybe_billed || !has_lapsed(record.state) => {
             attached(call, Stored { id, seq: record.seq, handing: Some(handing) }).await
         }
-        // Pruned meanwhile, or never on disk, or nobody answers it any more: the repeat is a new request.
+        // Pruned meanwhile, or never on disk, or nobody answers it any more: the repeat is a new request. What may have been billed is
+        // not sent anew as if it were one.
         Ok(_) => {
             handing.delivered();
             super::openai::fresh(call).await

@@ -56,7 +56,7 @@ pub async fn tried(
     // By itself: once it is on disk somebody has to finish it, whoever goes away meanwhile.
     let handing_over = tokio::spawn(hand_over(call.clone(), grip, trying));
     match handing_over.await {
-        Err(_) => Err(Box::new(call.app.refused(call, Refusal::stopping()))),
+        Err(_) => Err(Box::new(call.app.refused(call, Refusal::stopping_after(true)))),
         Ok(Handed::Over(stored)) => {
             let ticket = offline::ticket_for(&stored, State::Sending, offline::NO_ANSWER);
             Err(Box::new(call.app.refused(call, ticket)))
@@ -122,7 +122,7 @@ async fn hand_over(call: Arc<Call>, grip: Grip, trying: Trying) -> Handed {
 /// What a caller gets whose time is up between two tries: a ticket where its policy stores.
 pub async fn ticket(call: Arc<Call>, maybe_billed: bool) -> Response {
     let held = maybe_billed && call.app.options.hold_unknown;
-    cached::give_up_lead(&call);
+    cached::give_up_lead(&call, maybe_billed);
     let refusal = if !call.stores_offline() || held {
         Refusal::too_late(maybe_billed)
     } else {

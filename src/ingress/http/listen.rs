@@ -199,9 +199,11 @@ impl Server {
             let (server, origin, line) = (server.clone(), origin.clone(), line.clone());
             async move {
                 let busy = line.busy();
-                let response = match line.fault() {
-                    Some(fault) => refused(fault),
-                    None => server.let_in(request.map(Body::new), &origin).await,
+                let response = match (line.fault(), server.page(&request, &origin)) {
+                    (Some(fault), _) => refused(fault),
+                    (None, None) => server.request(request.map(Body::new), &origin).await,
+                    // By itself, as each connection has the room for what it waits for.
+                    (None, Some(page)) => Box::pin(server.of_page(page, request.map(Body::new), &origin)).await,
                 };
                 Ok::<_, Infallible>(response.map(|body| Body::new(Held::new(body, busy))))
             }
@@ -217,10 +219,13 @@ impl Server {
         }
     }
 
-    async fn let_in(&self, request: Request<Body>, origin: &Origin) -> Response {
-        let page =
-            request.headers().get(ORIGIN).filter(|page| matches!(origin, Origin::Tcp(_)) && self.is_listed(page));
-        let Some(page) = page.cloned() else { return self.request(request, origin).await };
+    /// The listed page that asks, if one does.
+    fn page<B>(&self, request: &Request<B>, origin: &Origin) -> Option<HeaderValue> {
+        let page = request.headers().get(ORIGIN).filter(|_| matches!(origin, Origin::Tcp(_)))?;
+        self.is_listed(page).then(|| page.clone())
+    }
+
+    async fn of_page(&self, page: HeaderValue, request: Request<Body>, origin: &Origin) -> Response {
         let ask = tower::service_fn(|request| async move { Ok::<_, Infallible>(self.request(request, origin).await) });
         cors::pages_of(page).layer(ask).oneshot(request).await.unwrap_or_else(|never| match never {})
     }

@@ -77,7 +77,7 @@ pub async fn pass_on(
                 };
                 match attempt.send(call).await {
                     Err(outcome) => {
-                        maybe_billed |= matches!(outcome, Outcome::Unknown(_));
+                        maybe_billed |= !method.is_safe() && matches!(outcome, Outcome::Unknown(_));
                         live.next(attempt, outcome).await
                     }
                     Ok(reply) => match check(reply).await {

@@ -76,8 +76,6 @@ struct UplinkJson<'a> {
     response: Value,
 }
 
-/// Why a request is dead whose send had no answer, and may have been billed.
-const UNKNOWN: &str = "unknown";
 /// Why one is dead without another attempt: the disk lost it, or it is another's copy.
 const UNTRIED: [&str; 2] = ["damaged", "duplicate"];
 /// What a record's text ends with where the uplink's answer is left out.
@@ -122,7 +120,7 @@ impl<'a> RecordJson<'a> {
         RecordJson {
             agreement: agreement.map(|(agreement, _)| agreement.as_str()),
             agreement_rule: agreement.map(|(_, rule)| rule.map(Rule::as_str).into()),
-            // The record counts those that were followed by another.
+            // The record counts the failed ones that were followed by another.
             attempts: record.attempts + u32::from(ended_by_an_attempt(record)),
             body_base64: None,
             created_at: record.created_unix_ms / 1000,
@@ -133,8 +131,7 @@ impl<'a> RecordJson<'a> {
             // What failed before the answer came is history, and would read like a failure.
             last_error: last_error.filter(|_| record.state != State::Answered),
             local: local(record),
-            maybe_billed: record.maybe_billed
-                || (record.state == State::Dead && record.reason.as_deref() == Some(UNKNOWN)),
+            maybe_billed: record.maybe_billed,
             model: &record.model,
             next_attempt_at: None,
             object: "holdfast.request",

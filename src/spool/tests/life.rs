@@ -137,6 +137,17 @@ async fn a_dead_letter_can_be_tried_again_as_if_new() {
 }
 
 #[tokio::test]
+async fn what_may_have_been_billed_says_so_also_when_it_is_tried_again_by_hand() {
+    let (_dir, spool) = fresh();
+    let seq = take(&spool, request("a")).await.seq;
+    spool.lease(1).await.unwrap();
+    spool.settle(seq, Settlement::Dead { reason: "unknown".into(), error: error(), answer: None }).await.unwrap();
+    assert!(spool.get("a".into()).await.unwrap().unwrap().maybe_billed);
+    assert_eq!(spool.retry("a".into()).await.unwrap(), Some((State::Queued, true)));
+    assert!(spool.lease(1).await.unwrap()[0].maybe_billed);
+}
+
+#[tokio::test]
 async fn time_ends_what_waits_and_not_what_is_being_sent() {
     let (_dir, spool) = fresh();
     let seq = take(&spool, request("a")).await.seq;

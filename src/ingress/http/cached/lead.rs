@@ -4,7 +4,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::body::Body as HttpBody;
 use axum::response::Response;
@@ -75,9 +74,12 @@ async fn carry(call: Arc<Call>, leader: Option<Lead<Landing>>, head: oneshot::Se
                 drop(pieces);
                 return land_later(leader, &mut landing_later).await;
             }
-            // Without a landing, one of those who wait leads.
-            _ if gives_up_lead(&call) => drop(leader),
-            landed => leader.land(landed.unwrap_or(Landing::Own)),
+            landed => match gave_up(&call) {
+                Some(true) => leader.land(broken_off()),
+                // Without a landing, one of those who wait leads.
+                Some(false) => drop(leader),
+                None => leader.land(landed.unwrap_or(Landing::Own)),
+            },
         }
     }
     if !is_over {
@@ -93,8 +95,8 @@ fn goes_on(call: &Call) -> bool {
     call.cache.as_ref().is_some_and(|keyed| keyed.followers().is_none())
 }
 
-fn gives_up_lead(call: &Call) -> bool {
-    call.cache.as_ref().is_some_and(|keyed| keyed.gives_up_lead.load(Ordering::Acquire))
+fn gave_up(call: &Call) -> Option<bool> {
+    call.cache.as_ref()?.gave_up.get().copied()
 }
 
 /// Lands when what goes on has ended, while somebody waits for that.
