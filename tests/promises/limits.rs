@@ -71,7 +71,7 @@ async fn a_flood_that_takes_every_place_holds_up_no_other_source() {
     let http = format!("{listen}\nmax_in_flight = 2");
     let bench = Bench::with(Settings { http, ..Settings::default() }).await;
     // The first two are held, so that all others wait for a place.
-    bench.uplink.set_faults(Faults { delay_ms: 3_000, ..Faults::default() }).await;
+    bench.uplink.set_faults(Faults { delay_ms: 6_000, ..Faults::default() }).await;
     let asks = || bench.uplink.log().into_iter().filter(|seen| seen.path.ends_with("/completions"));
     let prompts: Vec<String> = (0..60).map(|n| format!("flood {n}")).collect();
     let flood = futures_util::future::join_all(prompts.iter().map(|prompt| bench.daemon.send(Ask::chat(prompt))));
