@@ -34,6 +34,37 @@ fn line(content: &str) -> String {
     format!("${content}*{:04X}\r\n", crc(content.as_bytes()))
 }
 
+/// What comes back for a line of these bytes before the answer to a Ping behind it.
+async fn told(stream: &mut UnixStream, said: &[u8]) -> String {
+    stream.write_all(&[said, line("PNG,7").as_bytes()].concat()).await.unwrap();
+    let mut text = String::new();
+    while !text.ends_with("\r\n") || !text.contains("$PON,7,") {
+        let mut buffer = [0; 512];
+        let read = within("the answer to a Ping", 10, stream.read(&mut buffer)).await.unwrap();
+        assert!(read > 0, "the line is gone: {text}");
+        text += str::from_utf8(&buffer[..read]).unwrap();
+    }
+    text.split_once("$PON,").unwrap().0.to_owned()
+}
+
+/// Without an answer a PLC would say it every three seconds for ever.
+#[tokio::test]
+async fn a_line_that_came_as_it_was_sent_and_cannot_be_taken_is_refused_by_its_name() {
+    let bench = Bench::offline(settings("lines")).await;
+    let mut stream = UnixStream::connect(place(&bench)).await.unwrap();
+    let long = b"x".repeat(300);
+    for (argument, code) in
+        [(&b"%zz"[..], 1), (b"x%2", 1), (b"\xff", 1), (b"\x01", 1), (b"5 $", 1), (b"2 * 3", 1), (&long, 5)]
+    {
+        let content = [b"SUB,a-1,1,0,12,", argument].concat();
+        let said = |sum: u16| [b"$", &content[..], format!("*{sum:04X}\r\n").as_bytes()].concat();
+        let nak = line(&format!("NAK,a-1,{code},0"));
+        assert_eq!(told(&mut stream, &said(crc(&content))).await, nak, "{argument:?}");
+        assert_eq!(told(&mut stream, &said(!crc(&content))).await, "", "{argument:?}, damaged");
+    }
+    assert_eq!(bench.daemon.backlog().await, 0);
+}
+
 /// A PLC that knows nothing but its table: it says every open request again and again, and takes every result.
 #[derive(Default)]
 struct Plc {

@@ -6,7 +6,7 @@ use holdfast_wire::Code;
 use holdfast_wire::message::{ARG_BYTES_MAX, ARGS_MAX};
 use serde_json::{Map, Value, json};
 
-use super::line::{self, Content, ascii, escaped};
+use super::line::{self, Content, Fault, Said, ascii, escaped};
 
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 20;
@@ -73,10 +73,15 @@ pub struct Wrong {
 
 /// Reads a line's content.
 pub fn read(content: &Content) -> Result<Asked, Wrong> {
-    match content {
-        Content::Fields(fields) => read_fields(fields),
-        Content::Json(json) => read_json(json),
-        Content::Unreadable(fields) => Err(Wrong { key: named(fields), code: Code::BadPayload }),
+    let fields = match &content.said {
+        Said::Fields(fields) => fields,
+        // What is no JSON has no verb.
+        Said::Json(json) => &fields_of(json).unwrap_or_default(),
+    };
+    match content.fault {
+        None => read_fields(fields),
+        Some(Fault::Unreadable) => Err(Wrong { key: named(fields), code: Code::BadPayload }),
+        Some(Fault::TooLong) => Err(Wrong { key: named(fields), code: Code::TooLarge }),
     }
 }
 
@@ -125,12 +130,11 @@ fn read_fields(all: &[String]) -> Result<Asked, Wrong> {
     }
 }
 
-/// `{"VERB":{…}}`, the same fields by name.
-fn read_json(json: &str) -> Result<Asked, Wrong> {
-    let bad = || Wrong { key: String::new(), code: Code::BadPayload };
-    let value: Map<String, Value> = serde_json::from_str(json).map_err(|_| bad())?;
-    let (verb, said) = value.iter().next().filter(|_| value.len() == 1).ok_or_else(bad)?;
-    let said = said.as_object().ok_or_else(bad)?;
+/// `{"VERB":{…}}`: verb and fields in their order.
+fn fields_of(json: &str) -> Option<Vec<String>> {
+    let value: Map<String, Value> = serde_json::from_str(json).ok()?;
+    let (verb, said) = value.iter().next().filter(|_| value.len() == 1)?;
+    let said = said.as_object()?;
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),
@@ -149,7 +153,7 @@ fn read_json(json: &str) -> Result<Asked, Wrong> {
         fields.extend(said.get("args").and_then(Value::as_array).into_iter().flatten().map(text));
     }
     fields.insert(0, verb.clone());
-    read_fields(&fields)
+    Some(fields)
 }
 
 fn number<T: std::str::FromStr>(field: &str) -> Option<T> {

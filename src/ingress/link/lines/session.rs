@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 use holdfast_wire::Code;
 
-use super::line::{LINE_DEFAULT, Lines};
+use super::line::{LINE_DEFAULT, Lines, Said};
 use super::message::{self, Asked, Parted, Told, Wrong};
 use crate::plant::{self, Fault};
 
@@ -159,8 +159,7 @@ impl Session {
         let mut deeds = Vec::new();
         for byte in bytes {
             if let Some(content) = self.lines.push(*byte) {
-                self.is_json =
-                    matches!(content, super::line::Content::Json(_)) && self.options.line_max >= JSON_LINE_MIN;
+                self.is_json = matches!(content.said, Said::Json(_)) && self.options.line_max >= JSON_LINE_MIN;
                 match message::read(&content) {
                     Ok(asked) => self.asked(asked, now_ms, &mut deeds),
                     Err(Wrong { key, code }) => deeds.push(self.told(&Told::Nak(key, code, 0))),

@@ -2,7 +2,7 @@
 
 use holdfast_wire::Code;
 
-use super::line::{self, Content};
+use super::line::{self, Content, Said};
 use super::message::{self, Asked, Parted, Told};
 use super::session::{Deed, Found, OFFER_MS, Offer, Options, Session};
 
@@ -65,13 +65,17 @@ fn what_is_wrong_with_a_line_has_a_code() {
     assert_eq!(code("SUB,a,1,0,65536"), refused("a", Code::BadPayload));
     assert_eq!(code(&format!("SUB,a,1,0,12{}", ",x".repeat(17))), refused("a", Code::TooLarge));
     assert_eq!(code("FOO,a"), refused("", Code::Unknown));
+    assert_eq!(code("SUB,a,1,0,12,%zz"), refused("a", Code::BadPayload));
+    assert_eq!(code("SUB,a,1,0,12,x%2"), refused("a", Code::BadPayload));
+    assert_eq!(code("SUB,%zz,1,0,12"), refused("", Code::BadPayload));
     assert!(code("SUB,a,1,0,12,%2C%24").is_ok());
 }
 
 #[test]
 fn json_says_the_same() {
     let json = r#"{"SUB": {"key": "815-5", "prio": 1, "ttl": 86400, "task": 12, "args": ["Naht 7", 23.5]}}"#;
-    assert_eq!(message::read(&Content::Json(json.to_owned())).unwrap(), read("$SUB,815-5,1,86400,12,Naht 7,23.5*3682"));
+    let content = Content { said: Said::Json(json.to_owned()), fault: None };
+    assert_eq!(message::read(&content).unwrap(), read("$SUB,815-5,1,86400,12,Naht 7,23.5*3682"));
     let mut session = fresh(Options { needs_crc: false, ..Options::default() });
     let deeds = session.receive(format!("{json}\n").as_bytes(), 0);
     assert!(matches!(deeds.as_slice(), [Deed::Store { .. }]));
@@ -92,6 +96,19 @@ fn text(deeds: &[Deed]) -> String {
         _ => String::new(),
     };
     deeds.iter().map(sent).collect()
+}
+
+#[test]
+fn what_would_come_so_again_is_refused_as_it_was_asked() {
+    let mut session = fresh(Options::default());
+    let mut answer = |content: &str, is_json| text(&session.receive(&line::framed(content, is_json), 0));
+    assert!(answer(&format!("SUB,815-5,1,0,12,{}", "x".repeat(300)), false).starts_with("$NAK,815-5,5,0*"));
+    let json = |arg: &str| format!(r#"{{"SUB":{{"key":"815-5","task":12,"args":["{arg}"]}}}}"#);
+    for (arg, key, code) in [("Näht 7", "815-5", 1), (r"\", "", 1), (&"x".repeat(300), "", 5)] {
+        let told = answer(&json(arg), true);
+        let nak = serde_json::json!({"NAK": {"key": key, "code": code, "retry": 0}});
+        assert_eq!(serde_json::from_str::<serde_json::Value>(told.split_once('*').unwrap().0).unwrap(), nak);
+    }
 }
 
 const QUERY: &[u8] = b"$QRY,815-5*5FD3\r\n";
@@ -151,7 +168,8 @@ fn a_long_result_comes_in_parts_that_are_taken_one_by_one() {
     let (mut said, mut part) = (String::new(), 1);
     loop {
         assert!(sent.len() <= 80 && sent.is_ascii(), "{sent}");
-        let Some(Content::Fields(fields)) = line::parse(sent.trim_end().as_bytes(), true) else { panic!("{sent}") };
+        let read = line::parse(sent.trim_end().as_bytes(), true).map(|content| content.said);
+        let Some(Said::Fields(fields)) = read else { panic!("{sent}") };
         let (number, all) = fields[5].split_once('/').unwrap();
         assert_eq!(number, part.to_string());
         said += &fields[6];
