@@ -24,7 +24,7 @@ async fn answer(port: u16, request: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
-    let _ = within("an answer", 10, stream.read_to_string(&mut text)).await;
+    let _ = within("an answer", 20, stream.read_to_string(&mut text)).await;
     text
 }
 
@@ -100,6 +100,38 @@ async fn a_listed_page_is_let_in_with_a_token_and_no_other() {
     }
     let plain = ask("GET", "authorization: Bearer secret\r\n").await;
     assert!(plain.starts_with("HTTP/1.1 200") && !plain.contains("access-control"), "{plain}");
+}
+
+/// Also who is refused before any handler knows of it, for a name, a page, a token or a head.
+#[tokio::test]
+async fn who_may_not_ask_on_tcp_is_told_how_to_and_under_an_id() {
+    let (folder, free) = (tempfile::tempdir().unwrap(), free_port());
+    let tokens = folder.path().join("tokens");
+    std::fs::write(&tokens, "panel secret\n").unwrap();
+    let http = format!("listen = [\"127.0.0.1:{free}\"]\ntoken_file = {tokens:?}");
+    let _bench = Bench::with(Settings { http, ..Settings::default() }).await;
+    let head = |host: &str, more: &str| format!("GET /health HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}");
+    for scheme in ["Bearer", "bearer", "BEARER", "bEaReR  "] {
+        let said = head("localhost", &format!("authorization: {scheme} secret\r\n\r\n"));
+        assert_eq!(status(free, &said).await, 200, "{scheme}");
+    }
+    for (said, wanted) in [
+        (head("localhost", "\r\n"), 401),
+        (head("localhost", "authorization: Bearersecret\r\n\r\n"), 401),
+        (head("localhost", "authorization: Basic secret\r\n\r\n"), 401),
+        (head("localhost", "authorization: bearer other\r\nx-request-id: mine\r\n\r\n"), 401),
+        (head("localhost", "origin: http://evil.example\r\n\r\n"), 403),
+        (head("evil.example", "\r\n"), 421),
+        (head("localhost", " folded\r\n\r\n"), 400),
+        // It never ends.
+        (head("localhost", "x-slow:"), 408),
+    ] {
+        let told = answer(free, &said).await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {wanted} ")), "{said:?}: {told}");
+        assert_eq!(told.matches("\r\nx-request-id: req_").count(), 1, "{told}");
+        assert_eq!(told.contains("\r\nwww-authenticate: Bearer\r\n"), wanted == 401, "{told}");
+        assert_eq!(told.contains("\r\nx-client-request-id: mine\r\n"), said.contains("mine"), "{told}");
+    }
 }
 
 #[tokio::test]

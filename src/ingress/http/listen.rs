@@ -299,10 +299,11 @@ enum Origin {
     Tcp(IpAddr),
 }
 
-/// The token of `Authorization`; a scheme's name is the same in any case (RFC 9110, section 11.1).
+/// The token of `Authorization`; a scheme's name is the same in any case and any number of blanks follow it (RFC 9110,
+/// sections 11.1 and 11.4).
 fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
 }
 
 /// The answer to a refused head; nothing behind it can be trusted to be a request.
