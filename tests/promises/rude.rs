@@ -68,7 +68,7 @@ async fn a_listed_page_is_let_in_with_a_token_and_no_other() {
     std::fs::write(&tokens, "panel secret\n").unwrap();
     let http =
         format!("listen = [\"127.0.0.1:{free}\"]\ntoken_file = {tokens:?}\nallowed_origins = [\"http://panel.local\"]");
-    let _bench = Bench::with(Settings { http, ..Settings::default() }).await;
+    let bench = Bench::with(Settings { http, ..Settings::default() }).await;
     let ask = async |method: &str, more: &str| {
         let request = format!("{method} /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{more}\r\n");
         answer(free, &request).await
@@ -82,14 +82,37 @@ async fn a_listed_page_is_let_in_with_a_token_and_no_other() {
     let from_panel = "origin: http://panel.local\r\n";
     let wish = "access-control-request-method: POST\r\naccess-control-request-headers: authorization\r\n";
     let preflight = ask("OPTIONS", &format!("{from_panel}{wish}")).await;
-    let allowed = ["access-control-allow-origin: http://panel.local", "access-control-allow-headers: authorization"];
-    has(&preflight, "200", &allowed);
+    let allowed = [
+        "access-control-allow-origin: http://panel.local",
+        "access-control-allow-headers: authorization",
+        "access-control-allow-methods: GET,HEAD,POST,DELETE",
+        "access-control-max-age: 600",
+        "vary: origin",
+        "x-request-id: req_",
+    ];
+    has(&preflight, "204", &allowed);
     let asked = ask("GET", &format!("{from_panel}authorization: bearer secret\r\n")).await;
     has(
         &asked,
         "200",
         &["access-control-allow-origin: http://panel.local", "access-control-expose-headers:", "x-request-id:"],
     );
+    let body = chat_body("of a page").to_string();
+    let chat = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{from_panel}\
+         authorization: Bearer secret\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answered = answer(free, &chat).await;
+    has(
+        &answered,
+        "200",
+        &["x-holdfast-route: uplink:", "access-control-allow-origin: http://panel.local", "vary: origin"],
+    );
+    let readable = answered.lines().find_map(|line| line.strip_prefix("access-control-expose-headers: ")).unwrap();
+    for name in ["location", "retry-after", "x-holdfast-route", "x-upstream-request-id", "idempotent-replayed"] {
+        assert!(readable.split(',').any(|readable| readable == name), "{name}: {readable}");
+    }
     let nobody = ask("GET", from_panel).await;
     has(&nobody, "401", &["www-authenticate: Bearer", "x-request-id: req_", "access-control-allow-origin:"]);
     for method in ["GET", "OPTIONS"] {
@@ -100,6 +123,8 @@ async fn a_listed_page_is_let_in_with_a_token_and_no_other() {
     }
     let plain = ask("GET", "authorization: Bearer secret\r\n").await;
     assert!(plain.starts_with("HTTP/1.1 200") && !plain.contains("access-control"), "{plain}");
+    let local = bench.daemon.send(Ask::get("/health").header("origin", "http://panel.local")).await;
+    assert!(local.status == 200 && !local.headers.contains_key("access-control-allow-origin"), "{:?}", local.headers);
 }
 
 /// Also who is refused before any handler knows of it, for a name, a page, a token or a head.

@@ -5,16 +5,18 @@
 use std::time::Duration;
 
 use hyper::Method;
-use hyper::header::{HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use hyper::header::{ACCESS_CONTROL_REQUEST_HEADERS, HeaderName, HeaderValue, LOCATION, ORIGIN, RETRY_AFTER};
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
 /// How long a browser remembers what it was allowed: a mended configuration counts soon.
 const REMEMBERED: Duration = Duration::from_mins(10);
 const METHODS: [Method; 4] = [Method::GET, Method::HEAD, Method::POST, Method::DELETE];
 /// What a page may read beside the body and the plainest headers.
-const READABLE: [HeaderName; 9] = [
+const READABLE: [HeaderName; 12] = [
     LOCATION,
     RETRY_AFTER,
+    HeaderName::from_static("idempotent-replayed"),
+    HeaderName::from_static("preference-applied"),
     HeaderName::from_static("x-cache"),
     HeaderName::from_static("x-client-request-id"),
     HeaderName::from_static("x-holdfast-id"),
@@ -22,6 +24,7 @@ const READABLE: [HeaderName; 9] = [
     HeaderName::from_static("x-holdfast-state"),
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("x-should-retry"),
+    HeaderName::from_static("x-upstream-request-id"),
 ];
 
 /// For the pages of this origin. A preflight, which bears no token, is answered here.
@@ -32,4 +35,6 @@ pub fn pages_of(origin: HeaderValue) -> CorsLayer {
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(READABLE)
         .max_age(REMEMBERED)
+        // The layer is told one origin and takes it for the only one; a browser's cache may be asked by another.
+        .vary([ORIGIN, ACCESS_CONTROL_REQUEST_HEADERS])
 }

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
-use hyper::Request;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -35,7 +35,6 @@ use super::threads::OnThread;
 use super::{App, Tokens, router, serve_with_id, with_ids};
 use crate::clock;
 use crate::plant::{self, Fault};
-use hyper::StatusCode;
 
 /// What one connection holds back of a body on its way in and of an answer on its way out.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -226,8 +225,16 @@ impl Server {
     }
 
     async fn of_page(&self, page: HeaderValue, request: Request<Body>, origin: &Origin) -> Response {
+        let is_preflight = request.method() == Method::OPTIONS;
         let ask = tower::service_fn(|request| async move { Ok::<_, Infallible>(self.request(request, origin).await) });
-        cors::pages_of(page).layer(ask).oneshot(request).await.unwrap_or_else(|never| match never {})
+        let asked = cors::pages_of(page).layer(ask).oneshot(request).await;
+        let mut response = asked.unwrap_or_else(|never| match never {});
+        if !is_preflight {
+            return response;
+        }
+        // The layer's own answer: a 200 without anything in it, which no id was given.
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        with_ids(response, &clock::request_id(), None)
     }
 
     fn is_listed(&self, page: &HeaderValue) -> bool {
