@@ -97,7 +97,8 @@ impl Buf for Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         if self.has_remaining() {
-            self.progress.dropped();
+            // The connection has ended: what is not out never will be.
+            self.progress.take_back();
         }
     }
 }

@@ -123,11 +123,6 @@ impl Progress {
         }
     }
 
-    /// The connection drops some of them: what is not out never will be.
-    pub(super) fn dropped(&self) {
-        self.take_back();
-    }
-
     /// Waits until all that was handed over has left.
     pub(super) fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
         let is_over =
