@@ -128,6 +128,14 @@ fn known_source(store: &mut Store, name: &str) -> Result<Option<i64>, SpoolError
     Ok(known)
 }
 
+/// The request that a key stands for: of this source, and with this body.
+pub(super) fn find_keyed(store: &mut Store, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
+    match known_source(store, &new.source)? {
+        Some(source_id) => known(store, source_id, new),
+        None => Ok(None),
+    }
+}
+
 fn known(store: &Store, source_id: i64, new: &NewRequest) -> Result<Option<Accepted>, SpoolError> {
     let Some(key) = &new.idempotency_key else { return Ok(None) };
     let text = "SELECT seq, id, body_hash FROM request WHERE source_id = ?1 AND idempotency_key = ?2";
@@ -199,11 +207,12 @@ fn has_pages(store: &mut Store, size: u64) -> Result<bool, SpoolError> {
 /// in nearly every case, and where it is not, the ballast is there.
 const ANSWER_ROOM: u64 = 256 << 10;
 
-/// Whether an outcome of one more attempt finds room, the ballast's included.
+/// Whether an outcome of one more attempt finds room, most of the ballast's included.
 pub(super) fn has_answer_room(store: &Store) -> Result<bool, SpoolError> {
     let attempts = store.held.len() as u64 + store.effects.held.len() as u64 + 1;
-    let free = files::free_bytes(&store.options.data_dir)?;
-    Ok(free.saturating_add(store.ballast.bytes()) >= attempts.saturating_mul(ANSWER_ROOM))
+    let space = files::space(&store.options.data_dir)?;
+    let log_bytes = files::wal(&store.options.data_dir).metadata().map_or(0, |log| log.len());
+    Ok(store.ballast.for_answers(&space, log_bytes) >= attempts.saturating_mul(ANSWER_ROOM))
 }
 
 pub(super) fn is_full(store: &Store, size: u64) -> bool {

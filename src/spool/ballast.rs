@@ -13,6 +13,10 @@ use crate::plant::{self, Fault};
 const BYTES_MAX: u64 = 8 << 20;
 /// On a small file system not more than one part in this many of what is free.
 const PART: u64 = 8;
+/// What the drain leaves when it is given up, beside what folding the log in may take, so that a purge and the next start find room.
+const LEFT_BYTES: u64 = 4 << 20;
+/// A file system smaller than this has no such room to spare.
+const SMALL_BYTES: u64 = 64 << 20;
 /// Below this it would hold back no answer worth the name.
 const BYTES_MIN: u64 = 64 << 10;
 
@@ -31,9 +35,12 @@ impl Ballast {
         Ballast { path, bytes }
     }
 
-    /// Bytes that giving it up would free.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+    /// Bytes that answers may take on a file system with so much room, while the write-ahead log has so many.
+    pub(super) fn for_answers(&self, fs: &files::Space, log_bytes: u64) -> u64 {
+        if self.bytes > 0 || fs.size < SMALL_BYTES {
+            return fs.free.saturating_add(self.bytes);
+        }
+        fs.free.saturating_sub(LEFT_BYTES).saturating_sub(log_bytes)
     }
 
     /// Makes the file where it is missing and `floor` bytes stay free beside it.
@@ -42,7 +49,7 @@ impl Ballast {
             return;
         }
         let Some(dir) = self.path.parent() else { return };
-        let Ok(free) = files::free_bytes(dir) else { return };
+        let Ok(files::Space { free, .. }) = files::space(dir) else { return };
         let bytes = (free / PART).min(BYTES_MAX);
         if bytes < BYTES_MIN || free - bytes < floor {
             return;

@@ -72,12 +72,12 @@ fn is_damaged(store: &Store, seq: u64) -> Result<bool, SpoolError> {
 pub(super) const IN_STATE: &str = "SELECT seq FROM request INDEXED BY request_state WHERE state = ?1 AND state > 0
     AND seq >= ?3 AND seq NOT IN (SELECT value FROM json_each(?4)) ORDER BY seq LIMIT ?2";
 
-/// Deletes up to [`PURGE_MAX`] records of one final state; returns how many.
-pub(super) fn purge(store: &mut Store, state: State) -> Result<u64, SpoolError> {
+/// Deletes up to `max` records of one final state; returns how many.
+pub(super) fn purge(store: &mut Store, state: State, max: u32) -> Result<u64, SpoolError> {
     if !state.is_final() {
         return Ok(0);
     }
-    let seqs = seqs_in(store, state, PURGE_MAX)?;
+    let seqs = seqs_in(store, state, max)?;
     if seqs.is_empty() && store.counts.requests[state as usize] > 0 && !store.rescue.behind.is_empty() {
         return Err(SpoolError::Salvaging);
     }

@@ -160,10 +160,23 @@ pub(super) fn start_of(name: &str) -> Option<u64> {
     name.split_once('-')?.0.parse().ok()
 }
 
-/// Free bytes for us on the data folder's file system.
-pub(super) fn free_bytes(data_dir: &Path) -> Result<u64, SpoolError> {
+/// A file system's room in bytes.
+pub(super) struct Space {
+    /// All of it.
+    pub(super) size: u64,
+    /// Free for us.
+    pub(super) free: u64,
+}
+
+/// The room on the data folder's file system.
+pub(super) fn space(data_dir: &Path) -> Result<Space, SpoolError> {
     let fs = rustix::fs::statvfs(data_dir).map_err(std::io::Error::from)?;
-    Ok(fs.f_bavail.saturating_mul(fs.f_frsize))
+    Ok(Space { size: fs.f_blocks.saturating_mul(fs.f_frsize), free: fs.f_bavail.saturating_mul(fs.f_frsize) })
+}
+
+/// Free bytes for us there.
+pub(super) fn free_bytes(data_dir: &Path) -> Result<u64, SpoolError> {
+    Ok(space(data_dir)?.free)
 }
 
 pub(super) fn private() -> OpenOptions {

@@ -15,10 +15,17 @@ use super::read::Stored;
 use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, Settlement, Tally};
 use super::store::Store;
 use super::writer::{Abandoned, Command, Job};
-use super::{Condition, Options, SpoolError, accept, change, lease, quarantine, read, scrub, settle, sweep};
+use super::{
+    Condition, Options, SpoolError, accept, change, lease, open, quarantine, read, scrub, settle, shrink, sweep,
+};
 use crate::body::{Bodies, Body};
 use crate::control::types::State;
 use crate::plant::{self, Fault};
+
+/// What a whole step of a purge may write: the longest bodies and answers that rows hold.
+const PURGE_ROOM: u64 = 2 * change::PURGE_MAX as u64 * INLINE_MAX as u64;
+/// The step where there is less: half a megabyte.
+const PURGE_STEP_TIGHT: u32 = 4;
 
 /// The spool's handle; clones share one thread, which ends with the last of them.
 #[derive(Clone)]
@@ -107,6 +114,12 @@ impl Spool {
         let (accepted, mut handed) = self.submit(work, hasty, true).await?;
         handed.seqs.clear();
         Ok(accepted)
+    }
+
+    /// The request that this one's key stands for, should there be one; stores nothing.
+    pub async fn find_keyed(&self, new: NewRequest) -> Result<Option<Accepted>, SpoolError> {
+        new.body.hashed().await?;
+        self.read(move |store| accept::find_keyed(store, &new)).await
     }
 
     /// Hands out up to `max` requests in order; each is `sending` on disk before this returns. Where the caller
@@ -233,9 +246,15 @@ impl Spool {
     pub async fn purge(&self, state: State) -> Result<u64, SpoolError> {
         let mut total = 0;
         loop {
-            let gone = self.with_ballast(|| self.write(move |store| change::purge(store, state))).await?;
+            // What is deleted is overwritten, which goes through the log: on a disk that is nearly full less at once, into an empty log.
+            let is_tight = self.read(|store| Ok(files::free_bytes(&store.options.data_dir)? < PURGE_ROOM)).await?;
+            let step = if is_tight { PURGE_STEP_TIGHT } else { change::PURGE_MAX };
+            if is_tight && let Err(error) = self.read(|store| open::checkpoint(&store.conn)).await {
+                tracing::debug!(%error, "the log could not be folded in before a purge");
+            }
+            let gone = self.with_ballast(|| self.write(move |store| change::purge(store, state, step))).await?;
             total += gone;
-            if gone < u64::from(change::PURGE_MAX) {
+            if gone < u64::from(step) {
                 return Ok(total);
             }
         }
@@ -267,6 +286,10 @@ impl Spool {
         }
         let (options, now) = (self.inner.options.clone(), self.powered_ms());
         blocking(move || quarantine::expire(&options.data_dir, now, options.keep_results_ms)).await?;
+        if let Err(error) = self.read(shrink::step).await {
+            // Its next try is a moment away, and that the disk is full has been said.
+            tracing::debug!(%error, "the spool's file could not give room back");
+        }
         self.read(|store| {
             sweep::orphans(store)?;
             let floor = store.options.min_disk_free;

@@ -33,6 +33,7 @@ mod salvage;
 mod schema;
 mod scrub;
 mod settle;
+mod shrink;
 mod sources;
 mod store;
 mod sum;

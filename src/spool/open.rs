@@ -180,6 +180,12 @@ fn whole_or_new(options: &Options) -> Result<(Connection, Floors), SpoolError> {
         // A start died between setting the damaged one aside and filling the new one.
         return self::empty(options);
     }
+    if empty && outcomes::tell_of_some(dir) {
+        tracing::error!(
+            "the spool's database is gone or empty although this folder was in use: what waited in it is lost; a copy may be put \
+             back while holdfast is stopped"
+        );
+    }
     // A clean stop folds the log in and removes it: where there is one, the last stop was none.
     let dropped = log > 0 && salvage::dropped_frames(&files::wal(dir))? > 0;
     if dropped && !is_log_kept(dir) {

@@ -114,6 +114,11 @@ impl Outcomes {
     }
 }
 
+/// Whether requests have ended in this folder.
+pub(super) fn tell_of_some(dir: &Path) -> bool {
+    [current(dir), older(dir)].iter().any(|file| file.metadata().is_ok_and(|log| log.len() > 0))
+}
+
 fn current(dir: &Path) -> PathBuf {
     dir.join("outcomes.log")
 }

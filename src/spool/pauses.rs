@@ -1,4 +1,4 @@
-//! What the service knows of shut routes and of the time, kept over restarts.
+//! What the service knows of shut routes, of the operator's own pause and of the time, kept over restarts.
 //!
 //! Owns the table `pause` and the column `unix_floor`; never judges them: control and the clock do.
 
@@ -38,6 +38,29 @@ impl Spool {
         self.read_at_start(load).await
     }
 
+    /// Whether the operator holds the backlog back.
+    pub async fn save_held(&self, held: bool) -> Result<(), SpoolError> {
+        self.write(move |store| {
+            let text = if held {
+                "INSERT OR REPLACE INTO pause (uplink, model, block, step, until_ms) VALUES ('', '', 'operator', 0, 0)"
+            } else {
+                "DELETE FROM pause WHERE uplink = ''"
+            };
+            store.conn.prepare_cached(text)?.execute([])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether the operator held the backlog back when an earlier process ended.
+    pub async fn load_held(&self) -> Result<bool, SpoolError> {
+        self.read_at_start(|store| {
+            let text = "SELECT EXISTS (SELECT 1 FROM pause WHERE uplink = '')";
+            Ok(store.conn.query_row(text, [], |r| r.get(0))?)
+        })
+        .await
+    }
+
     /// The latest wall time that could be believed, in milliseconds; it never goes back.
     pub async fn save_floor(&self, unix_ms: u64) -> Result<(), SpoolError> {
         self.write(move |store| {
@@ -69,7 +92,7 @@ impl Spool {
 }
 
 fn save(store: &mut Store, pauses: &[SavedPause]) -> Result<(), SpoolError> {
-    store.conn.prepare_cached("DELETE FROM pause")?.execute([])?;
+    store.conn.prepare_cached("DELETE FROM pause WHERE uplink <> ''")?.execute([])?;
     let text = "INSERT OR REPLACE INTO pause (uplink, model, block, step, until_ms) VALUES (?1, ?2, ?3, ?4, ?5)";
     let mut insert = store.conn.prepare_cached(text)?;
     for pause in pauses.iter().take(PAUSES_MAX) {
@@ -79,7 +102,8 @@ fn save(store: &mut Store, pauses: &[SavedPause]) -> Result<(), SpoolError> {
 }
 
 fn load(store: &Store) -> Result<Vec<SavedPause>, SpoolError> {
-    let text = "SELECT uplink, model, block, step, until_ms FROM pause ORDER BY uplink, model LIMIT ?1";
+    let text = "SELECT uplink, model, block, step, until_ms FROM pause WHERE uplink <> ''
+        ORDER BY uplink, model LIMIT ?1";
     let mut select = store.conn.prepare_cached(text)?;
     let rows = select.query_map([PAUSES_MAX as i64], |r| {
         Ok(SavedPause {

@@ -289,8 +289,11 @@ fn local(store: &Store, seq: u64, bytes: bool) -> Result<Kept<LocalAnswer>, Spoo
     })
 }
 
-/// Newest first; stops at the first row that is too old, because acceptance times ascend with `seq`.
-pub(super) const NEWEST: &str = "SELECT name, body_hash, id, accepted_at, state <= 3 AND NOT EXISTS
+/// Newest first; stops at the first row that is too old, because acceptance times ascend with `seq`. Nothing on disk says who got
+/// his answer, so only what still waits is offered: an old answer to a new question would be worse than a second send. A key finds
+/// its own.
+pub(super) const NEWEST: &str =
+    "SELECT name, body_hash, id, accepted_at, state <= 1 AND idempotency_key IS NULL AND NOT EXISTS
     (SELECT 1 FROM answer a WHERE a.seq = r.seq AND a.local = 1) FROM request r JOIN source USING (source_id)
     WHERE r.seq > 0 ORDER BY r.seq DESC LIMIT ?1";
 

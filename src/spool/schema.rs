@@ -17,7 +17,7 @@ pub(super) const APPLICATION_ID: u32 = 0x6866_7374;
 /// What every SQLite database begins with.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// SQLite's own default; fixed here because the page cap counts in it.
-const PAGE_SIZE: u64 = 4096;
+pub(super) const PAGE_SIZE: u64 = 4096;
 /// What the rows and index entries of one request take, rounded up: 7 index entries and 3 rows.
 const ROW_BYTES: u64 = 2048;
 /// Slack of the page cap, so that it stops a runaway and never ordinary work.

@@ -120,7 +120,8 @@ impl Judge {
         if self.linked && raw.commit {
             self.committed = self.frames.len();
         }
-        if raw.commit || !whole {
+        // A torn frame at the end is a power cut's, and ended nothing where it says so itself.
+        if raw.commit || !salted {
             self.last = self.frames.len();
         }
     }
@@ -170,13 +171,20 @@ fn common_salts(source: &dyn Source, size: u64, count: u64) -> Option<u64> {
 fn raw(frame: &[u8], before: [u32; 2], big_endian: bool) -> Raw {
     let word = |at: usize| super::pages::number(frame.get(at..).unwrap_or_default()).unwrap_or(0);
     let (header, page) = frame.split_at(FRAME_HEADER as usize);
-    let sums = checksum(before, &header[..8], big_endian);
+    let reckon = |mark: u32| {
+        let sums = checksum(before, &[&header[..4], &mark.to_be_bytes()].concat(), big_endian);
+        checksum(sums, page, big_endian)
+    };
+    let (mark, sums) = (word(4), [word(16), word(20)]);
+    let reckoned = reckon(mark);
+    // One flipped bit may have taken away the mark of a commit.
+    let was_commit = || reckoned != sums && (0..u32::BITS).any(|bit| reckon(1 << bit) == sums);
     Raw {
         page: word(0),
-        commit: word(4) != 0,
+        commit: mark != 0 || was_commit(),
         salts: u64::from(word(8)) << 32 | u64::from(word(12)),
-        sums: [word(16), word(20)],
-        reckoned: checksum(sums, page, big_endian),
+        sums,
+        reckoned,
     }
 }
 
@@ -190,4 +198,66 @@ fn checksum(start: [u32; 2], bytes: &[u8], big_endian: bool) -> [u32; 2] {
         let a = a.wrapping_add(word(&pair[..4])).wrapping_add(b);
         [a, b.wrapping_add(word(&pair[4..])).wrapping_add(a)]
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 4096;
+    const FRAME: usize = FRAME_HEADER as usize + PAGE;
+
+    /// A log of one image per mark; a mark that is not 0 ends a transaction.
+    fn log_of(marks: &[u32]) -> Vec<u8> {
+        let mut log = vec![0u8; HEADER as usize];
+        for (at, word) in [(0, MAGIC), (4, 3_007_000), (8, PAGE as u32), (16, 0x1234_5678), (20, 0x9abc_def0)] {
+            log[at..at + 4].copy_from_slice(&word.to_be_bytes());
+        }
+        let mut sums = checksum([0, 0], &log[..24], false);
+        put(&mut log, 24, sums);
+        for (n, mark) in marks.iter().enumerate() {
+            let begin = log.len();
+            log.extend(n.wrapping_add(1).to_be_bytes().split_at(4).1);
+            log.extend(mark.to_be_bytes());
+            log.extend(log[16..24].to_vec());
+            log.extend([0; 8]);
+            log.extend((0..PAGE).map(|byte| (byte + n) as u8));
+            sums = checksum(sums, &log[begin..begin + 8], false);
+            sums = checksum(sums, &log[begin + FRAME_HEADER as usize..], false);
+            put(&mut log, begin + 16, sums);
+        }
+        log
+    }
+
+    fn put(log: &mut [u8], at: usize, [a, b]: [u32; 2]) {
+        log[at..at + 4].copy_from_slice(&a.to_be_bytes());
+        log[at + 4..at + 8].copy_from_slice(&b.to_be_bytes());
+    }
+
+    fn fates(log: &[u8]) -> Vec<Fate> {
+        scan(&log.to_vec(), PAGE).frames.iter().map(|frame| frame.fate).collect()
+    }
+
+    #[test]
+    fn a_write_that_a_power_cut_tore_is_no_damage() {
+        let mut log = log_of(&[0, 2, 0, 0]);
+        assert_eq!(fates(&log), [Fate::Applied, Fate::Applied, Fate::Unfinished, Fate::Unfinished]);
+        let half = log.len() - PAGE / 2;
+        log[half..].fill(0);
+        assert_eq!(fates(&log), [Fate::Applied, Fate::Applied, Fate::Unfinished, Fate::Unfinished]);
+    }
+
+    #[test]
+    fn a_commit_is_known_with_any_one_bit_of_its_frame_flipped() {
+        let sound = log_of(&[0, 2, 0, 4]);
+        assert_eq!(fates(&sound), [Fate::Applied; 4]);
+        let begin = HEADER as usize + 3 * FRAME;
+        for byte in (begin..begin + 24).chain([begin + 100, begin + FRAME - 1]) {
+            for bit in 0..8 {
+                let mut log = sound.clone();
+                log[byte] ^= 1 << bit;
+                assert_eq!(fates(&log), [Fate::Applied, Fate::Applied, Fate::Dropped, Fate::Dropped], "{byte}.{bit}");
+            }
+        }
+    }
 }

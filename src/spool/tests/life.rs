@@ -258,6 +258,7 @@ async fn who_broke_off_finds_the_request_again() {
     take(&spool, request("new")).await;
     take(&spool, request("gone")).await;
     spool.cancel("gone".into()).await.unwrap();
+    take(&spool, NewRequest { idempotency_key: Some("k".into()), ..request("keyed") }).await;
     spool.record_local(seq, local("x")).await.unwrap();
     let found = spool.attachable(600_000, 9).await.unwrap();
     assert_eq!(found, [("uid:1000".to_owned(), request("new").body.hash(), "new".to_owned())]);

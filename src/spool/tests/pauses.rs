@@ -12,6 +12,8 @@ async fn pauses_and_the_floor_survive_a_restart() {
     let (dir, spool) = fresh();
     spool.save_pauses(vec![pause("", 1), pause("m", 2)]).await.unwrap();
     spool.save_pauses(vec![pause("", 3)]).await.unwrap();
+    spool.save_held(true).await.unwrap();
+    spool.save_pauses(vec![pause("", 3)]).await.unwrap();
     spool.save_floor(7_000).await.unwrap();
     spool.save_floor(5_000).await.unwrap();
     spool.close().await;
@@ -19,6 +21,10 @@ async fn pauses_and_the_floor_survive_a_restart() {
     let spool = super::super::open(options(dir.path())).unwrap();
     assert_eq!(spool.load_pauses().await.unwrap(), [pause("", 3)]);
     assert_eq!(spool.load_floor().await.unwrap(), 7_000);
+    assert!(spool.load_held().await.unwrap());
+    spool.save_held(false).await.unwrap();
+    assert!(!spool.load_held().await.unwrap());
+    assert_eq!(spool.load_pauses().await.unwrap(), [pause("", 3)]);
 }
 
 #[tokio::test]
