@@ -96,7 +96,7 @@ pub async fn run(loaded: Loaded, again: Again<'_>) -> Result<Option<Handover>, S
     drop(old);
     let kept = next.as_ref().and_then(Doors::own_path);
     if let Some(path) = own_path.filter(|path| Some(path) != kept.as_ref()) {
-        doors::remove_socket(&path);
+        doors::leave_socket(&path);
     }
     Ok(next.map(|doors| Handover::new(executable, doors)))
 }

@@ -22,6 +22,9 @@ pub enum LaterError {
         /// What belongs there.
         message: String,
     },
+    /// The key made another batch.
+    #[error("this Idempotency-Key was used for another batch; use a new key for a new batch")]
+    KeyReused,
     /// A batch that has not ended reads the file.
     #[error("a batch that has not ended uses this file; wait for its end, or cancel it")]
     InUse,

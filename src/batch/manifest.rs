@@ -85,6 +85,9 @@ pub struct Manifest {
     pub endpoint: String,
     /// Its input.
     pub input_file_id: String,
+    /// Its caller's own key; older versions knew none.
+    #[serde(default)]
+    pub idempotency_key: Option<String>,
     /// What its caller wrote to it.
     pub metadata: Option<BTreeMap<String, String>>,
     /// The priority of its lines.

@@ -70,6 +70,8 @@ pub struct NewBatch {
     pub endpoint: String,
     /// Its input.
     pub input_file_id: String,
+    /// Its caller's own key: a second one with it is the same batch.
+    pub idempotency_key: Option<String>,
     /// What its caller writes to it.
     pub metadata: Option<BTreeMap<String, String>>,
     /// The priority of its lines.
@@ -193,15 +195,8 @@ impl Later {
         Ok(spawn_blocking(move || inner.files.remove(&meta)).await.map_err(io::Error::other)??)
     }
 
-    /// Makes a batch; on return it is on disk.
-    pub async fn create(&self, new: NewBatch) -> Result<Standing, LaterError> {
-        let input = self.inner.files.get(&new.source, &new.input_file_id)?;
-        // It ends in files, too.
-        self.inner.files.check_room(&new.source, 0)?;
-        if input.purpose != "batch" {
-            let message = format!("the input file must have the purpose batch, not {}", input.purpose);
-            return Err(LaterError::Field { param: "input_file_id", message });
-        }
+    /// Makes a batch, and on return it is on disk; or finds the one that its key made before, which is then said.
+    pub async fn create(&self, new: NewBatch) -> Result<(Standing, bool), LaterError> {
         // A caller who goes away in the middle must not leave a batch on disk that nobody runs until the next start.
         let inner = self.inner.clone();
         tokio::spawn(async move { inner.create(new).await }).await.map_err(io::Error::other)?
@@ -299,15 +294,42 @@ impl Inner {
         }
     }
 
-    async fn create(self: Arc<Self>, new: NewBatch) -> Result<Standing, LaterError> {
+    async fn create(self: Arc<Self>, new: NewBatch) -> Result<(Standing, bool), LaterError> {
         let _saving = self.saving.lock().await;
+        if let Some(seq) = self.keyed(&new)? {
+            return self.standing(seq).map(|standing| (standing, true)).ok_or(LaterError::TooManyBatches);
+        }
+        let input = self.files.get(&new.source, &new.input_file_id)?;
+        // It ends in files, too.
+        self.files.check_room(&new.source, 0)?;
+        if input.purpose != "batch" {
+            let message = format!("the input file must have the purpose batch, not {}", input.purpose);
+            return Err(LaterError::Field { param: "input_file_id", message });
+        }
         self.make_place().await?;
         let manifest = self.first(new)?;
         self.keep(&manifest).await?;
         let seq = manifest.seq;
         self.batches().insert(seq, Entry::new(manifest));
         run::start(&self, seq);
-        self.standing(seq).ok_or(LaterError::TooManyBatches)
+        self.standing(seq).map(|standing| (standing, false)).ok_or(LaterError::TooManyBatches)
+    }
+
+    /// The batch that this key of this source made.
+    fn keyed(&self, new: &NewBatch) -> Result<Option<u64>, LaterError> {
+        let batches = self.batches();
+        let is_keyed = |m: &&Manifest| m.source == new.source && m.idempotency_key == new.idempotency_key;
+        let found = batches.values().map(|e| &e.manifest).filter(|m| m.idempotency_key.is_some()).find(is_keyed);
+        match found {
+            Some(m)
+                if (&m.endpoint, &m.input_file_id, &m.metadata)
+                    == (&new.endpoint, &new.input_file_id, &new.metadata) =>
+            {
+                Ok(Some(m.seq))
+            }
+            Some(_) => Err(LaterError::KeyReused),
+            None => Ok(None),
+        }
     }
 
     async fn cancel(self: Arc<Self>, seq: u64) -> Result<(), LaterError> {
@@ -359,6 +381,7 @@ impl Inner {
             source: new.source,
             endpoint: new.endpoint,
             input_file_id: new.input_file_id,
+            idempotency_key: new.idempotency_key,
             metadata: new.metadata,
             priority: new.priority.as_str().to_owned(),
             ttl_ms,

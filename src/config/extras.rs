@@ -55,7 +55,7 @@ pub struct Model {
 }
 
 /// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// What needs somebody.
     Error,

@@ -239,20 +239,24 @@ fn uplink_name(text: &str) -> Result<String, String> {
 /// An address of an uplink or a local model server, without a trailing slash.
 pub(super) fn http_url(text: &str) -> Result<String, String> {
     let hint = "write one such as \"https://api.example/v1\"";
-    let uri: hyper::Uri = text.parse().map_err(|_| format!("{} is not a URL; {hint}", quoted(text)))?;
+    // Repeating an address with a password or a key in it would print that.
+    let shown = if text.contains(['@', '?', '#']) { "what stands here".to_owned() } else { quoted(text) };
+    let uri: hyper::Uri = text.parse().map_err(|_| format!("{shown} is not a URL; {hint}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err(format!("{} does not begin with http:// or https://; {hint}", quoted(text)));
+        return Err(format!("{shown} does not begin with http:// or https://; {hint}"));
     }
-    // Repeating such an address would print the password.
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err(format!("a URL here holds no user or password; keys belong in api_keys; {hint}"));
     }
-    if uri.host().is_none_or(str::is_empty) || uri.query().is_some() || text.contains('#') {
-        return Err(format!("{} must have a host and neither ? nor #; {hint}", quoted(text)));
+    if uri.query().is_some() || text.contains('#') {
+        return Err(format!("a URL here has neither ? nor #; a key belongs in api_keys; {hint}"));
+    }
+    if uri.host().is_none_or(str::is_empty) {
+        return Err(format!("{shown} must have a host; {hint}"));
     }
     let with_port = uri.authority().is_some_and(|authority| authority.host().len() < authority.as_str().len());
     if with_port && uri.port_u16().is_none() {
-        return Err(format!("{} has no port between 0 and 65535 after its host; {hint}", quoted(text)));
+        return Err(format!("{shown} has no port between 0 and 65535 after its host; {hint}"));
     }
     Ok(text.trim_end_matches('/').to_owned())
 }
@@ -279,6 +283,12 @@ mod tests {
         ];
         for text in bad {
             assert!(http_url(text).is_err(), "{text}");
+        }
+        for secret in
+            ["user:secret@box/v1", "http://u:secret@box", "http://box?key=secret", "box#secret", "http://a b@secret"]
+        {
+            let said = http_url(secret).unwrap_err();
+            assert!(!said.contains("secret"), "{said}");
         }
     }
 }

@@ -108,7 +108,7 @@ impl Control {
         let up = self.uplinks.iter().enumerate().filter(|(_, uplink)| uplink.is_available());
         let opens_ms = up.map(|(index, _)| match self.pauses.gate(index, model, now_ms) {
             Gate::Shut { until_ms } => until_ms,
-            Gate::Open | Gate::Trial => now_ms,
+            Gate::Open | Gate::Trial => now_ms.max(self.uplinks[index].rests_until_ms),
         });
         let due_ms = opens_ms.min()?.max(self.pace.not_before_ms());
         (due_ms > now_ms).then_some(due_ms)

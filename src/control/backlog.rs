@@ -237,19 +237,22 @@ impl Control {
         let cheap = self.is_cheap_anywhere(&item.model, now_ms);
         let affordable = |u: &Uplink| !cheap || !u.too_dear;
         let room = |u: &Uplink| (item.urgent || has_room_beside_live(u)) && affordable(u);
+        // Whoever waits for it asks as every live request does.
+        let may_ask = |u: &Uplink| item.urgent || !u.is_resting(now_ms);
         let may = May { not: &[], try_shut: true, ask_shut: false };
         let key = |(i, u): (usize, &Uplink)| {
             u.keys.pick(|key| self.pauses.gate_with((i, key), &item.model, now_ms), may, now_ms).ok()
         };
         let keys: Vec<_> = self.uplinks.iter().enumerate().map(key).collect();
-        let chosen = self.choose(|i, u| gates[i] == Gate::Open && keys[i].is_some() && room(u));
-        let chosen =
-            chosen.or_else(|| self.choose(|i, u| gates[i] == Gate::Trial && keys[i].is_some() && affordable(u)));
+        let is_open = |i: UplinkIndex, gate: Gate, u: &Uplink| gates[i] == gate && keys[i].is_some() && may_ask(u);
+        let chosen = self.choose(|i, u| is_open(i, Gate::Open, u) && room(u) && !u.is_slowed(now_ms));
+        let chosen = chosen.or_else(|| self.choose(|i, u| is_open(i, Gate::Open, u) && room(u)));
+        let chosen = chosen.or_else(|| self.choose(|i, u| is_open(i, Gate::Trial, u) && affordable(u)));
         if let Some(uplink) = chosen {
             return Ok((uplink, keys[uplink].unwrap_or(0)));
         }
         let up = || self.uplinks.iter().zip(&gates).filter(|(u, _)| u.is_available());
-        if up().any(|(_, gate)| !matches!(gate, Gate::Shut { .. })) {
+        if up().any(|(u, gate)| !matches!(gate, Gate::Shut { .. }) && may_ask(u)) {
             return Err(Blocked::Full);
         }
         if up().next().is_some() { Err(Blocked::Shut) } else { Err(Blocked::NoUplink) }
@@ -292,9 +295,9 @@ impl Control {
         self.pauses.models().into_iter().filter(is_shut).collect()
     }
 
-    /// With every uplink shut there is nothing to lease for, or just the one request that tries.
+    /// With every uplink shut or at rest there is nothing to lease for, or just the one request that tries.
     fn open_slots(&self, now_ms: u64) -> u32 {
-        let gates = self.uplinks.iter().enumerate().filter(|(_, u)| u.is_available());
+        let gates = self.uplinks.iter().enumerate().filter(|(_, u)| u.is_available() && !u.is_resting(now_ms));
         let slots = gates.map(|(i, _)| match self.pauses.gate(i, "", now_ms) {
             Gate::Open => u32::MAX,
             Gate::Trial => 1,
@@ -307,7 +310,8 @@ impl Control {
     pub(super) fn drain_deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let waiting = (self.ready > 0 || !self.leased.is_empty()) && self.is_available();
         let paces = [self.pace.not_before_ms(), self.pace.next_ms(), self.lease_after_ms].into_iter();
-        paces.chain(self.pauses.trials_ms()).filter(move |_| waiting)
+        let rests = self.uplinks.iter().map(|u| u.rests_until_ms);
+        paces.chain(self.pauses.trials_ms()).chain(rests).filter(move |_| waiting)
     }
 
     fn give_back(&mut self, effects: &mut Vec<Effect>) {
@@ -348,8 +352,10 @@ impl Control {
         if item.maybe_billed && !paid {
             self.grant_resends(Grant::Refunded);
         }
-        // One key that is told to slow down slows nobody down while another one may go on.
-        if !matches!(outcome, Outcome::RateLimited { .. }) || !self.is_other_key_good(way, &item.model, now_ms) {
+        // One key that is told to slow down slows nobody down while another one, or another uplink, may go on.
+        let is_other_good =
+            || self.is_other_key_good(way, &item.model, now_ms) || self.is_other_good(uplink, &item.model, now_ms);
+        if !matches!(outcome, Outcome::RateLimited { .. }) || !is_other_good() {
             self.adapt_pace(outcome, now_ms);
         }
         effects.push(settle(item, Some(attempt), verdict));
@@ -358,6 +364,12 @@ impl Control {
     fn is_other_key_good(&self, (uplink, key): Way, model: &str, now_ms: u64) -> bool {
         let gates = |key| self.pauses.gate_with((uplink, key), model, now_ms);
         self.uplinks[uplink].keys.is_other_good(gates, &[key], now_ms)
+    }
+
+    /// Whether another uplink would take such a request now.
+    fn is_other_good(&self, uplink: UplinkIndex, model: &str, now_ms: u64) -> bool {
+        let others = self.uplinks.iter().enumerate().filter(|(i, u)| *i != uplink && u.is_available() && !u.too_dear);
+        others.filter(|(_, u)| !u.is_slowed(now_ms)).any(|(i, _)| self.pauses.gate(i, model, now_ms) == Gate::Open)
     }
 
     fn adapt_pace(&mut self, outcome: Outcome, now_ms: u64) {
@@ -371,7 +383,7 @@ impl Control {
                 let wait = backoff_ms(&self.settings.retry, self.pace.limited(), floor, &mut self.chance);
                 self.pace.slower(now_ms + wait.max(self.settings.retry.base_ms));
             }
-            Outcome::Transient(_) | Outcome::Unknown(_) => self.pace.slower(now_ms),
+            Outcome::Transient(_) | Outcome::Later { .. } | Outcome::Unknown(_) => self.pace.slower(now_ms),
             _ => {}
         }
     }
@@ -412,14 +424,18 @@ impl Control {
     /// An uplink that fails everybody (its breaker is open) says nothing about this request: it costs no
     /// attempt, or an hour of 503 would kill what stands first. It waits until just after the next request
     /// was tried in its place, so that one request that always fails cannot hold the breaker open either.
-    fn transient_verdict(&mut self, item: &Item, uplink: UplinkIndex, now_ms: u64) -> Verdict {
+    fn transient_verdict(&mut self, item: &Item, uplink: UplinkIndex, outcome: Outcome, now_ms: u64) -> Verdict {
+        // An uplink that fails until then rests; the request need not where another one takes it.
+        let is_its_own = outcome.says_try_again() || !self.is_other_good(uplink, &item.model, now_ms);
+        let wait_ms = if is_its_own { outcome.wait_ms() } else { 0 };
         let open_until_ms = self.uplinks[uplink].breaker.deadline_ms();
         if open_until_ms.is_none() && item.attempts + 1 >= self.settings.max_attempts {
             return Verdict::Dead("attempts_exhausted");
         }
-        let wait = backoff_ms(&self.settings.retry, item.attempts, DEFER_MIN_MS, &mut self.chance);
+        let wait = backoff_ms(&self.settings.retry, item.attempts, wait_ms.max(DEFER_MIN_MS), &mut self.chance);
         let due_ms = open_until_ms.map_or(now_ms + wait, |until| {
-            until + self.settings.drain.start_delay_ms + BEHIND_THE_NEXT_MS + self.chance.up_to(BEHIND_THE_NEXT_MS)
+            let trial_ms = until.max(now_ms + wait_ms) + self.settings.drain.start_delay_ms;
+            trial_ms + BEHIND_THE_NEXT_MS + self.chance.up_to(BEHIND_THE_NEXT_MS)
         });
         self.retry_stored(item.seq, due_ms);
         Verdict::Requeue { counted: open_until_ms.is_none(), deferred: true, maybe_billed: false }
@@ -441,7 +457,7 @@ impl Control {
             Outcome::Unreachable(_) => self.unreachable_verdict(item, now_ms + DEFER_MIN_MS, now_ms),
             Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::GivenUp => GIVEN_BACK,
             Outcome::Unaffordable => self.too_dear(item, uplink, now_ms),
-            Outcome::Transient(_) => self.transient_verdict(item, uplink, now_ms),
+            Outcome::Transient(_) | Outcome::Later { .. } => self.transient_verdict(item, uplink, outcome, now_ms),
             Outcome::Unknown(_) if plant::is(Planted::ResendWithoutLimit) => {
                 Verdict::Requeue { counted: true, deferred: false, maybe_billed: true }
             }

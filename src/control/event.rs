@@ -22,6 +22,13 @@ pub enum Outcome {
     Unreachable(Fault),
     /// Refused or broken in a way worth trying again; not billed.
     Transient(Fault),
+    /// The same, and the service says when to come again.
+    Later {
+        /// What went wrong.
+        fault: Fault,
+        /// `Retry-After`, in milliseconds.
+        wait_ms: u64,
+    },
     /// 429; wait at least this long where the uplink said so.
     RateLimited {
         /// `Retry-After`, in milliseconds.
@@ -178,7 +185,8 @@ impl Outcome {
     pub fn kind(self) -> &'static str {
         match self {
             Outcome::Delivered => "delivered",
-            Outcome::Unreachable(f) | Outcome::Transient(f) | Outcome::Permanent(f) | Outcome::Unknown(f) => f.as_str(),
+            Outcome::Unreachable(f) | Outcome::Permanent(f) | Outcome::Unknown(f) => f.as_str(),
+            Outcome::Transient(fault) | Outcome::Later { fault, .. } => fault.as_str(),
             Outcome::RateLimited { .. } => "rate_limited",
             Outcome::Blocked(b) => b.as_str(),
             Outcome::NoAnswer => "no_answer",
@@ -191,7 +199,20 @@ impl Outcome {
     /// Whether it is the service's own word about the key, the pace or the moment: it reaches the caller where no other target takes
     /// the request.
     pub fn is_refusal(self) -> bool {
-        matches!(self, Outcome::RateLimited { .. } | Outcome::Blocked(_) | Outcome::Transient(Fault::TryAgain))
+        matches!(self, Outcome::RateLimited { .. } | Outcome::Blocked(_)) || self.says_try_again()
+    }
+
+    /// How long the service wants to be left alone with this request, in milliseconds; 0 where it did not say.
+    pub fn wait_ms(self) -> u64 {
+        match self {
+            Outcome::Later { wait_ms, .. } => wait_ms,
+            _ => 0,
+        }
+    }
+
+    /// Whether the service asks for this one request again.
+    pub fn says_try_again(self) -> bool {
+        matches!(self, Outcome::Transient(Fault::TryAgain) | Outcome::Later { fault: Fault::TryAgain, .. })
     }
 
     /// The class of the outcome, as a metric label.
@@ -199,7 +220,7 @@ impl Outcome {
         match self {
             Outcome::Delivered | Outcome::Misfit => "delivered",
             Outcome::Unreachable(_) => "unreachable",
-            Outcome::Transient(_) => "transient",
+            Outcome::Transient(_) | Outcome::Later { .. } => "transient",
             Outcome::RateLimited { .. } => "rate_limited",
             Outcome::Blocked(_) => "blocked",
             Outcome::Permanent(_) | Outcome::NoAnswer => "permanent",

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::breaker::BreakerState;
-use super::event::{AskId, Block, Effect, Fault, KeyIndex, Outcome, Reason, Route, UplinkIndex};
+use super::event::{AskId, Block, Effect, KeyIndex, Outcome, Reason, Route, UplinkIndex};
 use super::health::Health;
 use super::keys::May;
 use super::pause::{Gate, Way};
@@ -77,16 +77,19 @@ impl Control {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         let tries = *ask.tries.get(&uplink).unwrap_or(&0);
         let mut again = !elsewhere && tries < attempts;
-        let says_try_again = outcome == Outcome::Transient(Fault::TryAgain);
+        let (says_try_again, wait_ms) = (outcome.says_try_again(), outcome.wait_ms());
         ask.refused |= says_try_again;
-        ask.failed |= matches!(outcome, Outcome::Unreachable(_) | Outcome::Transient(_)) && !says_try_again;
+        ask.failed |= !says_try_again
+            && matches!(outcome, Outcome::Unreachable(_) | Outcome::Transient(_) | Outcome::Later { .. });
         match outcome {
             Outcome::Unknown(_) => ask.unsure_of = Some(uplink),
             Outcome::Unreachable(_) => again = again && self.budget.spend(),
-            Outcome::Transient(_) => {
+            Outcome::Transient(_) | Outcome::Later { .. } => {
+                // Nobody is kept here for longer than we would wait of ourselves.
+                again = again && wait_ms <= self.settings.retry.max_ms;
                 again = again && self.uplinks[uplink].breaker.is_closed() && self.budget.spend();
                 if again {
-                    let wait = backoff_ms(&self.settings.retry, tries.saturating_sub(1), 0, &mut self.chance);
+                    let wait = backoff_ms(&self.settings.retry, tries.saturating_sub(1), wait_ms, &mut self.chance);
                     ask.retry_at_ms = Some(now_ms + wait);
                     ask.late |=
                         ask.until_ms.is_some_and(|until| now_ms + wait + usual_ms(&self.uplinks[uplink]) > until);

@@ -92,11 +92,22 @@ struct Uplink {
     walled: bool,
     /// A request was too dear for it; others go elsewhere where they can.
     too_dear: bool,
+    /// It said that it fails until then: the backlog leaves it alone.
+    rests_until_ms: u64,
 }
 
 impl Uplink {
     fn is_available(&self) -> bool {
         self.health.is_up() && self.breaker.is_closed() && !self.walled
+    }
+
+    fn is_resting(&self, now_ms: u64) -> bool {
+        self.rests_until_ms > now_ms
+    }
+
+    /// Whether it asked for less, with whichever key.
+    fn is_slowed(&self, now_ms: u64) -> bool {
+        self.is_resting(now_ms) || self.keys.iter().all(|key| key.limited_until_ms > now_ms)
     }
 
     fn is_full(&self) -> bool {
@@ -241,6 +252,7 @@ impl Control {
             portals: 0,
             walled: false,
             too_dear: false,
+            rests_until_ms: 0,
         });
         Self {
             uplinks: uplinks.collect(),
@@ -306,6 +318,7 @@ impl Control {
                 self.pauses.hurry(now_ms);
                 self.probe_shut(now_ms);
                 self.hurry_deferred(now_ms);
+                self.uplinks.iter_mut().for_each(|u| u.rests_until_ms = 0);
             }
             Event::Funds => self.told_funds(now_ms),
             Event::Storage(works) => self.told_storage(works, effects),
@@ -425,11 +438,15 @@ impl Control {
                 uplink.health.doubt(now_ms);
                 true
             }
-            Outcome::Transient(_) => {
+            Outcome::Transient(_) | Outcome::Later { .. } => {
                 uplink.health.hasten(now_ms);
+                if !outcome.says_try_again() {
+                    uplink.rests_until_ms = uplink.rests_until_ms.max(now_ms + outcome.wait_ms());
+                }
                 true
             }
             Outcome::Delivered | Outcome::Misfit => {
+                uplink.rests_until_ms = 0;
                 uplink.health.observe_latency(latency_ms);
                 false
             }
@@ -465,7 +482,7 @@ impl Control {
         let is_stored = matches!(attempt.owner, Owner::Stored(_));
         // To a live request "try again" says something about that one alone: one client's conflicts stop nobody else. Stored ones
         // would each be tried to their end.
-        if is_stored || outcome != Outcome::Transient(Fault::TryAgain) {
+        if is_stored || !outcome.says_try_again() {
             self.learn(index, outcome, latency_ms, now_ms, effects);
         }
         if !matches!(attempt.owner, Owner::Aside(_)) {

@@ -213,7 +213,7 @@ fn sentence(outcome: Outcome) -> &'static str {
         }
         Outcome::Unreachable(Fault::NoKey) => "its key could not be read; nothing was sent",
         Outcome::Unreachable(_) => "it could not be reached; nothing was sent",
-        Outcome::Transient(_) => "it failed for the moment",
+        Outcome::Transient(_) | Outcome::Later { .. } => "it failed for the moment",
         Outcome::RateLimited { .. } => "it asked to slow down",
         Outcome::Blocked(_) => "it refused the key, the quota or the model",
         Outcome::Permanent(_) => "it refused this request",

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 pub(super) use self::settling::Ending;
 use super::deliver::Delivery;
 use super::{Change, Input, Shared, Target};
-use crate::control::event::{AskId, AttemptId, Effect, Event, Item, Shut};
+use crate::control::event::{AskId, AttemptId, Effect, Event, Item};
 use crate::control::types::State;
 use crate::control::{Control, View};
 use crate::money::{News, Ticker};
@@ -67,8 +67,8 @@ pub(super) struct Driver {
     cut: watch::Sender<bool>,
     stop_at: Option<Instant>,
     effects: Vec<Effect>,
-    /// What an earlier process knew of shut routes.
-    restored: Vec<Shut>,
+    /// What an earlier process left.
+    restored: Vec<Event>,
     /// Outcomes that the disk has refused and that are tried again.
     refused: Arc<AtomicUsize>,
     /// Looks after the purse.
@@ -81,7 +81,7 @@ impl Driver {
         control: Control,
         inbox: mpsc::UnboundedReceiver<Input>,
         network: mpsc::Receiver<()>,
-        restored: Vec<Shut>,
+        restored: Vec<Event>,
     ) -> Self {
         let purse = Arc::new(tokio::sync::Mutex::new(shared.money.ticker()));
         let started = Instant::from_std(shared.started);
@@ -117,8 +117,9 @@ impl Driver {
             self.stored = (now.requests, self.now());
             now.ready
         };
-        let restored = std::mem::take(&mut self.restored);
-        self.turn(Event::Restored(restored));
+        for event in std::mem::take(&mut self.restored) {
+            self.turn(event);
+        }
         self.turn(Event::Ready(ready));
         self.sweep();
         let mut timer = pin!(sleep_until(self.now()));
@@ -156,6 +157,8 @@ impl Driver {
                 }
             }
         }
+        // Nothing is sent any more.
+        self.shared.waiters.end();
         // Without an end a disk that takes nothing any more would keep the process from ending.
         let now = self.now();
         let end = self.stop_at.map_or(now, |stop| stop.max(now)) + LAST_SETTLES;
@@ -228,6 +231,7 @@ impl Driver {
         let now = self.now();
         if self.stop_at.is_some_and(|at| now >= at) && !*self.cut.borrow() {
             let _ = self.cut.send(true);
+            self.shared.waiters.end();
             self.abandons.drain().for_each(|(_, abandon)| {
                 let _ = abandon.send(());
             });

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::body::Body;
@@ -62,6 +62,8 @@ pub struct Parts {
     pub spool: Spool,
     /// What an earlier process knew of shut routes.
     pub pauses: Vec<SavedPause>,
+    /// Whether the operator holds the backlog back since before this start.
+    pub held: bool,
     /// The earliest wall time that can be true; the uplinks have it too.
     pub floor: Arc<Floor>,
     /// Told when the system says that links or routes changed.
@@ -98,6 +100,8 @@ struct Shared {
     metrics: Metrics,
     next_ask: AtomicU64,
     accepting: AtomicBool,
+    /// The grace of the process's end is over.
+    over: watch::Sender<bool>,
     online: AtomicBool,
     /// No uplink is healthy: none takes requests, or only slow ones.
     strained: AtomicBool,
@@ -171,6 +175,7 @@ impl Gateway {
             metrics: Metrics::default(),
             next_ask: AtomicU64::new(1),
             accepting: AtomicBool::new(true),
+            over: watch::channel(false).0,
             online: AtomicBool::new(false),
             strained: AtomicBool::new(false),
             board: parts.board,
@@ -188,7 +193,11 @@ impl Gateway {
         });
         let control = Control::new(parts.settings, 0);
         let powered_ms = shared.spool.powered_ms();
-        let restored = parts.pauses.iter().filter_map(|p| routes::restore(p, &shared.uplinks, powered_ms)).collect();
+        let shut = parts.pauses.iter().filter_map(|p| routes::restore(p, &shared.uplinks, powered_ms)).collect();
+        if parts.held {
+            tracing::warn!("the operator paused sending the backlog before this start; \"holdfast resume\" ends that");
+        }
+        let restored = vec![Event::Paused(parts.held), Event::Restored(shut)];
         let driver = driver::Driver::new(shared.clone(), control, inbox, parts.network, restored);
         (Gateway { shared }, driver)
     }
@@ -333,6 +342,21 @@ impl Gateway {
         self.finished(id).await
     }
 
+    /// Resolves when a request that was just stored is answered; for no other end. The disk is asked only then.
+    pub async fn answered(&self, id: &str) {
+        let ended = self.shared.waiters.register(id);
+        ended.wait().await;
+        match self.finished(id).await {
+            Ok(Some(record)) if record.state == State::Answered => {}
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Whether the process ends so soon that nobody waits for an outcome any longer.
+    pub fn is_waiting_over(&self) -> bool {
+        self.shared.waiters.is_over()
+    }
+
     async fn finished(&self, id: &str) -> Result<Option<Record>, SpoolError> {
         let record = self.shared.spool.get(id.to_owned()).await?;
         Ok(record.filter(|record| record.state.is_final()))
@@ -373,9 +397,13 @@ impl Gateway {
         Ok(done.map(|(state, _)| state))
     }
 
-    /// Stops or resumes sending the backlog.
-    pub fn pause(&self, paused: bool) {
+    /// Stops or resumes sending the backlog, until the other is asked for: over restarts, too.
+    pub async fn pause(&self, paused: bool) {
         self.shared.tell(Input::Event(Event::Paused(paused)));
+        tracing::info!("the operator {} sending the backlog", if paused { "paused" } else { "resumed" });
+        if let Err(error) = self.shared.spool.save_held(paused).await {
+            tracing::warn!(HOLDFAST_REASON = error.kind(), "a restart will not know that: {error}");
+        }
     }
 
     /// Sends the backlog now.
@@ -402,6 +430,19 @@ impl Gateway {
     pub fn stop(&self, grace: Duration) {
         self.shared.accepting.store(false, Ordering::Release);
         self.shared.tell(Input::Stop(grace));
+        let shared = Arc::downgrade(&self.shared);
+        tokio::spawn(async move {
+            tokio::time::sleep(grace).await;
+            if let Some(shared) = shared.upgrade() {
+                shared.over.send_replace(true);
+            }
+        });
+    }
+
+    /// Resolves when that time is over.
+    pub async fn grace_over(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.shared.over.subscribe().wait_for(|over| *over).await;
     }
 }
 

@@ -72,6 +72,7 @@ pub(super) fn end(outcome: Outcome, said: Option<(Option<String>, Usage)>) -> En
         (
             Outcome::Unreachable(_)
             | Outcome::Transient(_)
+            | Outcome::Later { .. }
             | Outcome::RateLimited { .. }
             | Outcome::Blocked(_)
             | Outcome::Permanent(_)

@@ -3,6 +3,7 @@
 //! Bounded by the callers themselves: an entry lives as long as its caller.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -11,7 +12,10 @@ type Waiting = Arc<Mutex<HashMap<String, (Arc<Notify>, usize)>>>;
 
 /// Who waits for what.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Waiters(Waiting);
+pub(super) struct Waiters {
+    waiting: Waiting,
+    over: Arc<AtomicBool>,
+}
 
 /// One caller's place; leaves the list when dropped.
 #[derive(Debug)]
@@ -23,14 +27,32 @@ pub(super) struct Waiter {
 
 impl Waiters {
     pub(super) fn register(&self, id: &str) -> Waiter {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = all.entry(id.to_owned()).or_insert_with(|| (Arc::new(Notify::new()), 0));
         entry.1 += 1;
-        Waiter { id: id.to_owned(), notify: entry.0.clone(), all: self.0.clone() }
+        if self.is_over() {
+            entry.0.notify_one();
+        }
+        Waiter { id: id.to_owned(), notify: entry.0.clone(), all: self.waiting.clone() }
+    }
+
+    /// No outcome comes any more: nobody waits any longer, and whoever comes now is told at once.
+    pub(super) fn end(&self) {
+        let all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.over.store(true, Ordering::Release);
+        for (notify, _) in all.values() {
+            notify.notify_waiters();
+            notify.notify_one();
+        }
+    }
+
+    /// Whether nobody waits any longer.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     pub(super) fn wake(&self, id: &str) {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((notify, count)) = all.get(id) {
             // One permit would wake only one of several; each waiter passes the permit on when it leaves.
             notify.notify_waiters();
@@ -72,6 +94,16 @@ mod tests {
         a.wait().await;
         b.wait().await;
         drop((a, b));
-        assert!(waiters.0.lock().unwrap().is_empty());
+        assert!(waiters.waiting.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn at_the_end_nobody_waits_whenever_he_came() {
+        let waiters = Waiters::default();
+        let (a, b) = (waiters.register("x"), waiters.register("x"));
+        waiters.end();
+        a.wait().await;
+        b.wait().await;
+        waiters.register("y").wait().await;
     }
 }

@@ -180,6 +180,13 @@ fn bind_unix(http: &config::Http) -> Result<StdUnixListener, SupervisorError> {
     bound.map_err(|e| failed(&e))
 }
 
+/// Removes the own socket when nothing listens on it any more; another daemon may have put its own there meanwhile.
+pub(super) fn leave_socket(path: &Path) {
+    if UnixStream::connect(path).is_err() {
+        remove_socket(path);
+    }
+}
+
 /// Removes what a dead daemon left, and nothing that is not a socket.
 pub(super) fn remove_socket(path: &Path) {
     if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {

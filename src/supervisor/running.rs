@@ -131,6 +131,7 @@ async fn start_gateway(
         settings: parts::control_settings(settings, &uplinks),
         uplinks,
         pauses: spool.load_pauses().await.map_err(SupervisorError::of_spool)?,
+        held: spool.load_held().await.map_err(SupervisorError::of_spool)?,
         floor: floor.clone(),
         local: parts::local_client(settings)?,
         spool: spool.clone(),

@@ -32,8 +32,12 @@ pub fn outcome(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Outcome 
         413 | 414 | 415 | 422 | 431 => refusal(status.as_u16(), headers, body),
         _ if html => Outcome::Unreachable(Fault::Portal),
         400..=499 => refusal(status.as_u16(), headers, body),
-        _ => Outcome::Transient(Fault::ServerError),
+        _ => transient(Fault::ServerError, headers),
     }
+}
+
+fn transient(fault: Fault, headers: &HeaderMap) -> Outcome {
+    retry_after_ms(headers, None).map_or(Outcome::Transient(fault), |wait_ms| Outcome::Later { fault, wait_ms })
 }
 
 /// The service's own word goes before the status: some say 400 or 403 for a bad key or a spent quota.
@@ -47,7 +51,7 @@ fn refusal(status: u16, headers: &HeaderMap, body: &[u8]) -> Outcome {
         402 => Outcome::Blocked(Block::Quota),
         403 | 404 => Outcome::Blocked(Block::Configuration),
         400 if says(&MODEL_WORDS) => Outcome::Blocked(Block::Configuration),
-        408 | 409 | 425 => Outcome::Transient(Fault::TryAgain),
+        408 | 409 | 425 => transient(Fault::TryAgain, headers),
         413 => Outcome::Permanent(Fault::TooLarge),
         415 => Outcome::Permanent(Fault::Unsupported),
         422 => Outcome::Permanent(Fault::Unprocessable),
@@ -69,9 +73,10 @@ pub fn attempt(whole: &Whole) -> Outcome {
 pub fn check(status: StatusCode, headers: &HeaderMap, body: &[u8], latency_ms: u64) -> Check {
     match outcome(status, headers, body) {
         Outcome::Delivered if !looks_like_json(body) => Check::Failed(Fault::Portal),
-        Outcome::Unreachable(fault) | Outcome::Transient(fault @ Fault::ServerError) | Outcome::Unknown(fault) => {
-            Check::Failed(fault)
-        }
+        Outcome::Unreachable(fault)
+        | Outcome::Transient(fault @ Fault::ServerError)
+        | Outcome::Later { fault: fault @ Fault::ServerError, .. }
+        | Outcome::Unknown(fault) => Check::Failed(fault),
         other => Check::Passed { latency_ms, key_refused: other == Outcome::Blocked(Block::Key) },
     }
 }
@@ -268,6 +273,15 @@ mod tests {
         assert_eq!(of(524, ""), Outcome::Unknown(Fault::BadGateway));
         assert_eq!(of(503, "<html>"), Outcome::Unreachable(Fault::Portal));
         assert_eq!(of(425, json), Outcome::Transient(Fault::TryAgain));
+    }
+
+    #[test]
+    fn whoever_says_when_to_come_again_is_left_alone_until_then() {
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, "3".parse().unwrap())]);
+        for (status, fault) in [(503, Fault::ServerError), (529, Fault::ServerError), (409, Fault::TryAgain)] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(outcome(status, &headers, b"{}"), Outcome::Later { fault, wait_ms: 3_000 });
+        }
     }
 
     #[test]

@@ -9,8 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use hyper::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, StatusCode, Uri};
@@ -23,6 +22,7 @@ use super::bundle::Bundled;
 use super::classify;
 use super::outgoing::{Left, Outgoing, Progress};
 use super::tls::TlsError;
+use super::unpack::{Coming, unpacked};
 use crate::body::{Bodies, Body};
 use crate::clock::{self, Floor};
 use crate::control::event::{Check, Fault, KeyIndex, Outcome};
@@ -126,7 +126,7 @@ pub struct Reply {
     pub status: StatusCode,
     /// Its headers.
     pub headers: HeaderMap,
-    body: Incoming,
+    body: Coming,
     body_out: bool,
     idle: Duration,
     until: Instant,
@@ -252,7 +252,7 @@ impl Cloud {
         };
         let outcome = match answer {
             Some(Ok(Ok(response))) => {
-                let (head, body) = response.into_parts();
+                let (head, body) = unpacked(response).await.into_parts();
                 let until = started + times.total;
                 let body_out = progress.is_out();
                 return Ok(Reply {
@@ -378,7 +378,7 @@ impl Reply {
             return match timeout(left, self.body.frame()).await {
                 Err(_) => Some(Err(SendError { outcome: Outcome::Unknown(Fault::Timeout) })),
                 Ok(None) => None,
-                Ok(Some(Err(_))) => Some(Err(SendError { outcome: Outcome::Unknown(Fault::Truncated) })),
+                Ok(Some(Err(()))) => Some(Err(SendError { outcome: Outcome::Unknown(Fault::Truncated) })),
                 Ok(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => Some(Ok(data)),
                     Err(_trailers) => continue,
@@ -429,7 +429,7 @@ impl Reply {
 
     /// Its exact length in bytes, where the uplink said it.
     pub fn length(&self) -> Option<u64> {
-        hyper::body::Body::size_hint(&self.body).exact()
+        self.body.length()
     }
 
     /// Time in which its reader did not want more is not the uplink's.

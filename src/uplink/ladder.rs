@@ -323,7 +323,7 @@ fn who(climb: &mut Climb, whole: &Whole, outcome: Outcome, host: &str, asked: In
             let detail = "a page for people answers in the uplink's place: log in to this network, or mend base_url";
             Err(climb.fails(detail, asked))
         }
-        Outcome::Transient(_) | Outcome::Unknown(_) => {
+        Outcome::Transient(_) | Outcome::Later { .. } | Outcome::Unknown(_) => {
             Err(climb.fails(format!("the service itself is in trouble ({}): wait", whole.status.as_u16()), asked))
         }
         _ => {

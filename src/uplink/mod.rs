@@ -12,4 +12,5 @@ pub mod local;
 pub mod outgoing;
 pub mod sse;
 mod tls;
+mod unpack;
 pub mod usage;

@@ -4,7 +4,7 @@ use holdfast::cli::simulate::{Faults, Mode, StatusOn};
 use http_body_util::BodyExt;
 use serde_json::json;
 
-use crate::support::{Ask, Bench, Settings, until, within};
+use crate::support::{Ask, Bench, Settings, chat_body, stream_text, until, within};
 
 /// More than is held back before an answer is passed on.
 const LONG: usize = 512 * 1024;
@@ -157,4 +157,25 @@ async fn a_record_says_when_it_is_tried_again_and_counts_every_send() {
         (Some(sends as u64), &json!(null)),
         "{record}"
     );
+}
+
+/// Something between packs answers although nobody asked: callers and records get what was packed.
+#[tokio::test]
+async fn a_packed_answer_is_unpacked_for_everybody() {
+    let bench = Bench::with(Settings::without_local()).await;
+    bench.uplink.set_faults(Faults::failing(Mode::Gzip)).await;
+    let reply = bench.daemon.send(Ask::chat("plain")).await;
+    assert_eq!((reply.status, reply.content().as_str()), (200, "uplink answer to: plain"));
+    assert_eq!(reply.header("content-encoding"), "");
+    let mut body = chat_body("streamed");
+    body["stream"] = true.into();
+    let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body.to_string())).await;
+    assert_eq!(stream_text(&reply.text()), "uplink answer to: streamed");
+    let id = bench.daemon.send(stored("for later")).await.id();
+    let record = until("its end", 20, || async {
+        let record = bench.daemon.record(&id).await;
+        (record["state"] == "answered").then_some(record)
+    })
+    .await;
+    assert_eq!(record["uplink"]["response"]["choices"][0]["message"]["content"], "uplink answer to: for later");
 }

@@ -94,4 +94,9 @@ async fn what_is_passed_through_fails_over_too() {
     spare.set_faults(refusing(429)).await;
     let refused = bench.daemon.send(now()).await;
     assert_eq!((refused.status, refused.header("x-holdfast-route")), (429, "uplink:spare"), "{}", refused.text());
+    // They count as every other request does.
+    let text = bench.daemon.get("/metrics").await.text();
+    for sample in ["route=\"uplink\",outcome=\"ok\"} 5", "route=\"uplink\",outcome=\"refused\"} 2"] {
+        assert!(text.contains(&format!("holdfast_requests_total{{{sample}")), "{sample}:\n{text}");
+    }
 }

@@ -143,6 +143,7 @@ async fn a_batch_survives_kills_and_sends_each_line_once() {
         .await;
         bench.daemon.kill().await;
         bench.daemon.restart().await;
+        assert_eq!(bench.daemon.send(Ask::post("/holdfast/v1/resume", "")).await.status, 200);
     }
     let ended = reaches(&bench.daemon, &id, "completed").await;
     let output = names(&lines(&bench.daemon, &ended["output_file_id"]).await);
@@ -171,6 +172,28 @@ async fn cancelling_keeps_what_is_done_and_names_the_rest() {
     assert_eq!(daemon.backlog().await, 0);
     let again = daemon.send(Ask::post(&format!("/v1/batches/{id}/cancel"), "")).await;
     again.assert_error(409, "batch_ended");
+}
+
+/// Whoever does not know whether his batch was made asks again: that must not pay for each line twice.
+#[tokio::test]
+async fn a_key_makes_two_batches_one() {
+    let mut bench = Bench::offline(Settings::without_local()).await;
+    let file = upload(&bench.daemon, &numbered(3)).await;
+    let keyed = |file: &str| create_of(file, CHAT).header("idempotency-key", "k");
+    let (one, two) = tokio::join!(bench.daemon.send(keyed(&file)), bench.daemon.send(keyed(&file)));
+    let id = one.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(two.json()["id"], id.as_str());
+    let replays = [one, two].iter().filter(|reply| reply.header("idempotent-replayed") == "true").count();
+    assert_eq!(replays, 1);
+    let other = upload(&bench.daemon, &numbered(2)).await;
+    bench.daemon.send(keyed(&other)).await.assert_error(422, "idempotency_key_reused");
+    bench.daemon.kill().await;
+    bench.daemon.restart().await;
+    bench.recover().await;
+    reaches(&bench.daemon, &id, "completed").await;
+    let again = bench.daemon.send(keyed(&file)).await;
+    assert_eq!((&again.json()["id"], &again.json()["status"]), (&json!(id), &json!("completed")));
+    assert_eq!(bench.daemon.get("/v1/batches").await.json()["data"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use holdfast::cli::simulate::{Faults, Mode};
 
-use crate::support::{Ask, Bench, Settings, stream_text};
+use crate::support::{Ask, Bench, Settings, chat_body, stream_text, until, within};
 
 const REQUESTS: usize = 30;
 const PRIORITIES: [&str; 4] = ["low", "normal", "critical", "high"];
@@ -118,4 +118,43 @@ async fn the_model_list_is_served_offline() {
     let offline = bench.daemon.get("/v1/models").await;
     assert_eq!(offline.status, 200);
     assert!(offline.text().contains("deepseek-v3.2") && offline.text().contains("llama3.2"), "{}", offline.text());
+}
+
+/// The first answer is the caller's: on a small board the local model may take longer than the outage.
+#[tokio::test]
+async fn an_uplink_that_is_back_before_the_local_model_has_answered_answers() {
+    let bench = Bench::offline(Settings::default()).await;
+    bench.ollama.set_faults(Faults { delay_ms: 60_000, ..Faults::default() }).await;
+    let plain = tokio::spawn(Ask::chat("plain").send_to_owned(bench.daemon.socket()));
+    let mut body = chat_body("streamed");
+    body["stream"] = true.into();
+    let streamed = Ask::post("/v1/chat/completions", body.to_string()).send_to_owned(bench.daemon.socket());
+    let streamed = tokio::spawn(streamed);
+    until("both to be stored", 10, || async { (bench.daemon.backlog().await == 2).then_some(()) }).await;
+    bench.uplink.set_faults(Faults::default()).await;
+    let reply = within("the answer", 30, plain).await.unwrap().unwrap();
+    assert_eq!((reply.status, reply.content().as_str()), (200, "uplink answer to: plain"));
+    assert_eq!((reply.header("x-holdfast-route"), reply.header("x-holdfast-state")), ("uplink:sim", "answered"));
+    let reply = within("the stream", 30, streamed).await.unwrap().unwrap();
+    assert_eq!(stream_text(&reply.text()), "uplink answer to: streamed");
+}
+
+/// Whoever stopped the sending may be working at the uplink: a power cut must not undo that.
+#[tokio::test]
+async fn the_operators_pause_outlives_a_crash() {
+    let mut bench = Bench::with(Settings::without_local()).await;
+    assert_eq!(bench.daemon.tool(&["pause"]).await.0, 0);
+    let id = bench.daemon.send(Ask::chat("held back").header("prefer", "respond-async")).await.id();
+    bench.daemon.kill().await;
+    bench.daemon.restart().await;
+    bench.wait_online().await;
+    assert_eq!(bench.daemon.send(Ask::chat("live")).await.content(), "uplink answer to: live");
+    assert_eq!(bench.daemon.status().await["paused"], true);
+    assert_eq!((bench.answered("held back"), bench.daemon.backlog().await), (0, 1));
+    assert_eq!(bench.daemon.tool(&["resume"]).await.0, 0);
+    bench.daemon.history(&id).await;
+    assert_eq!(bench.answered("held back"), 1);
+    bench.daemon.kill().await;
+    bench.daemon.restart().await;
+    assert_eq!(bench.daemon.status().await["paused"], false);
 }

@@ -6,7 +6,7 @@ use holdfast::cli::simulate::{Faults, Mode};
 use holdfast::clock;
 use serde_json::json;
 
-use crate::support::{Ask, Bench, Reply, Settings, chat_body, until};
+use crate::support::{Ask, Bench, Reply, Settings, chat_body, refusing, until};
 
 /// A caller that gives up after a second, as it says in the OpenAI SDKs' header.
 fn impatient(user: &str) -> Ask {
@@ -59,6 +59,19 @@ async fn fail_is_refused_at_once() {
     reply.assert_error(503, "uplink_unavailable");
     reply.assert_retry_after();
     assert_eq!(bench.daemon.backlog().await, 0);
+}
+
+/// "Send this again" would be a second bill: whoever can be neither answered nor stored is told what may have happened.
+#[tokio::test]
+async fn what_was_sent_is_never_said_to_be_sent_again() {
+    for (on_unknown, policy) in [("resend", "fail"), ("resend", "local"), ("hold", "both"), ("hold", "queue")] {
+        let bench = Bench::with(Settings { on_unknown, ..Settings::without_local() }).await;
+        bench.uplink.set_faults(Faults::failing(Mode::Silence)).await;
+        let reply = bench.daemon.send(Ask::chat("sent").offline(policy)).await;
+        reply.assert_error(504, "upstream_timeout");
+        assert_eq!(reply.header("x-should-retry"), "false", "{on_unknown} {policy}");
+        assert_eq!(bench.daemon.backlog().await, 0);
+    }
 }
 
 #[tokio::test]
@@ -165,6 +178,25 @@ async fn an_idempotency_key_makes_two_requests_one() {
     assert_eq!(bench.answered("another body"), 0);
 }
 
+/// "Send this again later" must be true of its key, too.
+#[tokio::test]
+async fn a_key_whose_request_was_refused_and_not_kept_may_come_again() {
+    for policy in ["fail", "local"] {
+        let bench = Bench::with(Settings::without_local()).await;
+        bench.uplink.set_faults(refusing(503)).await;
+        let ask =
+            || Ask::chat("once").offline(policy).header("idempotency-key", "k").header("x-stainless-timeout", "60");
+        bench.daemon.send(ask()).await.assert_error(503, "uplink_unavailable");
+        bench.uplink.set_faults(Faults::default()).await;
+        until("the breaker to let it through", 40, || async {
+            let reply = bench.daemon.send(ask()).await;
+            assert!([200, 503].contains(&reply.status), "{policy}: {}", reply.text());
+            (reply.status == 200).then_some(())
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn the_same_key_in_flight_is_attached() {
     let bench = Bench::start().await;
@@ -253,4 +285,50 @@ async fn a_repeat_of_what_was_cancelled_is_a_new_request() {
     bench.recover().await;
     let reply = bench.daemon.send(ask()).await;
     assert_eq!((reply.status, reply.content().as_str()), (200, "uplink answer to: once more"));
+}
+
+/// Its first caller was told that it is kept; what a repeat wants for itself changes nothing about that.
+#[tokio::test]
+async fn a_repeat_under_another_policy_finds_its_key_and_takes_nothing_back() {
+    for policy in ["fail", "local"] {
+        let bench = Bench::with(Settings::without_local()).await;
+        let keyed =
+            |user: &str, key: &str| Ask::chat(user).header("idempotency-key", key).header("x-stainless-timeout", "2");
+        assert_eq!(bench.daemon.send(keyed("done", "k1")).await.status, 200);
+        bench.outage(Faults::failing(Mode::Refuse)).await;
+        let id = bench.daemon.send(keyed("waits", "k2")).await.id();
+        let reply = bench.daemon.send(keyed("done", "k1").offline(policy)).await;
+        assert_eq!((reply.status, reply.content().as_str()), (200, "uplink answer to: done"), "{policy}");
+        bench.daemon.send(keyed("other", "k1").offline(policy)).await.assert_error(422, "idempotency_key_reused");
+        let reply = bench.daemon.send(keyed("waits", "k2").offline(policy)).await;
+        reply.assert_error(503, "request_queued");
+        assert_eq!(reply.id(), id);
+        let new = bench.daemon.send(keyed("new", "k3").offline(policy)).await;
+        assert_eq!((new.status, new.json()["error"]["code"] != "request_queued"), (503, true), "{}", new.text());
+        bench.recover().await;
+        until("the stored one", 20, || async { (bench.daemon.record(&id).await["state"] == "answered").then_some(()) })
+            .await;
+    }
+}
+
+/// What one caller's policy takes back is promised to nobody else, whoever of them comes and goes first.
+#[tokio::test]
+async fn a_ticket_for_a_shared_key_is_for_a_request_that_is_there() {
+    const CALLERS: usize = 4;
+    let bench = Bench::with(Settings { patient: true, ..Settings::without_local() }).await;
+    bench.uplink.set_faults(Faults { delay_ms: 20_000, ..Faults::default() }).await;
+    let keyed = |key: usize| {
+        let ask = Ask::chat("shared").header("idempotency-key", &format!("k{key}")).offline("fail");
+        tokio::spawn(ask.header("x-stainless-timeout", "60").send_to_owned(bench.daemon.socket()))
+    };
+    let asks: Vec<_> = (0..5).flat_map(|key| (0..CALLERS).map(move |_| key)).map(keyed).collect();
+    until("the sends", 10, || async { (bench.answered("shared") == 5).then_some(()) }).await;
+    bench.outage(Faults::failing(Mode::Refuse)).await;
+    for ask in asks {
+        let reply = ask.await.unwrap().unwrap();
+        assert_eq!(reply.status, 503, "{}", reply.text());
+        if reply.json()["error"]["code"] == "request_queued" {
+            assert_eq!(bench.daemon.record(&reply.id()).await["id"], reply.id());
+        }
+    }
 }

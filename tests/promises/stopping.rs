@@ -98,3 +98,52 @@ async fn a_stop_in_the_middle_of_an_attempt_says_that_it_was_sent() {
         }
     }
 }
+
+/// Their requests are on disk: at the end of the grace they are told so, instead of a connection that merely closes.
+#[tokio::test]
+async fn whoever_waits_for_a_stored_request_gets_its_ticket_at_the_end() {
+    let environment = vec![("HOLDFAST_GATEWAY__STOP_GRACE", "300ms".to_owned())];
+    let mut bench = Bench::with(Settings { patient: true, environment, ..Settings::without_local() }).await;
+    bench.uplink.set_faults(Faults { delay_ms: 20_000, ..Faults::default() }).await;
+    let chat = |user: &str| Ask::chat(user).header("x-stainless-timeout", "60");
+    let asks = [
+        (chat("keyed").header("idempotency-key", "k"), 503),
+        (chat("patient").header("prefer", "respond-async, wait=30"), 202),
+    ];
+    let waiting = asks.map(|(ask, status)| (tokio::spawn(ask.send_to_owned(bench.daemon.socket())), status));
+    until("the sends", 10, || async { (bench.answered("keyed") + bench.answered("patient") == 2).then_some(()) }).await;
+    let id = bench.daemon.get("/holdfast/v1/requests").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
+    let polling = Ask::get(&format!("/v1/chat/completions/{id}?wait=30")).send_to_owned(bench.daemon.socket());
+    let polling = tokio::spawn(polling);
+    // Connections are taken in order: what is asked for after it has its answer when that one is being served.
+    bench.daemon.get("/health").await;
+    assert!(bench.daemon.stop().await.success());
+    for (waiting, status) in waiting {
+        let reply = waiting.await.unwrap().expect("the connection broke");
+        assert_eq!(reply.status, status, "{}", reply.text());
+    }
+    assert_eq!(polling.await.unwrap().expect("the connection broke").status, 409);
+}
+
+/// In an outage nothing comes any more for whoever waits for an uplink; the local model has the grace.
+#[tokio::test]
+async fn in_an_outage_whoever_waits_gets_his_ticket_too() {
+    let environment = vec![("HOLDFAST_GATEWAY__STOP_GRACE", "2s".to_owned())];
+    let mut bench = Bench::offline(Settings { environment, ..Settings::default() }).await;
+    bench.ollama.set_faults(Faults { delay_ms: 60_000, ..Faults::default() }).await;
+    let patient = Ask::chat("patient").header("prefer", "respond-async, wait=60");
+    let local = Ask::chat("local").header("x-stainless-timeout", "60");
+    let asks = [(patient, 202), (local, 503)];
+    let waiting = asks.map(|(ask, status)| (tokio::spawn(ask.send_to_owned(bench.daemon.socket())), status));
+    until("both to be stored", 10, || async { (bench.daemon.backlog().await == 2).then_some(()) }).await;
+    let id = bench.daemon.get("/holdfast/v1/requests").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
+    let polling = Ask::get(&format!("/v1/chat/completions/{id}?wait=60")).send_to_owned(bench.daemon.socket());
+    let polling = tokio::spawn(polling);
+    bench.daemon.get("/health").await;
+    assert!(bench.daemon.stop().await.success());
+    for (waiting, status) in waiting {
+        let reply = waiting.await.unwrap().expect("the connection broke");
+        assert_eq!(reply.status, status, "{}", reply.text());
+    }
+    assert_eq!(polling.await.unwrap().expect("the connection broke").status, 409);
+}

@@ -217,6 +217,7 @@ async fn a_restart_between_the_two_tries_allows_no_third() {
     assert!(asking.await.unwrap().is_err(), "its connection went with the daemon");
     tasks.bench.daemon.restart().await;
     let bench = &tasks.bench;
+    bench.daemon.send(Ask::new(Method::POST, "/holdfast/v1/resume")).await;
     let said = bench.daemon.send(key()).await;
     assert_eq!((said.json()["status"].as_str(), said.header("x-holdfast-state")), (Some("failed"), "dead"));
     assert_eq!((said.json()["text"].as_str(), paid(bench)), (Some("no idea"), 2));

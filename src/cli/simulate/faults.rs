@@ -2,14 +2,16 @@
 //!
 //! Owns the words of the fault switch and the delivery of bodies; never decides what an answer says.
 
-use std::io;
+use std::io::{self, Write};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderValue, Response, StatusCode};
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -44,6 +46,8 @@ pub enum Mode {
     ErrorEvent,
     /// The connection breaks in the middle of the body.
     Truncate,
+    /// Answers are packed, although nobody asked for it.
+    Gzip,
 }
 
 /// Which requests `status` is for.
@@ -184,14 +188,30 @@ pub(super) fn text(faults: &Faults, text: String) -> Response<Body> {
             response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
             response
         }
+        Mode::Gzip => packed(whole(StatusCode::OK, "application/json", gzip(text.as_bytes()))),
         _ => whole(StatusCode::OK, "application/json", text),
     }
+}
+
+fn gzip(bytes: &[u8]) -> Bytes {
+    let mut packing = GzEncoder::new(Vec::new(), Compression::default());
+    // Memory takes everything.
+    let _ = packing.write_all(bytes);
+    packing.finish().unwrap_or_default().into()
+}
+
+fn packed(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response
 }
 
 /// A body that leaves piece by piece, cut where the faults say.
 pub(super) fn stream(faults: &Faults, content_type: &'static str, mut pieces: Vec<Bytes>) -> Response<Body> {
     if faults.fail == Mode::Html {
         return portal(&Faults::default());
+    }
+    if faults.fail == Mode::Gzip {
+        return packed(whole(StatusCode::OK, content_type, gzip(&pieces.concat())));
     }
     let cut = match (faults.cut_after, faults.fail) {
         (Some(n), _) => Some(n),

@@ -84,6 +84,50 @@ fn retry_after_is_a_floor_even_over_a_short_outage() {
 }
 
 #[test]
+fn an_uplink_that_asked_for_peace_is_left_alone_and_another_one_drains() {
+    const WAIT_MS: u64 = 600_000;
+    for outcome in [
+        Outcome::Later { fault: Fault::ServerError, wait_ms: WAIT_MS },
+        Outcome::RateLimited { retry_after_ms: Some(WAIT_MS) },
+    ] {
+        let mut bench = Bench::up(settings(2));
+        one(&mut bench, item(1), outcome);
+        let end_ms = bench.now_ms + WAIT_MS - 1;
+        // The one that met it waits for no longer than any other that failed.
+        let released = |effects: &[Effect]| effects.contains(&Effect::Release(vec![1]));
+        assert!(matches!(outcome, Outcome::RateLimited { .. }) || released(&bench.advance(60_000)), "{outcome:?}");
+        for seq in 2..5 {
+            let effects = bench.lease(vec![item(seq)]);
+            let sent = sends(&effects);
+            assert_eq!((sent.len(), sent[0].2), (1, 1), "{outcome:?}: {effects:?}");
+            bench.end(sent[0].0, Outcome::Delivered, false);
+        }
+        bench.advance(end_ms + 1 - bench.now_ms);
+        let sent = sends(&bench.lease(vec![item(5)]));
+        assert_eq!(sent[0].2, 0, "{outcome:?}: its time is over");
+    }
+}
+
+#[test]
+fn the_only_uplink_is_left_alone_by_the_backlog_whoever_was_told() {
+    const WAIT_MS: u64 = 600_000;
+    let mut bench = Bench::up(settings(1));
+    let live = bench.ask_for(1, 0);
+    bench.end(live, Outcome::Later { fault: Fault::ServerError, wait_ms: WAIT_MS }, false);
+    let leases = |effects: &[Effect]| count(effects, |e| matches!(e, Effect::Lease { .. }));
+    assert_eq!(leases(&bench.tell(Event::Ready(1))), 0);
+    assert_eq!(bench.control.next_attempt_ms(1, "m", bench.now_ms), Some(bench.now_ms + WAIT_MS));
+    assert_eq!(leases(&bench.advance(WAIT_MS - 1)), 0);
+    assert_eq!(leases(&bench.advance(1)), 1);
+    // Live requests ask all the same, and an answer ends it; so does the operator.
+    let again = bench.ask_for(2, 0);
+    bench.end(again, Outcome::Later { fault: Fault::ServerError, wait_ms: WAIT_MS }, false);
+    assert_eq!(sends(&bench.tell(Event::Leased(vec![item(1)]))), [], "what was leased before goes back");
+    assert_eq!(leases(&bench.tell(Event::Ready(1))), 0);
+    assert_eq!(leases(&bench.tell(Event::DrainNow)), 1);
+}
+
+#[test]
 fn rate_limits_without_retry_after_are_met_ever_more_slowly() {
     let mut bench = Bench::up(settings(1));
     let end_ms = bench.now_ms + 3_600_000;

@@ -317,6 +317,22 @@ fn no_try_begins_that_cannot_end_while_its_caller_waits() {
 }
 
 #[test]
+fn retry_after_of_a_failure_is_a_floor_and_nobody_waits_longer_than_max() {
+    for (wait_ms, is_waited_for) in [(3_000, true), (60_000, true), (60_001, false)] {
+        let mut bench = Bench::up(settings(1));
+        let Some(Route::Uplink { attempt, .. }) = bench.ask(1) else { panic!("it is up") };
+        let effects = bench.end(attempt, Outcome::Later { fault: Fault::ServerError, wait_ms }, true);
+        if !is_waited_for {
+            assert_eq!(answer(&effects, 1), Some(offline(Reason::AllTried)));
+            continue;
+        }
+        assert_eq!(answer(&effects, 1), None, "{effects:?}");
+        assert_eq!(answer(&bench.advance(wait_ms - 1), 1), None, "not before {wait_ms} ms");
+        assert!(matches!(answer(&bench.advance(1), 1), Some(Route::Uplink { .. })), "{wait_ms}");
+    }
+}
+
+#[test]
 fn a_back_off_that_ends_too_late_is_not_begun() {
     let mut settings = settings(1);
     settings.retry.base_ms = 10_000;

@@ -248,6 +248,16 @@ fn the_services_own_500_503_529_is_tried_again_and_opens_the_breaker() {
 }
 
 #[test]
+fn retry_after_of_a_500_503_529_is_a_floor() {
+    let mut bench = Bench::up(settings(1));
+    let wait_ms = 90_000;
+    let effects = finish(&mut bench, item(1), Outcome::Later { fault: Fault::ServerError, wait_ms });
+    assert_eq!(verdicts(&effects), [(1, COUNTED)]);
+    assert!(!bench.advance(wait_ms - 1).contains(&Effect::Release(vec![1])), "not before");
+    assert!(bench.advance(1).contains(&Effect::Release(vec![1])), "and then at once");
+}
+
+#[test]
 fn a_crash_while_sending_is_unknown_and_leaves_labelled() {
     let mut bench = Bench::up(settings(1));
     let crashed = Item { maybe_billed: true, ..item(1) };

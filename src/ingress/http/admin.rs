@@ -18,6 +18,7 @@ use super::App;
 use super::answer::{self, Finished, Origin};
 use super::call;
 use super::health::unable;
+use super::places::Lent;
 use super::record_json::{self, RecordJson};
 use super::refusal::Refusal;
 use super::responses;
@@ -372,7 +373,15 @@ pub async fn retry(State(app): State<Arc<App>>, Path(id): Path<String>) -> Respo
 }
 
 /// `GET /v1/chat/completions/{id}`: a stored request's answer; `?wait=S` long-polls.
-pub async fn completion(State(app): State<Arc<App>>, Path(id): Path<String>, Query(query): Query1) -> Response {
+pub async fn completion(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+    Query(query): Query1,
+    request: Request,
+) -> Response {
+    if let Some(place) = request.extensions().get::<Lent>() {
+        place.give_back();
+    }
     if let Err(refusal) = find(&app, &id).await {
         return refusal.into_response();
     }
@@ -425,13 +434,13 @@ pub async fn drain(State(app): State<Arc<App>>) -> Response {
 
 /// `POST /holdfast/v1/pause`.
 pub async fn pause(State(app): State<Arc<App>>) -> Response {
-    app.gateway.pause(true);
+    app.gateway.pause(true).await;
     ok(&json!({"paused": true}))
 }
 
 /// `POST /holdfast/v1/resume`.
 pub async fn resume(State(app): State<Arc<App>>) -> Response {
-    app.gateway.pause(false);
+    app.gateway.pause(false).await;
     ok(&json!({"paused": false}))
 }
 

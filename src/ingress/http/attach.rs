@@ -18,8 +18,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Source, body, request: callers with one body may have several requests, and each is found again.
 type Key = (String, [u8; 32], String);
-/// Until when a repeat is recognised; `None` while its own caller is still being answered.
-type Table = Mutex<BTreeMap<Key, Option<u64>>>;
+type Table = Mutex<BTreeMap<Key, Entry>>;
+
+/// One request that may be repeated.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    /// Until when a repeat is recognised; `None` while its own caller is still being answered.
+    until_ms: Option<u64>,
+    /// From before this start: nobody knows whether its caller had its ticket.
+    restored: bool,
+}
 
 /// All entries.
 #[derive(Debug, Default, Clone)]
@@ -38,13 +46,13 @@ impl Attach {
     /// A caller of a request just stored is being answered.
     pub fn begin(&self, source: &str, hash: [u8; 32], id: &str, now: fn() -> u64) -> Handing {
         let key = (source.to_owned(), hash, id.to_owned());
-        self.insert(key.clone(), None, now());
+        self.insert(key.clone(), Entry { until_ms: None, restored: false }, now());
         Handing { table: self.0.clone(), key, now, done: false }
     }
 
     /// A request from before this start whose caller may not have got its answer.
     pub fn restore(&self, source: String, hash: [u8; 32], id: String, now_ms: u64) {
-        self.insert((source, hash, id), Some(now_ms + ATTACH_MS), now_ms);
+        self.insert((source, hash, id), Entry { until_ms: Some(now_ms + ATTACH_MS), restored: true }, now_ms);
     }
 
     /// Whether looking is worth a hash of the body.
@@ -68,31 +76,44 @@ impl Attach {
     fn is_handing(&self, source: &str, hash: [u8; 32]) -> bool {
         let from = (source.to_owned(), hash, String::new());
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.range(from..).take_while(|(key, _)| key.0 == source && key.1 == hash).any(|(_, until)| until.is_none())
+        table
+            .range(from..)
+            .take_while(|(key, _)| key.0 == source && key.1 == hash)
+            .any(|(_, entry)| entry.until_ms.is_none())
     }
 
     /// Takes over a request that this body repeats.
     pub fn find(&self, source: &str, hash: [u8; 32], now: fn() -> u64) -> Option<Handing> {
+        self.find_where(source, hash, now, |_| true)
+    }
+
+    /// The same for whoever takes a ticket each time: an equal body is his next request, unless his connection broke under our eyes.
+    pub fn find_left_behind(&self, source: &str, hash: [u8; 32], now: fn() -> u64) -> Option<Handing> {
+        self.find_where(source, hash, now, |entry| !entry.restored)
+    }
+
+    fn find_where(&self, source: &str, hash: [u8; 32], now: fn() -> u64, fits: fn(&Entry) -> bool) -> Option<Handing> {
         let from = (source.to_owned(), hash, String::new());
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same_body = table.range_mut(from..).take_while(|(key, _)| key.0 == source && key.1 == hash);
-        let (key, until_ms) = same_body.into_iter().find(|(_, until)| until.is_some_and(|until| until > now()))?;
-        *until_ms = None;
+        let is_open = |entry: &Entry| entry.until_ms.is_some_and(|until| until > now()) && fits(entry);
+        let (key, entry) = same_body.into_iter().find(|(_, entry)| is_open(entry))?;
+        entry.until_ms = None;
         Some(Handing { table: self.0.clone(), key: key.clone(), now, done: false })
     }
 
-    fn insert(&self, key: Key, until_ms: Option<u64>, now_ms: u64) {
+    fn insert(&self, key: Key, entry: Entry, now_ms: u64) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if table.len() >= ATTACH_MAX {
-            table.retain(|_, old| old.is_none_or(|until| until > now_ms));
+            table.retain(|_, old| old.until_ms.is_none_or(|until| until > now_ms));
         }
         if table.len() >= ATTACH_MAX {
-            let oldest = table.iter().filter_map(|(k, old)| old.map(|until| (until, k.clone()))).min();
+            let oldest = table.iter().filter_map(|(k, old)| old.until_ms.map(|until| (until, k.clone()))).min();
             if let Some((_, key)) = oldest {
                 table.remove(&key);
             }
         }
-        table.insert(key, until_ms);
+        table.insert(key, entry);
     }
 }
 
@@ -113,8 +134,8 @@ impl Drop for Handing {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if self.done {
             table.remove(&self.key);
-        } else if let Some(until_ms) = table.get_mut(&self.key) {
-            *until_ms = Some((self.now)() + ATTACH_MS);
+        } else if let Some(entry) = table.get_mut(&self.key) {
+            entry.until_ms = Some((self.now)() + ATTACH_MS);
         }
     }
 }
@@ -153,6 +174,15 @@ mod tests {
         let taken = [attach.find("uid:1", [1; 32], early).unwrap(), attach.find("uid:1", [1; 32], early).unwrap()];
         assert_ne!(taken[0].id(), taken[1].id());
         assert!(attach.find("uid:1", [1; 32], early).is_none());
+    }
+
+    #[test]
+    fn whoever_takes_tickets_finds_only_what_broke_in_this_life() {
+        let attach = Attach::default();
+        attach.restore("uid:1".to_owned(), [1; 32], "req_a".to_owned(), early());
+        assert!(attach.find_left_behind("uid:1", [1; 32], early).is_none());
+        drop(attach.begin("uid:1", [1; 32], "req_b", early));
+        assert_eq!(attach.find_left_behind("uid:1", [1; 32], early).unwrap().id(), "req_b");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::call::{self, forwardable, read_body};
 use super::files::{Asked, ok, page, path_of};
 use super::refusal::Refusal;
 use super::wants::Wants;
-use super::{App, passthrough};
+use super::{App, kept, passthrough};
 use crate::batch::{BATCH_PREFIX, ENDPOINTS, FILE_PREFIX, NewBatch, Standing, Status};
 use crate::control::types::Priority;
 
@@ -65,15 +65,21 @@ async fn try_create(app: &App, request: Request) -> Result<Response, Refusal> {
     check(&new)?;
     let wants = Wants::read(&headers, app.options.offline)?;
     let priority = if headers.contains_key("x-holdfast-priority") { wants.priority } else { Priority::Low };
-    let standing = app.later.create(NewBatch {
+    let made = app.later.create(NewBatch {
         source,
         endpoint: new.endpoint,
         input_file_id: new.input_file_id,
+        idempotency_key: wants.idempotency_key,
         metadata: new.metadata,
         priority,
         ttl: wants.ttl.unwrap_or(WINDOW_TIME),
     });
-    Ok(ok(&object(&standing.await?)))
+    let (standing, existing) = made.await?;
+    let mut response = ok(&object(&standing));
+    if existing {
+        kept::replayed(&mut response);
+    }
+    Ok(response)
 }
 
 fn check(new: &New) -> Result<(), Refusal> {

@@ -15,6 +15,7 @@ use tokio::time::{timeout, timeout_at};
 
 use super::App;
 use super::cached::Keyed;
+use super::places::Lent;
 use super::refusal::Refusal;
 use super::wants::Wants;
 use crate::body::{Bodies, Body};
@@ -71,6 +72,8 @@ pub struct Call {
     pub task: Option<u16>,
     /// An uplink has answered it once already, and the answer did not fit the task.
     pub was_answered: bool,
+    /// Its place among those that are served at once.
+    pub place: Option<Lent>,
     /// Its key in the cache, where it may come from there.
     pub cache: Option<Arc<Keyed>>,
 }
@@ -83,13 +86,16 @@ pub struct Arrived {
     wants: Wants,
     forward: HeaderMap,
     received: Instant,
+    place: Option<Lent>,
 }
 
 impl Arrived {
     /// Reads a request's head, which came then.
     pub fn read(request: &Request, received: Instant, policy: Policy) -> Result<Arrived, Refusal> {
         let (source, id, headers) = (source(request), request_id(request), request.headers());
-        Ok(Arrived { source, id, wants: Wants::read(headers, policy)?, forward: forwardable(headers), received })
+        let (wants, forward) = (Wants::read(headers, policy)?, forwardable(headers));
+        let place = request.extensions().get::<Lent>().cloned();
+        Ok(Arrived { source, id, wants, forward, received, place })
     }
 }
 
@@ -110,7 +116,7 @@ impl Call {
         body: Body,
         task: Option<u16>,
     ) -> Result<Call, Refusal> {
-        let Arrived { source, id, wants, forward, received } = arrived;
+        let Arrived { source, id, wants, forward, received, place } = arrived;
         let mut head = body::read(endpoint, &body)?;
         // Vectors of different models do not mix.
         if endpoint != "/v1/embeddings" {
@@ -130,8 +136,16 @@ impl Call {
             complete,
             task,
             was_answered,
+            place,
             cache,
         })
+    }
+
+    /// It is on disk, and its caller merely waits: others may be served meanwhile. Those who wait are bounded by their connections.
+    pub fn waits_aside(&self) {
+        if let Some(place) = &self.place {
+            place.give_back();
+        }
     }
 
     /// SHA-256 of the body.

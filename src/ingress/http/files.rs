@@ -39,6 +39,7 @@ impl From<LaterError> for Refusal {
             LaterError::NoSuchFile(_) => Refusal::new(StatusCode::NOT_FOUND, "file_not_found", message),
             LaterError::NoSuchBatch(_) => Refusal::new(StatusCode::NOT_FOUND, "batch_not_found", message),
             LaterError::Field { param, .. } => Refusal::bad_field("invalid_value", Some(param), message),
+            LaterError::KeyReused => Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", message),
             LaterError::InUse => {
                 Refusal::new(StatusCode::CONFLICT, "file_in_use", message).header("x-should-retry", "false")
             }

@@ -56,7 +56,7 @@ pub async fn tried(
     // By itself: once it is on disk somebody has to finish it, whoever goes away meanwhile.
     let handing_over = tokio::spawn(hand_over(call.clone(), grip, trying));
     match handing_over.await {
-        Err(_) => Err(Box::new(call.app.refused(call, Refusal::stopping_after(true)))),
+        Err(_) => Err(Box::new(call.app.refused(call, Refusal::stopping().after_a_send(true)))),
         Ok(Handed::Over(stored)) => {
             let ticket = offline::ticket_for(&stored, State::Sending, offline::NO_ANSWER);
             Err(Box::new(call.app.refused(call, ticket)))
@@ -124,10 +124,13 @@ pub async fn ticket(call: Arc<Call>, maybe_billed: bool) -> Response {
     let held = maybe_billed && call.app.options.hold_unknown;
     cached::give_up_lead(&call, maybe_billed);
     let refusal = if !call.stores_offline() || held {
-        Refusal::too_late(maybe_billed)
+        Refusal::too_late(maybe_billed || call.was_answered)
     } else {
         let stored = offline::store(&call, maybe_billed).await;
-        stored.map_or_else(|refusal| refusal, |stored| offline::ticket_for(&stored, State::Queued, offline::NO_ANSWER))
+        match stored {
+            Ok(stored) => offline::ticket_for(&stored, State::Queued, offline::NO_ANSWER),
+            Err(refusal) => refusal.after_a_send(maybe_billed || call.was_answered),
+        }
     };
     call.app.refused(&call, refusal)
 }

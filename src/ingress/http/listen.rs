@@ -42,6 +42,8 @@ const BUFFER_BYTES: usize = 64 * 1024;
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
     connection: close\r\ncontent-length: 161\r\n\r\n{\"error\":{\"message\":\"too many connections are open here; close some, \
     or try again in a moment\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}";
+/// What answers take to be written that say that the grace is over.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// After a failed accept (out of descriptors) the listener rests this long.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -90,8 +92,8 @@ pub async fn serve(
     }
     drop((unix, tcp));
     stopped(&mut stop).await;
-    // After the grace the process ends and takes what is left with it.
-    let _ = tokio::time::timeout(grace, graceful.shutdown()).await;
+    // Whoever is cut off at the end of the grace is told so; after that the process ends and takes what is left with it.
+    let _ = tokio::time::timeout(grace + LAST_WORDS, graceful.shutdown()).await;
 }
 
 /// Resolves when the process ends.

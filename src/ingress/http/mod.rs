@@ -27,6 +27,7 @@ mod offline;
 mod ollama;
 mod onward;
 mod openai;
+mod owned;
 mod passthrough;
 mod peers;
 mod places;
@@ -75,7 +76,8 @@ use cached::Cached;
 use call::{Call, RequestId};
 pub use listen::{Listeners, serve};
 pub use models::Models;
-use places::Door;
+use owned::Owned;
+use places::{Door, Loan};
 pub use record_json::RecordJson;
 use refusal::Refusal;
 use threads::Threads;
@@ -120,6 +122,7 @@ pub struct App {
     links: Links,
     later: Later,
     attach: Attach,
+    owned: Owned,
     door: Arc<Door>,
     cached: Cached,
     limiter: Option<Mutex<Limiter>>,
@@ -165,6 +168,7 @@ impl App {
             links,
             later,
             attach: Attach::default(),
+            owned: Owned::default(),
             door,
             cached,
             limiter,
@@ -356,7 +360,7 @@ async fn admit_routed(State(app): State<Arc<App>>, request: Request, next: Next)
 }
 
 /// Bounds the requests of one source in a time and those served at once; refuses while the process ends.
-async fn admit(app: Arc<App>, request: Request, handler: Handler) -> Response {
+async fn admit(app: Arc<App>, mut request: Request, handler: Handler) -> Response {
     if !app.gateway.is_accepting() {
         call::discard(request.into_body());
         return Refusal::stopping().into_response();
@@ -375,6 +379,8 @@ async fn admit(app: Arc<App>, request: Request, handler: Handler) -> Response {
             .retry_after(1)
             .into_response();
     };
+    let place = Loan::new(place);
+    request.extensions_mut().insert(place.lent());
     let response = decode_and_serve(app, request, handler).await;
     // A stream is being served until its last byte: the place travels with its body.
     response.map(|body| Body::new(listen::Held::new(body, place)))

@@ -64,7 +64,13 @@ pub enum Begun {
 }
 
 /// A kept answer where there is one; else stores where the policy says so, then asks the local model where the policy says so.
+/// Whoever's request was sent before and gets none of this is told so: "send it again" would be a second bill.
 pub async fn begin(call: &Arc<Call>, why: &str, maybe_billed: bool) -> Result<Begun, Refusal> {
+    let begun = try_begin(call, why, maybe_billed).await;
+    begun.map_err(|refusal| refusal.after_a_send(maybe_billed || call.was_answered))
+}
+
+async fn try_begin(call: &Arc<Call>, why: &str, maybe_billed: bool) -> Result<Begun, Refusal> {
     if let Some((body, origin)) = cached::while_offline(call).await {
         return Ok(Begun::Kept(body, origin));
     }
@@ -78,9 +84,11 @@ pub async fn begin(call: &Arc<Call>, why: &str, maybe_billed: bool) -> Result<Be
 pub async fn resume(call: &Arc<Call>, why: &str, stored: Stored) -> Result<Begun, Refusal> {
     let plan = offline(call.wants.policy, false);
     let now = if plan.store { plan.now } else { Now::LocalThenTicket };
-    if let Some(record) = call.app.gateway.spool().get(stored.id.clone()).await?
-        && let Some((answer, _)) = record.local
-    {
+    let record = call.app.gateway.spool().get(stored.id.clone()).await?.ok_or_else(Refusal::no_such_request)?;
+    if record.state.is_final() {
+        return Ok(Begun::Hold(stored));
+    }
+    if let Some((answer, _)) = record.local {
         let origin = local_origin(&answer.model, Some(&stored));
         return Ok(Begun::Recorded(answer.body.into(), origin, stored));
     }
@@ -127,7 +135,14 @@ async fn go_on(
             Err(Refusal::unavailable(&format!("this request is not to be stored or answered locally ({why})")))
         }
         (Now::Local | Now::LocalThenTicket, stored) => {
-            match ask_in_time(call, stored.as_ref().filter(|_| is_first)).await {
+            let came = tokio::select! {
+                biased;
+                came = ask_in_time(call, stored.as_ref().filter(|_| is_first)) => came,
+                // The uplink was quicker: its answer is on record.
+                () = answered(call, stored.as_ref()) => return stored.map(Begun::Hold).ok_or_else(Refusal::stopping),
+                () = call.app.gateway.grace_over() => return stored.map(Begun::Late).ok_or_else(Refusal::stopping),
+            };
+            match came {
                 None => stored.map(Begun::Late).ok_or_else(|| Refusal::too_late(maybe_billed)),
                 Some(Ok(answer)) => Ok(Begun::Local(answer, stored)),
                 Some(Err(error)) => match stored {
@@ -143,6 +158,14 @@ async fn go_on(
                 },
             }
         }
+    }
+}
+
+/// Resolves when the stored request has its answer from an uplink that is back.
+async fn answered(call: &Call, stored: Option<&Stored>) {
+    match stored {
+        Some(stored) => call.app.gateway.answered(&stored.id).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -194,6 +217,7 @@ pub fn record_local(call: &Call, seq: u64, model: &str, body: Bytes) {
 
 /// Waits for the uplink's answer as long as the caller may be held; `None` means a ticket is due.
 pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusal> {
+    call.waits_aside();
     let left = call.wants.hold.saturating_sub(call.waited());
     tokio::select! {
         record = call.app.gateway.wait_final(&stored.id, left) => Ok(record?),

@@ -64,7 +64,7 @@ pub async fn begin(mut reply: Reply) -> (Outcome, Option<Came>) {
         Err(error) => return (error.outcome, None),
     };
     let whole = reply.with_body(first.clone());
-    let outcome = classify::outcome(whole.status, &whole.headers, &first);
+    let outcome = classify::attempt(&whole);
     let passed = |said| (outcome, Some(Came::Whole(whole, said)));
     if outcome != Outcome::Delivered {
         return passed(usage::read(&first));

@@ -42,7 +42,7 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
     }
 }
 
-/// Passes on a request whose body is here already.
+/// Passes on a request whose body is here already, and counts it when its answer begins.
 pub async fn pass_on(
     app: &App,
     source: &str,
@@ -51,9 +51,27 @@ pub async fn pass_on(
     headers: HeaderMap,
     body: Stored,
 ) -> Response {
+    let began = clock::now();
+    let (route, outcome, response) = match try_pass_on(app, source, method, path, headers, body).await {
+        Ok(response) if response.status().as_u16() < 400 => ("uplink", "ok", response),
+        Ok(response) => ("uplink", "refused", response),
+        Err(refusal) => ("none", refusal.code(), refusal.into_response()),
+    };
+    app.gateway.metrics().answered(route, outcome, clock::now().duration_since(began));
+    response
+}
+
+async fn try_pass_on(
+    app: &App,
+    source: &str,
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+    body: Stored,
+) -> Result<Response, Refusal> {
     let plain_path = path.split('?').next().unwrap_or_default();
     if app.gateway.money().is_capped() && method == Method::POST && bound::is_boundless(plain_path) {
-        return Refusal::boundless().into_response();
+        return Err(Refusal::boundless());
     }
     let head = head_of(app, plain_path, &body).await;
     let mut live = app.gateway.live_aside().of(source);
@@ -81,7 +99,10 @@ pub async fn pass_on(
                         live.next(attempt, outcome).await
                     }
                     Ok(reply) => match check(reply).await {
-                        Checked::Answer(reply, outcome) => return pass(*reply, outcome, attempt),
+                        Checked::Answer(reply, outcome) => {
+                            let asked = head.map(|head| head.model).unwrap_or_default();
+                            return Ok(pass(*reply, outcome, attempt, asked));
+                        }
                         Checked::Nobodys(outcome) => live.next(attempt, outcome).await,
                         Checked::Refused(outcome, whole) => {
                             last = Some((whole, Origin::uplink(cloud.name())));
@@ -91,18 +112,19 @@ pub async fn pass_on(
                 }
             }
             Target::LastAnswer if last.is_some() => {
-                let Some((whole, origin)) = last else { return Refusal::upstream_timeout().into_response() };
-                return answer::from_uplink(whole, &origin);
+                let Some((whole, origin)) = last else { return Err(Refusal::upstream_timeout()) };
+                return Ok(answer::from_uplink(whole, &origin));
             }
+            Target::Offline { .. } if maybe_billed => return Err(Refusal::upstream_timeout()),
             Target::Offline { reason: Reason::BudgetSpent, .. } => {
-                return Refusal::budget_spent(&app.gateway.money().why()).into_response();
+                return Err(Refusal::budget_spent(&app.gateway.money().why()));
             }
             Target::Offline { reason, .. } => {
                 let why = format!("this path needs one ({reason})");
-                return Refusal::unavailable(&why).into_response();
+                return Err(Refusal::unavailable(&why));
             }
-            Target::Unsure | Target::LastAnswer => return Refusal::upstream_timeout().into_response(),
-            Target::Stopping => return Refusal::stopping_after(maybe_billed).into_response(),
+            Target::Unsure | Target::LastAnswer => return Err(Refusal::upstream_timeout()),
+            Target::Stopping => return Err(Refusal::stopping().after_a_send(maybe_billed)),
         };
     }
 }
@@ -136,16 +158,16 @@ async fn check(mut reply: Reply) -> Checked {
 }
 
 /// Streams the answer; at its end control learns what its status meant, an error of the uplink as one.
-fn pass(reply: Reply, outcome: Outcome, attempt: LiveAttempt) -> Response {
+fn pass(reply: Reply, outcome: Outcome, attempt: LiveAttempt, asked: String) -> Response {
     attempt.answering();
     let origin = Origin::uplink(attempt.cloud().name());
     let (status, headers) = (reply.status, passable(&reply.headers));
-    let body = stream::unfold(Some((reply, attempt, Vec::new())), move |state| async move {
-        let (mut reply, mut attempt, mut tail) = state?;
+    let body = stream::unfold(Some((reply, attempt, asked, Vec::new())), move |state| async move {
+        let (mut reply, mut attempt, asked, mut tail) = state?;
         match reply.next().await {
             Some(Ok(bytes)) => {
                 onward::keep_tail(&mut tail, &bytes);
-                Some((Ok(bytes), Some((reply, attempt, tail))))
+                Some((Ok(bytes), Some((reply, attempt, asked, tail))))
             }
             Some(Err(error)) => {
                 attempt.end(error.outcome);
@@ -153,7 +175,7 @@ fn pass(reply: Reply, outcome: Outcome, attempt: LiveAttempt) -> Response {
             }
             None => {
                 // It is charged by its `usage`, where the answer has one.
-                attempt.spent("", &Summary { model: None, usage: usage::in_tail(&tail) });
+                attempt.spent(&asked, &Summary { model: None, usage: usage::in_tail(&tail) });
                 attempt.end(outcome);
                 None
             }

@@ -78,7 +78,9 @@ pub async fn answer(call: Arc<Call>) -> Response {
                 call.app.answered(&call, &origin, class(&whole));
                 return answer::from_uplink(whole, &origin);
             }
-            Some(Target::Stopping) => return call.app.refused(&call, Refusal::stopping_after(maybe_billed)),
+            Some(Target::Stopping) => {
+                return call.app.refused(&call, Refusal::stopping().after_a_send(maybe_billed || call.was_answered));
+            }
         };
     }
 }

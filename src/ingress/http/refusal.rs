@@ -76,11 +76,6 @@ impl Refusal {
             .retry_after(5)
     }
 
-    /// The same where it was sent before: then a client must not repeat it by itself.
-    pub fn stopping_after(maybe_billed: bool) -> Self {
-        if maybe_billed { Self::upstream_timeout() } else { Self::stopping() }
-    }
-
     /// 503 where nothing can answer and nothing is stored.
     pub fn unavailable(why: &str) -> Self {
         let message = format!("no uplink is available and {why}; send this again later");
@@ -113,6 +108,13 @@ impl Refusal {
         let message = "the uplink took the request and did not answer; it may have been processed and billed, so it \
                        was not sent again";
         Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", message).header("x-should-retry", "false")
+    }
+
+    /// What is said instead where the request was sent before: this one's own words may ask for it again, and a client must not
+    /// repeat it by itself.
+    pub fn after_a_send(self, maybe_billed: bool) -> Self {
+        let says_so = self.status == StatusCode::GATEWAY_TIMEOUT;
+        if maybe_billed && !says_so { Self::upstream_timeout() } else { self }
     }
 
     /// 504: the caller's own time is up, and its policy leaves nothing for later.

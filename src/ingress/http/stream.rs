@@ -219,6 +219,11 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
                         last = Some((whole, origin));
                         live.next(attempt, outcome).await
                     }
+                    // It was paid for, and a second one would be no better.
+                    Tried::Failed(Outcome::NoAnswer) => {
+                        live.end(attempt, Outcome::NoAnswer);
+                        return fail(call, parts, Refusal::no_answer()).await;
+                    }
                     Tried::Failed(outcome) => {
                         maybe_billed |= matches!(outcome, Outcome::Unknown(_));
                         live.next(attempt, outcome).await
@@ -239,7 +244,9 @@ async fn walk(call: &Arc<Call>, parts: &Parts) -> Result<(), Gone> {
                     None => fail(call, parts, Refusal::upstream_timeout()).await,
                 };
             }
-            Target::Stopping => return fail(call, parts, Refusal::stopping_after(maybe_billed)).await,
+            Target::Stopping => {
+                return fail(call, parts, Refusal::stopping().after_a_send(maybe_billed || call.was_answered)).await;
+            }
         };
     }
 }
@@ -287,7 +294,7 @@ async fn try_uplink(call: &Call, attempt: &mut LiveAttempt, parts: &Parts) -> Re
         Ok((words, _)) => reply.with_body(words),
         Err(error) => return Ok(Tried::Failed(error.outcome)),
     };
-    match classify::outcome(whole.status, &whole.headers, &whole.body) {
+    match classify::attempt(&whole) {
         outcome if outcome.is_refusal() || matches!(outcome, Outcome::Permanent(_)) => {
             Ok(Tried::Refused(outcome, whole))
         }
@@ -300,7 +307,7 @@ async fn unstreamed(call: &Call, attempt: &mut LiveAttempt, reply: &mut Reply, p
     let bodies = call.app.gateway.spool().bodies();
     let (body, failed) = reply.receive(Bytes::new(), bodies, sse::EVENT_BYTES_MAX as u64).await;
     let start = reply.with_body(body.start_off_thread(ERROR_BYTES_MAX).await.unwrap_or_default());
-    match classify::outcome(start.status, &start.headers, &start.body) {
+    match classify::attempt(&start) {
         Outcome::Delivered => {}
         outcome => return Ok(Tried::Failed(outcome)),
     }

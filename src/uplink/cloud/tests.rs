@@ -1,5 +1,6 @@
 //! The cloud client's time-outs and what it takes back, against sockets that say little. Decides nothing.
 
+use http_body_util::BodyExt;
 use std::future::pending;
 
 use tokio::io::AsyncReadExt;

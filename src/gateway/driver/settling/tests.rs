@@ -63,6 +63,7 @@ fn driver() -> (tempfile::TempDir, Driver) {
         local: nobody(),
         spool: spool.unwrap(),
         pauses: Vec::new(),
+        held: false,
         floor: Arc::new(Floor::new(0)),
         network,
         tasks: Arc::default(),
