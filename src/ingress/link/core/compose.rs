@@ -40,20 +40,25 @@ pub(super) async fn compose(
     model: &str,
     bodies: &Bodies,
 ) -> Result<Composed, Refusal> {
-    let filled = match &submission.op {
-        Op::Task { id, args, pictures } => {
-            tasks.fill(*id, args, &mimes(pictures)?).map_err(|(code, detail)| Refusal::new(code, detail))?
-        }
-        Op::Chat { pictures, .. } => question(&submission.op, model, &mimes(pictures)?),
-        Op::Raw { endpoint, json } => raw(*endpoint, vec![Piece::Json(json.clone())])?,
-        Op::RawUpload { endpoint, .. } => raw(*endpoint, Vec::new())?,
-    };
+    let filled = fill(submission, tasks, model)?;
     let body = match &submission.op {
         Op::RawUpload { body, .. } => whole_file(body, bodies).await?,
         _ => join(&filled.pieces, submission.uploads(), bodies).await?,
     };
     let head = body::read(filled.endpoint, &body).map_err(|e| Refusal::new(Code::BadPayload, words(&e.to_string())))?;
     Ok(Composed { endpoint: filled.endpoint, head, body, policy: filled.policy, max_answer: filled.max_answer })
+}
+
+/// All but its pictures: what is refused here needs none of them.
+pub(super) fn fill(submission: &Submission, tasks: &dyn Tasks, model: &str) -> Result<Filled, Refusal> {
+    match &submission.op {
+        Op::Task { id, args, pictures } => {
+            tasks.fill(*id, args, &mimes(pictures)?).map_err(|(code, detail)| Refusal::new(code, detail))
+        }
+        Op::Chat { pictures, .. } => Ok(question(&submission.op, model, &mimes(pictures)?)),
+        Op::Raw { endpoint, json } => raw(*endpoint, vec![Piece::Json(json.clone())]),
+        Op::RawUpload { endpoint, .. } => raw(*endpoint, Vec::new()),
+    }
 }
 
 /// A detail fits into a Nack.

@@ -110,7 +110,13 @@ impl Core {
         }
         let known = self.asked(&submission.uid, submission.key.clone()).await?;
         match known {
-            Asked::Unknown => Ok(None),
+            Asked::Unknown => {
+                if !submission.uploads().is_empty() {
+                    let options = &self.inner.options;
+                    compose::fill(submission, &*options.tasks, &options.model)?;
+                }
+                Ok(None)
+            }
             Asked::Finished => Ok(Some(Stored { request: 0, position: 0, how: How::Finished })),
             // A mailbox is not asked for its content: its number alone says what is a repeat.
             Asked::Found(found)

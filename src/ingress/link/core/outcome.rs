@@ -18,6 +18,7 @@ const FAILED: u8 = 1;
 const EXPIRED: u8 = 2;
 const CANCELLED: u8 = 3;
 const TRUNCATED: u8 = 4;
+const REFUSED: u8 = 5;
 const NOBODY: u8 = 0;
 const UPLINK: u8 = 1;
 const LOCAL: u8 = 2;
@@ -49,7 +50,9 @@ pub(super) fn of(request: &DeviceRequest, record: &Record, tasks: &dyn Tasks) ->
         (_, _, State::Evicted | State::Dead) => {
             let why = record.last_error.as_ref().map(|error| error.kind.as_str());
             let why = why.or(record.reason.as_deref()).unwrap_or("failed").to_owned();
-            Ok(ended(&mut told, FAILED, &why))
+            // The uplink's own no to this request: as it stands it would be refused again.
+            let is_refused = ["refused", "too_large", "unsupported", "unprocessable"].contains(&why.as_str());
+            Ok(ended(&mut told, if is_refused { REFUSED } else { FAILED }, &why))
         }
         (_, _, State::Queued | State::Sending | State::Unknown) => return None,
     };

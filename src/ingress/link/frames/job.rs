@@ -111,6 +111,7 @@ pub(super) async fn run(link: &Link, uid: &str, job: Job) -> Done {
             );
             let append = move || uploads.append(&name, &with, off, &data, blob.len);
             let appended = tokio::task::spawn_blocking(append).await;
+            link.account.add(Count::Uploads, u64::from(matches!(appended, Ok(Ok(there)) if there == blob.len)));
             Done::Append { tag, blob, next: appended.unwrap_or(Err(UploadError::Disk)) }
         }
         Job::Query { tag, key } => Done::Query { tag, key, answer: core.query(uid, DeviceKey::Number(key)).await },

@@ -29,8 +29,9 @@ const CHUNK_FIELDS_LEAST: u16 = 22;
 const ROOMY: u16 = 256;
 /// What could not be looked up or noted down is tried again after this: a disk in trouble needs some time.
 const LOOK_AGAIN_MS: u64 = 2_000;
-/// A Nack's detail.
-const DETAIL_BYTES: usize = 64;
+/// A Nack's detail, and the gateway's name in frames that are not roomy: either fits into the smallest frame.
+const DETAIL_BYTES: usize = 32;
+const NAME_BYTES_SMALL: usize = 24;
 
 /// What all sessions of a gateway are told alike.
 #[derive(Debug, Clone)]
@@ -291,6 +292,7 @@ impl Session {
     }
 
     fn hello_ack<'a>(&self, facts: &'a Facts, pending: u16) -> HelloAck<'a> {
+        let room = if self.max_frame < ROOMY { NAME_BYTES_SMALL } else { facts.name.len() };
         HelloAck {
             proto: 1,
             gw_boot: facts.gw_boot,
@@ -302,7 +304,7 @@ impl Session {
             uplink: facts.uplink,
             time_ms: facts.time_ms,
             pending,
-            gw: &facts.name,
+            gw: &facts.name[..facts.name.floor_char_boundary(room)],
         }
     }
 

@@ -9,6 +9,7 @@ use holdfast_wire::{Code, Deframer, Header, encode};
 use super::job::{Done, Job, Said};
 use super::server::{Now, Server};
 use super::session::Facts;
+use crate::ingress::link::core::Refusal;
 use crate::ingress::link::core::{self, Answer, How, Outcome, Results, Stored};
 use crate::ingress::link::token::Token;
 use crate::ingress::link::upload::UploadError;
@@ -282,6 +283,34 @@ fn w6_without_a_session_every_message_is_told_to_say_hello() {
     let heard = bench.heard();
     let Message::Pong(pong) = heard[0].message() else { panic!() };
     assert_eq!((pong.nonce, pong.gw_boot, pong.uplink), (3, 7, 2));
+}
+
+#[test]
+fn a_small_device_gets_frames_of_its_size_only() {
+    const SMALL: u16 = 64;
+    let name = "a gateway with a long näme beside line three".to_owned();
+    let facts = Facts { gw_boot: u32::MAX, name, uplink: 2, time_ms: 1_795_200_000_000 };
+    let mut bench = Bench::new();
+    bench.server = Server::new(facts, None, Vec::new());
+    bench.say(&hello(BOOT, SMALL));
+    bench.work(|_| None);
+    bench.say(&submit(u64::MAX, &[]));
+    let detail = "w".repeat(64);
+    let refusal = Refusal { retry_ms: u32::MAX, ..Refusal::new(Code::StorageFull, &detail) };
+    bench.work(|job| match job {
+        Job::Submit { tag, key, .. } => {
+            Some(Done::Submit { tag: *tag, key: *key, said: Said::Refused(refusal.clone()) })
+        }
+        _ => None,
+    });
+    let mut frames = 0;
+    while let Some(bytes) = bench.server.next_out() {
+        frames += 1;
+        let frame: Vec<u8> = bytes.into_iter().filter(|byte| *byte != 0).collect();
+        // COBS has put one byte before it.
+        assert!(frame.len() - 1 <= SMALL.into(), "{}", frame.len());
+    }
+    assert_eq!(frames, 2, "HelloAck and Nack");
 }
 
 #[test]

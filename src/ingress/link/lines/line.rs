@@ -102,7 +102,8 @@ impl Lines {
     }
 
     fn keep(&mut self, byte: u8) {
-        if self.line.len() + 2 < self.limit {
+        // Its end may be one byte.
+        if self.line.len() + 1 < self.limit {
             self.line.push(byte);
             return;
         }
@@ -373,6 +374,19 @@ mod tests {
         let long = format!("$SUB,{}\r\n$QRY,815-5*5FD3\r\n", "x".repeat(200));
         let found: Vec<Content> = long.bytes().filter_map(|byte| lines.push(byte)).collect();
         assert_eq!((found.len(), lines.dropped), (1, 1));
+    }
+
+    #[test]
+    fn a_line_of_all_its_bytes_may_end_in_one_byte_or_two() {
+        for end in ["\n", "\r", "\r\n"] {
+            let room = LINE_MIN - end.len() - "$SUB,a-1,1,0,*0000".len();
+            let framed = framed(&format!("SUB,a-1,1,0,{}", "x".repeat(room)), false);
+            let line = [framed.trim_ascii_end(), end.as_bytes()].concat();
+            assert_eq!(line.len(), LINE_MIN);
+            let mut lines = Lines::new(LINE_MIN, true);
+            let found: Vec<Content> = line.iter().filter_map(|byte| lines.push(*byte)).collect();
+            assert_eq!((found.len(), found[0].fault), (1, None), "{end:?}");
+        }
     }
 
     #[test]

@@ -71,6 +71,17 @@ pub struct Wrong {
     pub code: Code,
 }
 
+/// Verbs that only the gateway says.
+const OWN: [&str; 7] = ["HLA", "ACK", "NAK", "RES", "STA", "CNA", "PON"];
+
+/// Whether the gateway said it: a two-wire adapter or a terminal sends everything back, and so it would do with an answer.
+pub fn is_own(content: &Content) -> bool {
+    match &content.said {
+        Said::Fields(fields) => fields.first().is_some_and(|verb| OWN.contains(&verb.as_str())),
+        Said::Json(json) => fields_of(json).is_some_and(|fields| OWN.contains(&fields[0].as_str())),
+    }
+}
+
 /// Reads a line's content.
 pub fn read(content: &Content) -> Result<Asked, Wrong> {
     let fields = match &content.said {

@@ -50,7 +50,7 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
     };
     let last_name = LastName::of(&link);
     let session = Session::new(options, last_name.last().await);
-    let mut spoken = Spoken { session, link, last_name, doing: FuturesUnordered::new(), dropped: 0 };
+    let mut spoken = Spoken { session, link, last_name, doing: FuturesUnordered::new(), dropped: 0, nacks: 0 };
     let mut changes = spoken.link.core.changes();
     let mut buffer = [0; READ_BYTES];
     let first = spoken.session.changed();
@@ -93,6 +93,8 @@ struct Spoken {
     /// with the device for which it was begun.
     doing: FuturesUnordered<BoxFuture<'static, (u64, Done)>>,
     dropped: u64,
+    /// The same of its refusals.
+    nacks: u64,
 }
 
 impl Spoken {
@@ -126,6 +128,8 @@ impl Spoken {
         if deeds.is_empty() {
             return true;
         }
+        self.link.account.add(Count::Nacks, self.session.nacks() - self.nacks);
+        self.nacks = self.session.nacks();
         let (uid, generation) = (self.uid(), self.session.generation());
         for deed in deeds {
             if let Deed::Send(bytes) = deed {
@@ -153,9 +157,8 @@ impl Spoken {
         }
         match done {
             Done::Stored(key, outcome) => {
-                match &outcome {
-                    Ok((_, again)) => account.add(if *again { Count::Repeats } else { Count::Stored }, 1),
-                    Err(_) => account.add(Count::Nacks, 1),
+                if let Ok((_, again)) = &outcome {
+                    account.add(if *again { Count::Repeats } else { Count::Stored }, 1);
                 }
                 self.session.stored(&key, outcome.map_err(|refusal| said(&refusal)))
             }
@@ -163,7 +166,6 @@ impl Spoken {
             Done::Cancelled(key, Ok(outcome)) => self.session.cancelled(&key, outcome),
             // The PLC asks again.
             Done::Found(key, _, Err(refusal)) | Done::Cancelled(key, Err(refusal)) => {
-                account.add(Count::Nacks, 1);
                 self.session.stored(&key, Err(said(&refusal)))
             }
             Done::Greeted(nonce, uplink) => {

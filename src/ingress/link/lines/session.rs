@@ -108,6 +108,7 @@ pub struct Session {
     generation: u64,
     /// The device spoke JSON last, and is answered so.
     is_json: bool,
+    nacks: u64,
     storing: Vec<String>,
     offers: VecDeque<Offered>,
     /// When the next result may go out.
@@ -130,6 +131,7 @@ impl Session {
             uid,
             generation: 0,
             is_json: false,
+            nacks: 0,
             storing,
             offers,
             next_ms: 0,
@@ -159,6 +161,10 @@ impl Session {
         let mut deeds = Vec::new();
         for byte in bytes {
             if let Some(content) = self.lines.push(*byte) {
+                if message::is_own(&content) {
+                    self.lines.dropped += 1;
+                    continue;
+                }
                 self.is_json = matches!(content.said, Said::Json(_)) && self.options.line_max >= JSON_LINE_MIN;
                 match message::read(&content) {
                     Ok(asked) => self.asked(asked, now_ms, &mut deeds),
@@ -169,7 +175,13 @@ impl Session {
         deeds
     }
 
-    fn told(&self, told: &Told) -> Deed {
+    /// Times it said no.
+    pub fn nacks(&self) -> u64 {
+        self.nacks
+    }
+
+    fn told(&mut self, told: &Told) -> Deed {
+        self.nacks += u64::from(matches!(told, Told::Nak(..)));
         Deed::Send(told.line(self.is_json))
     }
 

@@ -111,6 +111,19 @@ fn what_would_come_so_again_is_refused_as_it_was_asked() {
     }
 }
 
+#[test]
+fn an_echo_of_our_own_is_not_answered() {
+    for is_json in [false, true] {
+        let mut session = fresh(Options { needs_crc: false, ..Options::default() });
+        let wrong: &[u8] = if is_json { b"{\"FOO\": {}}\n" } else { b"$FOO,a*-\r\n" };
+        let told = text(&session.receive(wrong, 0));
+        assert!(told.contains("NAK"), "{told}");
+        assert_eq!((session.receive(told.as_bytes(), 0), session.dropped()), (Vec::new(), 1));
+        assert_eq!(session.receive(b"$RES,815-5,0,1,-2,1/1,NIO: Pore*E265\r\n", 0), []);
+        assert_eq!(session.dropped(), 2);
+    }
+}
+
 const QUERY: &[u8] = b"$QRY,815-5*5FD3\r\n";
 const TAKEN: &[u8] = b"$RAK,815-5,1*62EA\r\n";
 const RESULT: &str = "$RES,815-5,0,1,-2,1/1,NIO: Pore*E265\r\n";

@@ -3,7 +3,7 @@
 //! Owns the translation between mailboxes and requests, for a serial line and for TCP connections alike.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -93,7 +93,7 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
         for frame in frames {
             link.account.add(Count::FramesIn, 1);
             let whole = rtu(frame.unit, &frame.pdu);
-            if frame.unit != link.options.unit || echo.is_ours(&whole, frame.is_reply) || frame.is_reply {
+            if frame.unit != link.options.unit || echo.is_ours(&whole, frame.is_reply, clock::now()) || frame.is_reply {
                 continue;
             }
             let Some(answer) = registers.ask(frame.pdu).await else { return };
@@ -102,33 +102,43 @@ pub(in crate::ingress::link) async fn serve(link: Link, mut line: Line) {
                 return;
             }
             link.account.add(Count::FramesOut, 1);
-            echo.sent(answer);
+            echo.sent(answer, clock::now());
         }
     }
 }
 
+/// An echo is there within this, an adapter's buffer included.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// No master writes the same so many times in a row without asking for anything.
+const SAME_MAX: u32 = 16;
+
 /// Whether the line brings back what is sent on it. That of a single written register looks like the question itself,
-/// so it is believed to be one only where others were seen to come back.
+/// so it is believed to be one only where others were seen to come back, or where it comes back at once again and again.
 #[derive(Default)]
 struct Echo {
     is_seen: bool,
+    /// The latest answer came back at once so many times in a row.
+    same: u32,
+    latest: Option<Instant>,
     /// The latest answers that may come back.
     sent: VecDeque<Vec<u8>>,
 }
 
 impl Echo {
-    fn sent(&mut self, answer: Vec<u8>) {
+    fn sent(&mut self, answer: Vec<u8>, now: Instant) {
+        self.latest = Some(now);
         if self.sent.len() >= 4 {
             self.sent.pop_front();
         }
         self.sent.push_back(answer);
     }
 
-    fn is_ours(&mut self, frame: &[u8], is_reply: bool) -> bool {
+    fn is_ours(&mut self, frame: &[u8], is_reply: bool, now: Instant) -> bool {
+        let is_at_once = self.latest.is_some_and(|latest| now.duration_since(latest) < AT_ONCE);
+        let is_latest = self.sent.back().is_some_and(|sent| sent == frame);
+        self.same = if is_at_once && is_latest { self.same + 1 } else { 0 };
         let Some(at) = self.sent.iter().position(|sent| sent == frame) else { return false };
-        if is_reply {
-            self.is_seen = true;
-        }
+        self.is_seen |= is_reply || self.same >= SAME_MAX;
         if self.is_seen {
             self.sent.remove(at);
         }
@@ -328,4 +338,38 @@ fn begin(deed: Deed, core: Core, uid: String) -> BoxFuture<'static, Done> {
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adapter_that_brings_everything_back_is_known_for_one_soon() {
+        let (mut echo, mut now, written) = (Echo::default(), clock::now(), [1, 2, 3]);
+        let mut answered = 0;
+        while !echo.is_ours(&written, false, now) {
+            answered += 1;
+            assert!(answered <= SAME_MAX, "each answer brings the next question");
+            echo.sent(written.to_vec(), now);
+            now += Duration::from_millis(5);
+        }
+        assert_eq!(answered, SAME_MAX);
+    }
+
+    #[test]
+    fn a_master_that_writes_the_same_again_is_answered() {
+        let (mut echo, mut now) = (Echo::default(), clock::now());
+        for turn in 0..100 {
+            assert!(!echo.is_ours(&[1, 2, 3], false, now), "{turn}");
+            echo.sent(vec![1, 2, 3], now);
+            now += AT_ONCE;
+        }
+        for turn in 0..100 {
+            assert!(!echo.is_ours(&[1, 2, 3], false, now), "{turn}");
+            echo.sent(vec![1, 2, 3], now);
+            assert!(!echo.is_ours(&[4], false, now));
+            echo.sent(vec![4, 5], now);
+        }
+    }
 }

@@ -107,6 +107,21 @@ fn after_a_restart_the_mailbox_knows_its_last_number() {
     assert_eq!(unit.open(), [(3, 4800)]);
 }
 
+#[test]
+fn an_old_acknowledgement_takes_no_new_result() {
+    let mut unit = ready();
+    unit.results(vec![(1, result(6, 11))]);
+    assert_eq!(write(&mut unit, 256 + 120, &[6]).1, [Deed::Taken(11)]);
+    unit.noted(11, true);
+    // Named once more by a look that began before that was noted down: it is taken already.
+    unit.results(vec![(1, result(6, 11))]);
+    assert_eq!(unit.taken(), [11]);
+    unit.noted(11, true);
+    unit.results(vec![(1, result(6, 12))]);
+    assert_eq!((unit.taken(), read(&mut unit, 1262, 1)), (Vec::new(), vec![6]));
+    assert_eq!(write(&mut unit, 256 + 120, &[6]).1, [Deed::Taken(12)]);
+}
+
 /// A master writes its acknowledgement once, however long the disk needs for it.
 #[test]
 fn what_could_not_be_noted_down_is_tried_again_without_the_master() {

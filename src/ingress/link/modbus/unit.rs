@@ -121,6 +121,8 @@ struct Mailbox {
     result: Option<Shown>,
     /// That the result shown was taken is being noted down: it is shown until that is durable.
     taking: bool,
+    /// The last one that the master took.
+    taken: u64,
 }
 
 impl Default for Mailbox {
@@ -135,6 +137,7 @@ impl Default for Mailbox {
             position: 0,
             result: None,
             taking: false,
+            taken: 0,
         }
     }
 }
@@ -191,6 +194,10 @@ impl Unit {
             let Some(mailbox) = self.mailboxes.get_mut(usize::from(slot)) else { continue };
             if mailbox.result.is_some() {
                 continue;
+            }
+            // Numbers come again: an acknowledgement that stands there from an earlier result says nothing of this one.
+            if mailbox.holding[RES_ACK] == shown.seq && shown.request != mailbox.taken {
+                mailbox.holding[RES_ACK] = 0;
             }
             let text = ascii(&shown.text);
             let is_cut = text.len() > RESULT_TEXT_MAX;
@@ -348,7 +355,7 @@ impl Unit {
         let acked = (at..at + values.len()).contains(&RES_ACK).then(|| mailbox.holding[RES_ACK]);
         let taken = mailbox.result.as_ref().filter(|result| acked == Some(result.seq) && !mailbox.taking);
         if let Some(request) = taken.map(|result| result.request) {
-            mailbox.taking = true;
+            (mailbox.taking, mailbox.taken) = (true, request);
             deeds.push(Deed::Taken(request));
         }
         Ok(())

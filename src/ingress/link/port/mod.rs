@@ -135,9 +135,12 @@ async fn pause(wait: Duration, path: Option<&Path>) {
 fn state_of(error: &io::Error) -> State {
     use io::ErrorKind::{NotFound, PermissionDenied};
     match error.kind() {
+        _ if is_taken(error) => State::Failed("another program has it open".to_owned()),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOTTY.raw_os_error()) => {
+            State::Failed("this is no serial line".to_owned())
+        }
         NotFound => State::Waiting("not plugged in".to_owned()),
         PermissionDenied => State::Failed("permission denied: give the service's user access to it".to_owned()),
-        _ if is_taken(error) => State::Failed("another program has it open".to_owned()),
         _ => State::Waiting(error.to_string()),
     }
 }
@@ -175,4 +178,19 @@ pub(super) fn tell(link: &Link, state: State) {
     event.state = Some(word);
     event.reason = why;
     link.core.gateway().feed().publish(event);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_somebody_is_failed_and_what_may_come_by_itself_waits() {
+        let taken = io::Error::new(io::ErrorKind::NotFound, "Unable to acquire exclusive lock on serial port");
+        let no_line = io::Error::from_raw_os_error(rustix::io::Errno::NOTTY.raw_os_error());
+        for error in [taken, no_line, io::ErrorKind::PermissionDenied.into()] {
+            assert!(matches!(state_of(&error), State::Failed(_)), "{error}");
+        }
+        assert_eq!(state_of(&io::ErrorKind::NotFound.into()), State::Waiting("not plugged in".to_owned()));
+    }
 }
