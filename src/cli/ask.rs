@@ -5,6 +5,7 @@
 mod task;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
@@ -14,6 +15,9 @@ use super::client::{Answer, Client, Stream, header, refusal};
 use super::exit::{Done, FAILED, Failure, INTERNAL, IO, STORED};
 use super::out::{Out, text_at};
 use crate::control::types::{Policy, Priority};
+
+/// How much longer than it was told to wait the tool waits for the daemon: for a last commit on slow flash.
+const OVER_WAIT: Duration = Duration::from_secs(10);
 
 /// A picture larger than this fills a spool and a context window for nothing.
 const IMAGE_BYTES_MAX: u64 = 10 * 1024 * 1024;
@@ -57,9 +61,19 @@ pub async fn run(args: Args, client: &Client, out: &Out) -> Done {
         return task::run(task, &args, &images, client, out).await;
     }
     let body = body(&args, &images).to_string();
-    let answer = client.stream(Method::POST, "/v1/chat/completions", &headers(&args), Bytes::from(body)).await?;
+    let answer = sent(client, &args, "/v1/chat/completions", Bytes::from(body)).await?;
     let streamed = header(&answer.headers, "content-type").starts_with("text/event-stream");
     if answer.status == 200 && streamed { print_stream(answer, out).await } else { print(&answer.whole().await?, out) }
+}
+
+/// Asks; who said how long to wait waits no longer for a daemon that hangs either.
+async fn sent(client: &Client, args: &Args, path: &str, body: Bytes) -> Result<Stream, Failure> {
+    let headers = headers(args);
+    let asking = client.stream(Method::POST, path, &headers, body);
+    match args.wait {
+        Some(seconds) => client.within(Duration::from_secs(seconds.into()) + OVER_WAIT, asking).await,
+        None => asking.await,
+    }
 }
 
 fn body(args: &Args, images: &[String]) -> Value {
@@ -78,7 +92,7 @@ fn body(args: &Args, images: &[String]) -> Value {
 fn headers(args: &Args) -> Vec<(&'static str, String)> {
     let priority = args.priority.map(|priority| ("x-holdfast-priority", priority.to_string()));
     let offline = args.offline.map(|policy| ("x-holdfast-offline", policy.to_string()));
-    let wait = args.wait.map(|seconds| ("prefer", format!("respond-async, wait={seconds}")));
+    let wait = args.wait.map(|seconds| ("prefer", format!("wait={seconds}")));
     let fixed = ("content-type", "application/json".to_owned());
     std::iter::once(fixed).chain([priority, offline, wait].into_iter().flatten()).collect()
 }
@@ -246,7 +260,7 @@ mod tests {
             ("content-type", "application/json"),
             ("x-holdfast-priority", "high"),
             ("x-holdfast-offline", "queue"),
-            ("prefer", "respond-async, wait=3"),
+            ("prefer", "wait=3"),
         ];
         assert_eq!(headers, expected.map(|(name, value)| (name, value.to_owned())));
         assert!(Line::try_parse_from(["ask", "x", "--priority", "urgent"]).is_err());

@@ -10,12 +10,14 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
+use hyper::http::response::Parts;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::UnixStream;
 
 use super::exit::{FAILED, Failure, INTERNAL, IO, NO_DAEMON, PERMISSION};
+use crate::clock;
 
 /// The largest answer read into memory: a stored picture and two answers fit many times.
 const BODY_BYTES_MAX: usize = 128 * 1024 * 1024;
@@ -30,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    verbose: bool,
 }
 
 /// A whole answer.
@@ -57,7 +60,13 @@ pub struct Stream {
 impl Client {
     /// A client of the daemon at `socket`; connects with each request.
     pub fn new(socket: PathBuf) -> Client {
-        Client { socket }
+        Client { socket, verbose: false }
+    }
+
+    /// The same, saying on standard error what it asked and what came.
+    #[must_use]
+    pub fn verbose(self, verbose: bool) -> Client {
+        Client { verbose, ..self }
     }
 
     /// Where it connects to.
@@ -72,9 +81,18 @@ impl Client {
 
     /// The same, as it came.
     pub async fn answer(&self, method: Method, path: &str) -> Result<Answer, Failure> {
-        let late = || Failure::new(NO_DAEMON, format!("the daemon at {} does not answer", self.socket.display()));
         let work = async { self.stream(method, path, &[], Bytes::new()).await?.whole().await };
-        tokio::time::timeout(PATIENCE, work).await.map_err(|_| late())??.success()
+        self.within(PATIENCE, work).await?.success()
+    }
+
+    /// Waits for the daemon no longer than this: one that hangs still takes connections.
+    pub async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let late = |_| Failure::new(NO_DAEMON, format!("the daemon at {} does not answer", self.socket.display()));
+        tokio::time::timeout(limit, work).await.map_err(late)?
     }
 
     /// Sends one request; the answer's body is read by the caller. `headers` have lower-case names.
@@ -85,6 +103,7 @@ impl Client {
         headers: &[(&'static str, String)],
         body: Bytes,
     ) -> Result<Stream, Failure> {
+        let asked = self.verbose.then(|| (clock::now(), format!("{method} {path} at {}", self.socket.display())));
         let connection = UnixStream::connect(&self.socket).await.map_err(|error| self.refused(&error))?;
         let broken = |error: hyper::Error| {
             Failure::new(NO_DAEMON, format!("the daemon at {} broke off: {error}", self.socket.display()))
@@ -99,6 +118,9 @@ impl Client {
         }
         let request = request.body(Full::new(body)).map_err(|error| Failure::new(INTERNAL, error.to_string()))?;
         let (parts, body) = Response::into_parts(sender.send_request(request).await.map_err(broken)?);
+        if let Some((began, asked)) = asked {
+            eprintln!("{}", told(&asked, &parts, clock::now().duration_since(began)));
+        }
         Ok(Stream { status: parts.status.as_u16(), headers: parts.headers, body, buffer: BytesMut::new() })
     }
 
@@ -119,6 +141,17 @@ impl Client {
             _ => Failure::new(NO_DAEMON, format!("cannot connect to {socket}: {error}; is it the daemon's socket?")),
         }
     }
+}
+
+/// What came, by its head: nothing that a caller wrote.
+fn told(asked: &str, head: &Parts, took: Duration) -> String {
+    let mut text = format!("{asked}: {} in {} ms", head.status.as_u16(), took.as_millis());
+    for name in ["x-request-id", "x-holdfast-route", "x-holdfast-state", "retry-after"] {
+        if let Some(value) = head.headers.get(name).and_then(|value| value.to_str().ok()) {
+            text += &format!(", {name} {value}");
+        }
+    }
+    text
 }
 
 impl Stream {
@@ -207,6 +240,14 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
+
+    #[test]
+    fn verbose_says_how_it_went_and_nothing_of_what_was_asked() {
+        let answer =
+            Response::builder().status(503).header("retry-after", "5").header("x-other", "words").body(()).unwrap();
+        let text = told("GET /health at /run/s", &answer.into_parts().0, Duration::from_millis(3));
+        assert_eq!(text, "GET /health at /run/s: 503 in 3 ms, retry-after 5");
+    }
 
     /// A daemon that answers one connection with `reply`.
     fn once(reply: &'static str) -> (tempfile::TempDir, Client) {

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use hyper::Method;
@@ -188,8 +187,8 @@ fn cut_down(request: &Value) -> Value {
 }
 
 async fn metrics(client: &Client) -> Result<Vec<u8>, String> {
-    let answer = async { client.stream(Method::GET, "/metrics", &[], Bytes::new()).await?.whole().await };
-    answer.await.map(|answer| answer.body.to_vec()).map_err(|failure| failure.message)
+    let answer = client.answer(Method::GET, "/metrics").await;
+    answer.map(|answer| answer.body.to_vec()).map_err(|failure| failure.message)
 }
 
 /// What a tool of the system says.

@@ -60,7 +60,7 @@ pub struct Global {
     /// JSON on standard output, for scripts
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say more; may be repeated
+    /// Say more: what the daemon was asked and how it went; for run, -v logs at level debug and -vv at trace
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     /// Say only what failed
@@ -191,10 +191,10 @@ fn path() -> impl TypedValueParser<Value = PathBuf> {
 /// The daemon that is meant. A file that was named and cannot be read must not mean another gateway.
 fn client(global: &Global) -> Result<Client, Failure> {
     if let Some(named) = global.socket.clone().filter(|path| !path.as_os_str().is_empty()) {
-        return Ok(Client::new(named));
+        return Ok(Client::new(named).verbose(global.verbose > 0));
     }
     match crate::config::socket(global.config(), crate::config::environment()) {
-        Ok(socket) => Ok(Client::new(socket)),
+        Ok(socket) => Ok(Client::new(socket).verbose(global.verbose > 0)),
         Err(faults) => {
             let message = format!("{faults}\nso the daemon's socket is not known; name it with --socket PATH");
             Err(Failure::new(exit::CONFIG, message))

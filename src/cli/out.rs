@@ -17,8 +17,6 @@ pub struct Out {
     pub json: bool,
     /// Standard output is a terminal.
     pub terminal: bool,
-    /// Say more.
-    pub verbose: bool,
     quiet: bool,
     colour: bool,
 }
@@ -47,7 +45,7 @@ impl Out {
             ColorChoice::Never => false,
         };
         let (json, quiet) = (global.json, global.quiet);
-        Out { json, terminal, verbose: global.verbose > 0, quiet, colour: wanted && !no_colour }
+        Out { json, terminal, quiet, colour: wanted && !no_colour }
     }
 
     /// Data, with a line's end.
@@ -112,7 +110,7 @@ impl Out {
     /// For tests of what is rendered.
     #[cfg(test)]
     pub fn plain() -> Out {
-        Out { json: false, terminal: false, verbose: false, quiet: true, colour: false }
+        Out { json: false, terminal: false, quiet: true, colour: false }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Global;
 use super::exit::{self, Done, Failure};
-use crate::config::{self, Faults, Loaded};
+use crate::config::{self, Faults, Level, Loaded};
 use crate::supervisor::{self, SupervisorError};
 
 /// How often a file that broke in the wrong moment is read again.
@@ -14,7 +14,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs the daemon until it is told to stop.
 pub async fn run(global: &Global) -> Done {
-    let load = || config::load(global.config(), config::environment());
+    let load = || {
+        let mut loaded = config::load(global.config(), config::environment())?;
+        let asked = [Level::Error, Level::Debug, Level::Trace][usize::from(global.verbose.min(2))];
+        let log = &mut loaded.settings.log;
+        log.level = log.level.max(asked);
+        Ok(loaded)
+    };
     let loaded = match load() {
         Ok(loaded) => loaded,
         Err(faults) if supervisor::is_taking_over() => mended(&load, &faults).await,

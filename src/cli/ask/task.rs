@@ -9,13 +9,13 @@ use serde_json::{Map, Value, json};
 use super::super::client::{Answer, Client, encoded, refusal};
 use super::super::exit::{Done, FAILED, Failure, STORED, USAGE};
 use super::super::out::{Out, text_at};
-use super::{Args, about, headers, ticket};
+use super::{Args, about, sent, ticket};
 
 /// Calls the task and prints what came of it.
 pub(super) async fn run(task: &str, args: &Args, images: &[String], client: &Client, out: &Out) -> Done {
     let body = json!({ "args": arguments(task, args, client).await?, "images": images }).to_string();
     let path = format!("/holdfast/v1/tasks/{}", encoded(task));
-    let answer = client.stream(Method::POST, &path, &headers(args), Bytes::from(body)).await?;
+    let answer = sent(client, args, &path, Bytes::from(body)).await?;
     print(&answer.whole().await?, out)
 }
 
