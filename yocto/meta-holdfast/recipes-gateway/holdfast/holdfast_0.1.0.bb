@@ -24,6 +24,8 @@ HOLDFAST_SRC_URI ?= "\
     file://Cargo.lock;subdir=${BP} \
     file://LICENSE-APACHE;subdir=${BP} \
     file://LICENSE-MIT;subdir=${BP} \
+    file://build.rs;subdir=${BP} \
+    file://cross/orderfile.ld;subdir=${BP} \
     file://src;subdir=${BP} \
     file://systemd;subdir=${BP} \
 "
