@@ -18,8 +18,10 @@ const BODY_EVENTS: usize = 256;
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
 pub struct Event {
-    /// Unix milliseconds, as the wall clock says.
+    /// Unix seconds, as the wall clock says.
     pub at: u64,
+    /// The same in milliseconds.
+    pub at_ms: u64,
     /// `request`, `uplink`, `breaker`, `route`, `drain`, `link`, `agreement`, `local`,
     /// `request_body`, `answer_body`.
     pub event: &'static str,
@@ -49,8 +51,10 @@ pub struct Event {
 impl Event {
     /// An event of this kind, now, with nothing else said yet.
     pub fn new(event: &'static str) -> Self {
+        let at_ms = clock::unix_ms();
         Self {
-            at: clock::unix_ms(),
+            at: at_ms / 1000,
+            at_ms,
             event,
             id: None,
             source: None,

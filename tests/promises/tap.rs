@@ -40,6 +40,8 @@ async fn bodies_are_shown_to_who_asks_and_pictures_to_nobody() {
     let seen = read_until(&mut full, &["request_body", "answer_body", "\"request\""]).await;
     let (asked, answered) = (of_kind(&seen, "request_body"), of_kind(&seen, "answer_body"));
     assert_eq!((&asked["id"], &answered["id"]), (&json!(answer.id()), &json!(answer.id())));
+    let [at, at_ms] = ["at", "at_ms"].map(|name| asked[name].as_u64().unwrap());
+    assert!(at == at_ms / 1000 && at.abs_diff(holdfast::clock::unix_ms() / 1000) < 60, "{asked}");
     let asked = asked["body"].as_str().unwrap();
     assert!(asked.contains("a secret weld") && asked.contains("base64,[picture, 411 bytes]"), "{asked}");
     assert!(!seen.contains("iVBORw0KGgo"), "{seen}");
