@@ -33,7 +33,7 @@ fn task(t: &mut Table<'_>) -> Options {
         system: t.text("system", ""),
         prompt: t.required("prompt", "write what the model is asked"),
         schema_file: t.path("schema_file", "").map(|path| beside(t, &path)),
-        offline: t.word("offline", Policy::Both),
+        offline: t.given("offline").then(|| t.word("offline", Policy::Both)),
         max_answer: t.count("max_answer", 200, 1..=ANSWER_BYTES_MAX),
         args: args(t),
         pictures: t.count("pictures", PICTURES_MAX, 0..=PICTURES_MAX),

@@ -25,8 +25,8 @@ pub struct Filled {
     pub model: String,
     /// Its body, in order.
     pub pieces: Vec<Piece>,
-    /// What it gets while no uplink is available.
-    pub policy: Policy,
+    /// What it gets while no uplink is available, where the task says so.
+    pub policy: Option<Policy>,
     /// The longest text handed on, in bytes.
     pub max_answer: u32,
 }

@@ -51,8 +51,8 @@ pub struct Options {
     pub prompt: String,
     /// A JSON Schema for the answer.
     pub schema_file: Option<PathBuf>,
-    /// What a request gets while no uplink is available.
-    pub offline: Policy,
+    /// What a request gets while no uplink is available; where nothing is said, what every request of its door gets.
+    pub offline: Option<Policy>,
     /// The longest text that is handed on, in bytes.
     pub max_answer: u32,
     /// The arguments in order; none: the prompt's names in the order in which they first stand there.

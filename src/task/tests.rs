@@ -16,7 +16,7 @@ pub(super) fn options(prompt: &str) -> Options {
         system: String::new(),
         prompt: prompt.to_owned(),
         schema_file: None,
-        offline: Policy::Both,
+        offline: None,
         max_answer: 200,
         args: Vec::new(),
         pictures: PICTURES_MAX,

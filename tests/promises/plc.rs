@@ -65,6 +65,30 @@ async fn a_line_that_came_as_it_was_sent_and_cannot_be_taken_is_refused_by_its_n
     assert_eq!(bench.daemon.backlog().await, 0);
 }
 
+#[tokio::test]
+async fn a_task_that_says_nothing_of_an_outage_gets_what_its_link_says_and_one_that_does_its_own() {
+    let tasks = "[[task]]\nid = 12\nprompt = \"Seam\"\n[[task]]\nid = 14\nprompt = \"Seam\"\noffline = \"fail\"\n\
+                 [[task]]\nid = 15\nprompt = \"Seam\"\noffline = \"both\"\n";
+    let link = "[[link]]\nname = \"press\"\nsocket = \"@DIR@/plc.sock\"\nprotocol = \"lines\"\noffline = \"queue\"\n";
+    let bench = Bench::offline(Settings { extra: format!("{tasks}{link}"), ..Settings::default() }).await;
+    let mut stream = UnixStream::connect(place(&bench)).await.unwrap();
+    for (key, task) in [("a-1", 12), ("a-2", 14), ("a-3", 15)] {
+        stream.write_all(line(&format!("SUB,{key},1,86400,{task}")).as_bytes()).await.unwrap();
+    }
+    let mut text = String::new();
+    while !(text.contains("$NAK,a-2,6,") && text.contains("$RES,a-3,0,2,")) {
+        let mut buffer = [0; 512];
+        let read = within("the answers", 20, stream.read(&mut buffer)).await.unwrap();
+        text += str::from_utf8(&buffer[..read]).unwrap();
+    }
+    assert!(text.contains("$ACK,a-1,") && !text.contains("$RES,a-1,"), "{text}");
+    let all = bench.daemon.get("/holdfast/v1/requests").await.json();
+    let mut policies: Vec<_> =
+        all["data"].as_array().unwrap().iter().map(|one| one["policy"].as_str().unwrap()).collect();
+    policies.sort_unstable();
+    assert_eq!(policies, ["both", "queue"]);
+}
+
 /// A PLC that knows nothing but its table: it says every open request again and again, and takes every result.
 #[derive(Default)]
 struct Plc {

@@ -22,6 +22,7 @@ use super::refusal::Refusal;
 use super::{App, late, offline, openai};
 use crate::body::Body;
 use crate::clock;
+use crate::control::types::Policy;
 use crate::task::{Args, Fault, Filled, Picture, Piece, Reading, Task, WHOLE_BYTES_MAX, said};
 use crate::uplink::local::Content;
 
@@ -54,11 +55,12 @@ struct Image<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// `GET /holdfast/v1/tasks`.
 pub async fn list(State(app): State<Arc<App>>) -> Response {
+    let shown = |task| shown(task, app.options.offline);
     let tasks: Vec<Value> = app.gateway.tasks().tasks().iter().map(shown).collect();
     answer::json(StatusCode::OK, json!({"object": "list", "data": tasks}).to_string(), &Origin::default())
 }
 
-fn shown(task: &Task) -> Value {
+fn shown(task: &Task, default: Policy) -> Value {
     let options = task.options();
     let args = task
         .args()
@@ -71,7 +73,7 @@ fn shown(task: &Task) -> Value {
         "args": args.collect::<Vec<_>>(),
         "pictures": options.pictures,
         "schema": task.has_schema(),
-        "offline": options.offline.as_str(),
+        "offline": options.offline.unwrap_or(default).as_str(),
         "max_answer": options.max_answer,
     })
 }
@@ -93,7 +95,7 @@ pub async fn call(State(app): State<Arc<App>>, Path(which): Path<String>, reques
 async fn begin(app: Arc<App>, number: u16, request: Request) -> Result<Call, Refusal> {
     let received = clock::now();
     let task = app.gateway.tasks().get(number).ok_or_else(Refusal::stopping)?;
-    let arrived = Arrived::read(&request, received, task.options().offline)?;
+    let arrived = Arrived::read(&request, received, task.options().offline.unwrap_or(app.options.offline))?;
     call::require_json(request.headers())?;
     let sent = call::read_body(app.gateway.spool().bodies(), request, app.options.max_body).await?;
     let body = {

@@ -21,7 +21,7 @@ impl Tasks for Arc<Book> {
             endpoint: filled.endpoint,
             model: filled.model,
             pieces: filled.pieces.into_iter().map(piece).collect(),
-            policy: Some(filled.policy),
+            policy: filled.policy,
             max_answer: filled.max_answer,
         })
     }

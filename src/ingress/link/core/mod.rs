@@ -273,8 +273,12 @@ impl Core {
         Ok(Stored { request: accepted.seq, position, how: How::New })
     }
 
-    /// What only the local model may answer is done for its result only, and where there is such a model.
+    /// What only the local model may answer is done for its result only, and where there is such a model. What is not to be kept over
+    /// an outage is not taken in one.
     fn check_policy(&self, policy: Policy, flags: u8) -> Result<(), Refusal> {
+        if policy == Policy::Fail && !self.inner.gateway.is_online() {
+            return Err(Refusal::for_now(Code::Busy, FAULT_RETRY_MS, "no uplink, not to be kept"));
+        }
         if policy != Policy::Local {
             return Ok(());
         }
