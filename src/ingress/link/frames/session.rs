@@ -350,9 +350,9 @@ impl Session {
             }
             Err(UploadError::Full | UploadError::Disk) => {
                 let refusal = Refusal::for_now(Code::StorageFull, 30_000, "no room for uploads");
-                let key = wanted.key;
-                self.wanted.retain(|wanted| wanted.blob != blob);
-                return nack(tag, 0x20, key, &refusal, say);
+                // The same piece may come again, and is looked at again: this Nack may be lost.
+                wanted.taken = wanted.there;
+                return nack(tag, 0x20, wanted.key, &refusal, say);
             }
         };
         say(tag, false, &Message::ChunkAck(ChunkAck { blob: blob.blob, next, credit }));

@@ -260,9 +260,12 @@ fn w5_what_the_disk_has_is_what_counts() {
     let heard = fail(&mut bench, UploadError::OutOfOrder(0));
     let Message::ChunkAck(ack) = heard[0].message() else { panic!() };
     assert_eq!(ack.next, 0);
-    let heard = fail(&mut bench, UploadError::Full);
-    let Message::Nack(nack) = heard[0].message() else { panic!() };
-    assert_eq!((nack.code, nack.key, nack.re_type), (Code::StorageFull.number(), 5, 0x20));
+    // A Nack that is lost is said again.
+    for _ in 0..2 {
+        let heard = fail(&mut bench, UploadError::Full);
+        let Message::Nack(nack) = heard[0].message() else { panic!() };
+        assert_eq!((nack.code, nack.key, nack.re_type), (Code::StorageFull.number(), 5, 0x20));
+    }
 }
 
 #[test]
