@@ -1,11 +1,13 @@
 //! SIGTERM: running answers end, nothing accepted is lost, exit 0 within the grace.
 
+use std::io;
 use std::time::Duration;
 
 use holdfast::cli::simulate::Faults;
 use http_body_util::BodyExt;
+use tokio::task::JoinHandle;
 
-use crate::support::{Ask, Bench, Settings, chat_body, stream_text, until, within};
+use crate::support::{Ask, Bench, Reply, Settings, chat_body, stream_text, until, within};
 
 #[tokio::test]
 async fn a_running_stream_is_finished() {
@@ -99,6 +101,21 @@ async fn a_stop_in_the_middle_of_an_attempt_says_that_it_was_sent() {
     }
 }
 
+/// Stops while these wait and somebody asks for one of their answers; each gets the status that belongs to it.
+async fn all_are_told_at_the_stop(bench: &mut Bench, waiting: [(JoinHandle<io::Result<Reply>>, u16); 2]) {
+    let id = bench.daemon.get("/holdfast/v1/requests").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
+    let polling = Ask::get(&format!("/v1/chat/completions/{id}?wait=60")).send_to_owned(bench.daemon.socket());
+    let polling = tokio::spawn(polling);
+    // Connections are taken in order: what is asked for after it has its answer when that one is being served.
+    bench.daemon.get("/health").await;
+    assert!(bench.daemon.stop().await.success());
+    for (waiting, status) in waiting {
+        let reply = waiting.await.unwrap().expect("the connection broke");
+        assert_eq!(reply.status, status, "{}", reply.text());
+    }
+    assert_eq!(polling.await.unwrap().expect("the connection broke").status, 409);
+}
+
 /// Their requests are on disk: at the end of the grace they are told so, instead of a connection that merely closes.
 #[tokio::test]
 async fn whoever_waits_for_a_stored_request_gets_its_ticket_at_the_end() {
@@ -112,17 +129,7 @@ async fn whoever_waits_for_a_stored_request_gets_its_ticket_at_the_end() {
     ];
     let waiting = asks.map(|(ask, status)| (tokio::spawn(ask.send_to_owned(bench.daemon.socket())), status));
     until("the sends", 10, || async { (bench.answered("keyed") + bench.answered("patient") == 2).then_some(()) }).await;
-    let id = bench.daemon.get("/holdfast/v1/requests").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
-    let polling = Ask::get(&format!("/v1/chat/completions/{id}?wait=30")).send_to_owned(bench.daemon.socket());
-    let polling = tokio::spawn(polling);
-    // Connections are taken in order: what is asked for after it has its answer when that one is being served.
-    bench.daemon.get("/health").await;
-    assert!(bench.daemon.stop().await.success());
-    for (waiting, status) in waiting {
-        let reply = waiting.await.unwrap().expect("the connection broke");
-        assert_eq!(reply.status, status, "{}", reply.text());
-    }
-    assert_eq!(polling.await.unwrap().expect("the connection broke").status, 409);
+    all_are_told_at_the_stop(&mut bench, waiting).await;
 }
 
 /// In an outage nothing comes any more for whoever waits for an uplink; the local model has the grace.
@@ -136,14 +143,5 @@ async fn in_an_outage_whoever_waits_gets_his_ticket_too() {
     let asks = [(patient, 202), (local, 503)];
     let waiting = asks.map(|(ask, status)| (tokio::spawn(ask.send_to_owned(bench.daemon.socket())), status));
     until("both to be stored", 10, || async { (bench.daemon.backlog().await == 2).then_some(()) }).await;
-    let id = bench.daemon.get("/holdfast/v1/requests").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
-    let polling = Ask::get(&format!("/v1/chat/completions/{id}?wait=60")).send_to_owned(bench.daemon.socket());
-    let polling = tokio::spawn(polling);
-    bench.daemon.get("/health").await;
-    assert!(bench.daemon.stop().await.success());
-    for (waiting, status) in waiting {
-        let reply = waiting.await.unwrap().expect("the connection broke");
-        assert_eq!(reply.status, status, "{}", reply.text());
-    }
-    assert_eq!(polling.await.unwrap().expect("the connection broke").status, 409);
+    all_are_told_at_the_stop(&mut bench, waiting).await;
 }
