@@ -286,14 +286,17 @@ impl Spool {
         }
         let (options, now) = (self.inner.options.clone(), self.powered_ms());
         blocking(move || quarantine::expire(&options.data_dir, now, options.keep_results_ms)).await?;
-        if let Err(error) = self.read(shrink::step).await {
-            // Its next try is a moment away, and that the disk is full has been said.
-            tracing::debug!(%error, "the spool's file could not give room back");
-        }
+        // One call for all of it: each wakes the spool's thread.
         self.read(|store| {
             sweep::orphans(store)?;
             let floor = store.options.min_disk_free;
             store.ballast.make(floor);
+            match shrink::step(store) {
+                Err(error @ SpoolError::Damaged(_)) => return Err(error),
+                // Its next try is a moment away, and that the disk is full has been said.
+                Err(error) => tracing::debug!(%error, "the spool's file could not give room back"),
+                Ok(()) => {}
+            }
             Ok(std::mem::take(&mut store.told))
         })
         .await
