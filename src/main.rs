@@ -4,18 +4,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Requests spend their time waiting for others. With a second worker each hop between tasks may wake the other core: one
-/// caller's median was 0.67 times as long with one (docs/decisions.md). Many connections get a thread beside this one.
-const WORKERS: usize = 1;
-
-/// Threads for what would hold up the worker: disk, names, large bodies to sum or to read. Body files use four at most, so
+/// Threads for what would hold up this one: disk, names, large bodies to sum or to read. Body files use four at most, so
 /// that a hanging disk leaves the others. Each further one costs a stack and a heap of its own.
 const BLOCKING_THREADS_MAX: usize = 16;
 
 fn main() -> ExitCode {
     let cli = holdfast::cli::Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+    // Requests spend their time waiting for others. With two workers each hop between tasks may wake the other core: one caller's
+    // median was 0.67 times as long with one (docs/decisions.md). Many connections get a thread beside this one.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build();

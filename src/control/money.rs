@@ -13,7 +13,8 @@ pub const NANO_PER_USD: f64 = 1e9;
 
 /// US dollars as people write them: cents, and where that says too little, the first two digits.
 pub fn amount(usd: f64) -> String {
-    let first_digit = if usd > 0.0 { (-usd.log10()).ceil().clamp(0.0, 8.0) as usize } else { 0 };
+    // Counted and not by a logarithm: that would be the program's only use of a whole library.
+    let first_digit = (0..8).take_while(|place| usd > 0.0 && usd * (10_u64.pow(*place) as f64) < 1.0).count();
     let mut text = format!("{usd:.*}", (first_digit + 1).max(2));
     let cents = text.find('.').map_or(0, |point| point + 3);
     while text.len() > cents && text.ends_with('0') {

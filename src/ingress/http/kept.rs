@@ -141,7 +141,7 @@ pub async fn keyed(call: Arc<Call>, key: String) -> Response {
         if online || stores { gateway.store(new).await.map(Some) } else { gateway.spool().find_keyed(new).await };
     let accepted = match accepted {
         Ok(Some(accepted)) => accepted,
-        Ok(None) => return unkept(call, "offline").await,
+        Ok(None) => return unkept(call, "offline", false).await,
         Err(error) => return call.app.refused(&call, error.into()),
     };
     if accepted.existing && !call.app.owned.join(&accepted.id) {
@@ -195,12 +195,12 @@ async fn let_go(call: Arc<Call>, id: &str, why: &str) -> Response {
         Ok(None) => {}
         Err(error) => return call.app.refused(&call, error.into()),
     }
-    unkept(call, why).await
+    unkept(call, why, false).await
 }
 
-/// Nothing is to be stored for it and no uplink is there: as without a key.
-async fn unkept(call: Arc<Call>, why: &str) -> Response {
-    match offline::begin(&call, why, false).await {
+/// No uplink is there, and nothing that was stored before is its answer.
+pub async fn unkept(call: Arc<Call>, why: &str, maybe_billed: bool) -> Response {
+    match offline::begin(&call, why, maybe_billed).await {
         Err(refusal) => call.app.refused(&call, refusal),
         Ok(begun) => shaped(call, begun).await,
     }

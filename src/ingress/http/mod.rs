@@ -400,7 +400,8 @@ async fn decode_and_serve(app: Arc<App>, request: Request, handler: Handler) -> 
             Ok::<_, Infallible>(response)
         }
     });
-    let decoded = RequestDecompression::new(inner).pass_through_unaccepted(true).oneshot(request).await;
+    // In a box: the future of each request would have room for it, and few are packed.
+    let decoded = Box::pin(RequestDecompression::new(inner).pass_through_unaccepted(true).oneshot(request)).await;
     decoded.unwrap_or_else(|never| match never {}).map(Body::new)
 }
 

@@ -27,14 +27,15 @@ pub async fn answer(call: Arc<Call>) -> Response {
     if needs_hash && let Err(error) = call.body.hashed().await {
         return call.app.refused(&call, SpoolError::from(error).into());
     }
+    // In boxes: the future of a fresh request, as most are, need not have room for the others.
     if call.wants.respond_async {
-        return kept::respond_async(call).await;
+        return Box::pin(kept::respond_async(call)).await;
     }
     if let Some(key) = call.wants.idempotency_key.clone() {
-        return kept::keyed(call, key).await;
+        return Box::pin(kept::keyed(call, key)).await;
     }
     if may_repeat && let Some(handing) = call.app.attach.find_patiently(&call.source, call.hash(), attach_now).await {
-        return kept::repeated(call, handing).await;
+        return Box::pin(kept::repeated(call, handing)).await;
     }
     fresh(call).await
 }

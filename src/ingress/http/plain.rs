@@ -10,6 +10,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::answer::{self, Origin};
 use super::call::Call;
+use super::kept;
 use super::late;
 use super::offline;
 use super::onward::{self, Came};
@@ -65,12 +66,10 @@ pub async fn answer(call: Arc<Call>) -> Response {
             }
             Some(Target::Offline { reason, maybe_billed }) => {
                 drop(live);
-                return match offline::begin(&call, reason.as_str(), maybe_billed).await {
-                    Ok(begun) => offline::answer_plain(call, begun).await,
-                    Err(refusal) => call.app.refused(&call, refusal),
-                };
+                // In boxes: without them the future of each request, most of which are answered above, had room for these, too.
+                return Box::pin(kept::unkept(call, reason.as_str(), maybe_billed)).await;
             }
-            Some(Target::Unsure) => return unsure(call).await,
+            Some(Target::Unsure) => return Box::pin(unsure(call)).await,
             Some(Target::LastAnswer) => {
                 let Some((whole, origin)) = last else {
                     return call.app.refused(&call, Refusal::upstream_timeout());

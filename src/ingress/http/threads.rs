@@ -5,10 +5,11 @@
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::available_parallelism;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 
 /// So many connections are served on the first thread before there is a second: fewer callers do not fill one, and wait longer
 /// where some of them are on another core than control.
@@ -20,9 +21,15 @@ const SECOND_BLOCKING_THREADS_MAX: usize = 16;
 /// Both threads.
 #[derive(Default)]
 pub struct Threads {
-    second: OnceLock<Option<Runtime>>,
+    second: OnceLock<Option<Second>>,
     /// Connections on each.
     open: [AtomicUsize; 2],
+}
+
+/// The second one, which ends when this is dropped.
+struct Second {
+    handle: Handle,
+    _until: oneshot::Sender<()>,
 }
 
 /// A connection's place on a thread, until it is dropped.
@@ -47,7 +54,7 @@ impl Threads {
 
     /// The second one, where it has begun.
     pub fn second(&self) -> Option<Handle> {
-        self.second.get()?.as_ref().map(Runtime::handle).cloned()
+        self.second.get()?.as_ref().map(|second| second.handle.clone())
     }
 }
 
@@ -68,30 +75,33 @@ impl Drop for OnThread {
     }
 }
 
-impl Drop for Threads {
-    fn drop(&mut self) {
-        // The last request may end on this very thread: nobody can be waited for there.
-        if let Some(Some(runtime)) = self.second.take() {
-            runtime.shutdown_background();
+/// `None` where there is but one core, or no thread is to be had: then the first one serves all.
+fn begin() -> Option<Second> {
+    available_parallelism().ok().filter(|cores| cores.get() > 1)?;
+    let ((until, end), (tell, told)) = (oneshot::channel(), mpsc::channel());
+    let thread = std::thread::Builder::new().name("serve-2".to_owned()).spawn(move || serve(end, &tell));
+    let begun = thread.and_then(|_| told.recv().unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into())));
+    match begun {
+        Ok(handle) => Some(Second { handle, _until: until }),
+        Err(error) => {
+            tracing::warn!("connections are served on one thread only: {error}");
+            None
         }
     }
 }
 
-/// `None` where there is but one core, or no thread is to be had: then the first one serves all.
-fn begin() -> Option<Runtime> {
-    available_parallelism().ok().filter(|cores| cores.get() > 1)?;
-    let build = || {
-        let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(1).max_blocking_threads(SECOND_BLOCKING_THREADS_MAX).thread_name("serve-2");
-        builder.enable_all().build()
-    };
-    // On a thread of its own, because a runtime that gets no thread panics.
-    let begun = std::thread::Builder::new().spawn(build);
-    let runtime = begun.and_then(|building| building.join().unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into())));
-    if let Err(error) = &runtime {
-        tracing::warn!("connections are served on one thread only: {error}");
+/// The second thread: tells its runtime, and runs it until nobody holds the other side of `end` any more.
+fn serve(end: oneshot::Receiver<()>, tell: &mpsc::Sender<io::Result<Handle>>) {
+    let built = Builder::new_current_thread().max_blocking_threads(SECOND_BLOCKING_THREADS_MAX).enable_all().build();
+    match built {
+        Err(error) => drop(tell.send(Err(error))),
+        Ok(runtime) => {
+            let _ = tell.send(Ok(runtime.handle().clone()));
+            let _ = runtime.block_on(end);
+            // What a disk or a name keeps must not keep the process.
+            runtime.shutdown_background();
+        }
     }
-    runtime.ok()
 }
 
 #[cfg(test)]
