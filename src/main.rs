@@ -12,10 +12,8 @@ fn main() -> ExitCode {
     let cli = holdfast::cli::Cli::parse();
     // Requests spend their time waiting for others. With two workers each hop between tasks may wake the other core: one caller's
     // median was 0.67 times as long with one (docs/decisions.md). Many connections get a thread beside this one.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .enable_all()
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(BLOCKING_THREADS_MAX).enable_all().build();
     match runtime {
         Ok(runtime) => {
             let code = runtime.block_on(holdfast::cli::run(cli));

@@ -35,7 +35,7 @@ pub fn run(command: &Command, global: &Global, out: &Out) -> Done {
         Ok(loaded) if matches!(command, Command::Show) => show(&loaded, out),
         Ok(loaded) => {
             let (hidden, missing): (Vec<_>, Vec<_>) =
-                loaded.unreadable_files().into_iter().partition(|(_, why)| *why == ErrorKind::PermissionDenied);
+                loaded.unusable_files().into_iter().partition(|(_, why)| *why == ErrorKind::PermissionDenied);
             if !missing.is_empty() {
                 return refuse(&Faults(missing.into_iter().map(|(fault, _)| fault).collect()), out);
             }

@@ -1,7 +1,7 @@
 //! `[gateway]` and `[http]`: who this is, where it keeps things and where it listens.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::units::quoted;
@@ -103,11 +103,17 @@ fn device_name(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("must be 1 to 64 letters, digits or signs, without spaces".to_owned()) }
 }
 
-/// The kernel's limit for a socket's name is 108 bytes with its end mark.
 fn socket_path(text: &str) -> Result<PathBuf, String> {
-    match text.len() {
-        0 => Err("may not be empty; the socket is how the holdfast tool reaches the gateway".to_owned()),
-        1..=107 => Ok(PathBuf::from(text)),
+    if text.is_empty() {
+        return Err("may not be empty; the socket is how the holdfast tool reaches the gateway".to_owned());
+    }
+    bindable(Path::new(text)).map(Path::to_path_buf)
+}
+
+/// The kernel's limit for a socket's name is 108 bytes with its end mark.
+pub(super) fn bindable(socket: &Path) -> Result<&Path, String> {
+    match socket.as_os_str().len() {
+        ..=107 => Ok(socket),
         length => Err(format!("is {length} bytes long; a socket's path has at most 107")),
     }
 }

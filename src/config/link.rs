@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::extras::unique;
+use super::gateway::{Http, bindable};
 use super::units::quoted;
 use super::walk::Table;
 use crate::control::types::{Policy, words};
@@ -13,6 +14,9 @@ use crate::ingress::link::{Dtr, Parity, Place, Protocol, WordOrder};
 const LINE_BYTES: std::ops::RangeInclusive<u32> = 80..=1024;
 /// Addresses of an RS-485 bus and units of Modbus.
 const ADDRESSES: std::ops::RangeInclusive<u8> = 1..=247;
+
+/// Longest token of a device.
+const TOKEN_BYTES_MAX: usize = 64;
 
 /// Whether lines carry a checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,16 +65,43 @@ pub struct Link {
     pub uid: Option<String>,
 }
 
-pub(super) fn links(root: &mut Table<'_>) -> Vec<Link> {
+pub(super) fn links(root: &mut Table<'_>, http: &Http) -> Vec<Link> {
     let links: Vec<Link> = root.tables("link", 0, link);
     unique(root, "link", "name", links.iter().map(|link| link.name.clone()));
-    let place = |link: &Link| match &link.place {
-        Place::Device(path) | Place::Socket(path) => path.display().to_string(),
-        Place::Address(address) => address.clone(),
-        Place::Listen(address) => address.to_string(),
-    };
-    unique(root, "link", "device", links.iter().map(place));
+    for key in ["device", "socket", "address", "listen"] {
+        let places = links.iter().map(|link| Some(where_it_is(&link.place)).filter(|(name, _)| *name == key));
+        unique(root, "link", key, places.map(|place| place.map_or_else(String::new, |(_, at)| at)));
+    }
+    for (index, link) in links.iter().enumerate() {
+        let taken = match &link.place {
+            Place::Socket(path) => *path == http.socket,
+            Place::Listen(address) => http.listen.contains(address),
+            Place::Device(_) | Place::Address(_) => false,
+        };
+        if taken {
+            let (key, at) = where_it_is(&link.place);
+            let message = format!("[http] has {} already; give the link its own", quoted(&at));
+            root.member_fault("link", index, key, message);
+        }
+    }
     links
+}
+
+/// The key that says it, and what that says.
+fn where_it_is(place: &Place) -> (&'static str, String) {
+    match place {
+        Place::Device(path) => ("device", path.display().to_string()),
+        Place::Socket(path) => ("socket", path.display().to_string()),
+        Place::Address(address) => ("address", address.clone()),
+        Place::Listen(address) => ("listen", address.to_string()),
+    }
+}
+
+/// A token as its file holds it: a Hello carries it.
+pub fn token(text: &[u8]) -> Result<&[u8], String> {
+    let secret = text.trim_ascii();
+    let fits = !secret.is_empty() && secret.len() <= TOKEN_BYTES_MAX;
+    if fits { Ok(secret) } else { Err(format!("must hold 1 to {TOKEN_BYTES_MAX} bytes")) }
 }
 
 fn link(t: &mut Table<'_>) -> Link {
@@ -105,6 +136,11 @@ fn link(t: &mut Table<'_>) -> Link {
     }
     if !link.addresses.is_empty() && (protocol != Protocol::Frames || matches!(link.place, Place::Socket(_))) {
         t.fault("addresses", "only a serial line that speaks frames is polled; remove them");
+    }
+    if let Place::Socket(path) = &link.place
+        && let Err(message) = bindable(path)
+    {
+        t.fault("socket", message);
     }
     if matches!(link.place, Place::Listen(_)) && protocol != Protocol::Modbus {
         t.fault("listen", "only modbus listens for TCP; write socket or device, or protocol = \"modbus\"");

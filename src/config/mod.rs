@@ -26,7 +26,7 @@ pub use environ::environment;
 pub use extras::{Budget, Cache, Format, Level, Limits, Log, Model};
 pub use fault::{Fault, Faults, Origin};
 pub use gateway::{Gateway, Http};
-pub use link::Link;
+pub use link::{Link, token};
 pub use local::{KeepWarm, Local, LocalApi, LocalTimeouts};
 pub use queue::{Drain, OnUnknown, Queue, Retry, Routing, WhenFull};
 pub use secret::{KeySource, Secret, read_key};
@@ -132,23 +132,34 @@ impl Loaded {
         files.filter_map(|(uplink, key)| Some((uplink.name.clone(), read_key(&key.source).err()?))).collect()
     }
 
-    /// Files that a start needs and that cannot be read from here, as faults of the keys that name them.
-    pub fn unreadable_files(&self) -> Vec<(Fault, io::ErrorKind)> {
+    /// Files that a start needs and that cannot be read from here or hold no token, as faults of the keys that name them.
+    pub fn unusable_files(&self) -> Vec<(Fault, io::ErrorKind)> {
         let http = &self.settings.http;
         let own = [("token_file", &http.token_file), ("tls_cert", &http.tls_cert), ("tls_key", &http.tls_key)];
         let uplinks = self.settings.uplinks.iter().enumerate();
         let links = self.settings.links.iter().enumerate();
         let named = own.map(|(name, file)| (format!("http.{name}"), file)).into_iter();
         let named = named.chain(uplinks.map(|(n, uplink)| (format!("uplink[{n}].ca_file"), &uplink.ca_file)));
-        let named = named.chain(links.map(|(n, link)| (format!("link[{n}].token_file"), &link.token_file)));
-        named.filter_map(|(key, file)| self.unreadable(key, file.as_deref()?)).collect()
+        let any = |_: &[u8]| Ok(());
+        let read = named.filter_map(|(key, file)| self.unusable(key, file.as_deref()?, any));
+        let is_token = |text: &[u8]| token(text).map(|_| ());
+        let tokens = links.map(|(n, link)| (format!("link[{n}].token_file"), &link.token_file));
+        read.chain(tokens.filter_map(|(key, file)| self.unusable(key, file.as_deref()?, is_token))).collect()
     }
 
-    fn unreadable(&self, key: String, file: &Path) -> Option<(Fault, io::ErrorKind)> {
-        let error = fs::read(file).err()?;
+    fn unusable(
+        &self,
+        key: String,
+        file: &Path,
+        judge: impl Fn(&[u8]) -> Result<(), String>,
+    ) -> Option<(Fault, io::ErrorKind)> {
+        let (kind, why) = match fs::read(file) {
+            Err(error) => (error.kind(), format!("cannot be read: {}", error.kind())),
+            Ok(text) => (io::ErrorKind::InvalidData, judge(&text).err()?),
+        };
         let origin = self.origins.iter().find(|shown| shown.key == key).map(|shown| shown.origin.clone());
-        let message = format!("{} cannot be read: {}", file.display(), error.kind());
-        Some((Fault { origin: origin.unwrap_or(Origin::Default), column: None, key, message }, error.kind()))
+        let message = format!("{} {why}", file.display());
+        Some((Fault { origin: origin.unwrap_or(Origin::Default), column: None, key, message }, kind))
     }
 }
 
@@ -175,9 +186,10 @@ fn read(path: Option<&Path>, variables: &[(String, String)], etc: &Path) -> (Loa
 }
 
 fn settings(root: &mut Table<'_>, places: &Places) -> Settings {
+    let gateway = root.table("gateway", |t| gateway::gateway(t, places));
+    let http = root.table("http", |t| gateway::http(t, places));
     Settings {
-        gateway: root.table("gateway", |t| gateway::gateway(t, places)),
-        http: root.table("http", |t| gateway::http(t, places)),
+        gateway,
         uplinks: uplink::uplinks(root),
         local: root.table("local", local::local),
         routing: root.table("routing", queue::routing),
@@ -190,7 +202,8 @@ fn settings(root: &mut Table<'_>, places: &Places) -> Settings {
         models: extras::models(root),
         auto: auto::rules(root),
         tasks: task::tasks(root),
-        links: link::links(root),
+        links: link::links(root, &http),
+        http,
         log: root.table("log", extras::log),
     }
 }

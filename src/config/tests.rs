@@ -510,13 +510,28 @@ fn rules_for_auto_that_make_no_sense_are_refused() {
 #[test]
 fn files_that_a_start_needs_are_looked_for() {
     let text = "[http]\ntoken_file = \"/nowhere/tokens\"\n[[uplink]]\nname = \"a\"\nbase_url = \"https://a.example/v1\"\n\
-        ca_file = \"/nowhere/ca.pem\"\n[[link]]\nname = \"l\"\nsocket = \"/run/l.sock\"\ntoken_file = \"/\"\n";
+        ca_file = \"/nowhere/ca.pem\"\n[[link]]\nname = \"l\"\nsocket = \"/run/l.sock\"\ntoken_file = \"/\"\n\
+        [[link]]\nname = \"m\"\nsocket = \"/run/m.sock\"\ntoken_file = \"/dev/null\"\n";
     let loaded = load_text(text, &[]).unwrap();
-    let said: Vec<_> = loaded.unreadable_files().iter().map(|(fault, _)| fault.to_string()).collect();
-    let [tokens, ca, link] = &said[..] else { panic!("{said:?}") };
+    let said: Vec<_> = loaded.unusable_files().iter().map(|(fault, _)| fault.to_string()).collect();
+    let [tokens, ca, link, empty] = &said[..] else { panic!("{said:?}") };
     assert!(tokens.contains(":2: http.token_file: /nowhere/tokens cannot be read: entity not found"), "{tokens}");
     assert!(ca.contains(":6: uplink[0].ca_file: /nowhere/ca.pem cannot be read"), "{ca}");
     assert!(link.contains("link[0].token_file: / cannot be read: is a directory"), "{link}");
+    assert!(empty.contains("link[1].token_file: /dev/null must hold 1 to 64 bytes"), "{empty}");
+}
+
+#[test]
+fn a_link_has_a_place_of_its_own_that_can_be_listened_at() {
+    let link = |name: &str, place: &str| format!("[[link]]\nname = \"{name}\"\n{place}\n");
+    let same = "socket = \"/run/l.sock\"";
+    assert!(faults(&(link("a", same) + &link("b", same))).contains("link[1].socket: link[0] has the socket"));
+    let own = "[http]\nsocket = \"/run/l.sock\"\nlisten = [\"127.0.0.1:502\"]\n".to_owned();
+    let said = faults(&(own + &link("a", same) + &link("b", "listen = \"127.0.0.1:502\"\nprotocol = \"modbus\"")));
+    assert!(said.contains("link[0].socket: [http] has \"/run/l.sock\" already"), "{said}");
+    assert!(said.contains("link[1].listen: [http] has \"127.0.0.1:502\" already"), "{said}");
+    let long = format!("socket = \"/{}\"", "x".repeat(107));
+    assert!(faults(&link("a", &long)).contains("link[0].socket: is 108 bytes long"));
 }
 
 #[test]

@@ -14,8 +14,6 @@ use crate::gateway::Gateway;
 use crate::ingress::link::core::tasks::Tasks;
 use crate::ingress::link::{Common, Links, Options, Serial, Token};
 
-/// A token has at most so many bytes: a Hello carries it.
-const TOKEN_BYTES_MAX: usize = 64;
 /// The model of a question that names none, as of a task that names none.
 const MODEL: &str = "gpt-4o";
 
@@ -72,9 +70,6 @@ fn token(link: &str, path: &Path) -> Result<Token, SupervisorError> {
     let fault =
         |why: String| SupervisorError::Configuration(format!("link {link}: token_file {}: {why}", path.display()));
     let text = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    let secret = text.trim_ascii();
-    if secret.is_empty() || secret.len() > TOKEN_BYTES_MAX {
-        return Err(fault(format!("must hold 1 to {TOKEN_BYTES_MAX} bytes")));
-    }
+    let secret = config::token(&text).map_err(fault)?;
     Ok(Token::new(secret))
 }
