@@ -261,8 +261,9 @@ impl Bench {
 
     /// Before each answer the uplink asks the gateway whether the request's record carries the label.
     fn watch_label(&self) {
-        let gateway = Arc::clone(&self.gateway);
-        self.uplink.ask_label(move || gateway.labels_what_it_sends());
+        // The uplink outlives the run: it must not keep the daemon alive.
+        let gateway = Arc::downgrade(&self.gateway);
+        self.uplink.ask_label(move || gateway.upgrade().is_some_and(|gateway| gateway.labels_what_it_sends()));
     }
 
     /// Waits until the fault has done its work, and sees that it did no other.

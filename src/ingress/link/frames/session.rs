@@ -360,6 +360,10 @@ impl Session {
 
     fn queried(&mut self, tag: u8, key: u64, answer: Result<Answer, Refusal>, now_ms: u64, say: Say<'_>) {
         match answer {
+            // Not stored yet, and nothing to be submitted again: its pieces are on their way.
+            Ok(Answer::Unknown) if self.wanted.iter().any(|wanted| wanted.key == key) => {
+                say(tag, false, &Message::Progress(Progress { key, state: state::UPLOADING, queue_pos: 0, eta_s: 0 }));
+            }
             Ok(Answer::Unknown) => {
                 let refusal = Refusal::new(Code::UnknownKey, "no such key: submit it again");
                 nack(tag, 0x33, key, &refusal, say);

@@ -489,6 +489,24 @@ fn w9_a_key_that_nobody_knows_is_to_be_submitted_again() {
 }
 
 #[test]
+fn w9_a_request_whose_picture_is_on_its_way_is_known() {
+    let mut bench = Bench::online();
+    bench.say(&submit(5, &[BLOB]));
+    bench.work(|job| match job {
+        Job::Submit { tag, key, .. } => {
+            Some(Done::Submit { tag: *tag, key: *key, said: Said::Need { blob: BLOB, there: 0, with: vec![9] } })
+        }
+        _ => None,
+    });
+    bench.heard();
+    bench.say(&Message::Query(Query { key: 5 }));
+    bench.work(|_| None);
+    let heard = bench.heard();
+    let Message::Progress(told) = heard[0].message() else { panic!() };
+    assert_eq!((told.key, told.state), (5, 1));
+}
+
+#[test]
 fn w13_frames_keep_their_agreed_length_and_a_flood_is_dropped() {
     let mut bench = Bench::new();
     bench.say(&hello(BOOT, 64));
