@@ -81,6 +81,9 @@ pub(super) fn http(t: &mut Table<'_>, places: &Places) -> Http {
         let missing = if http.tls_cert.is_some() { "tls_key" } else { "tls_cert" };
         t.fault(missing, "missing; tls_cert and tls_key are given together or not at all");
     }
+    for (index, twice) in http.listen.iter().enumerate().filter(|(at, address)| http.listen[..*at].contains(address)) {
+        t.fault("listen", format!("{twice} stands there twice; remove number {}", index + 1));
+    }
     for open in http.listen.iter().filter(|address| !address.ip().is_loopback()) {
         let given = [("token_file", &http.token_file), ("tls_cert", &http.tls_cert), ("tls_key", &http.tls_key)];
         let missing: Vec<_> = given.iter().filter(|(_, path)| path.is_none()).map(|(name, _)| *name).collect();

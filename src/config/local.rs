@@ -66,7 +66,7 @@ pub struct LocalTimeouts {
 }
 
 pub(super) fn local(t: &mut Table<'_>) -> Local {
-    let url = |text: &str| if text.is_empty() { Ok(None) } else { http_url(text).map(Some) };
+    let url = |text: &str| if text.is_empty() { Ok(None) } else { on_site(text).map(Some) };
     let local = Local {
         base_url: t.parsed("base_url", "http://127.0.0.1:11434", "a URL in quotes", url).flatten(),
         api: t.word("api", LocalApi::Ollama),
@@ -87,4 +87,13 @@ pub(super) fn local(t: &mut Table<'_>) -> Local {
         t.fault("model", "may not be empty; name a model, or turn local answers off with base_url = \"\"");
     }
     local
+}
+
+/// The on-site model is asked without TLS.
+fn on_site(text: &str) -> Result<String, String> {
+    if text.starts_with("https:") {
+        let hint = "write http:// and its address here, or make it an [[uplink]]";
+        return Err(format!("the local model is asked over plain HTTP; {hint}"));
+    }
+    http_url(text, "http://127.0.0.1:11434")
 }

@@ -7,6 +7,7 @@ mod auto;
 mod environ;
 mod extras;
 mod fault;
+mod files;
 mod gateway;
 mod link;
 mod local;
@@ -20,7 +21,6 @@ mod walk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{fs, io};
 
 pub use environ::environment;
 pub use extras::{Budget, Cache, Format, Level, Limits, Log, Model};
@@ -130,36 +130,6 @@ impl Loaded {
         let keys = self.settings.uplinks.iter().flat_map(|uplink| uplink.api_keys.iter().map(move |key| (uplink, key)));
         let files = keys.filter(|(_, key)| matches!(key.source, KeySource::File(_)));
         files.filter_map(|(uplink, key)| Some((uplink.name.clone(), read_key(&key.source).err()?))).collect()
-    }
-
-    /// Files that a start needs and that cannot be read from here or hold no token, as faults of the keys that name them.
-    pub fn unusable_files(&self) -> Vec<(Fault, io::ErrorKind)> {
-        let http = &self.settings.http;
-        let own = [("token_file", &http.token_file), ("tls_cert", &http.tls_cert), ("tls_key", &http.tls_key)];
-        let uplinks = self.settings.uplinks.iter().enumerate();
-        let links = self.settings.links.iter().enumerate();
-        let named = own.map(|(name, file)| (format!("http.{name}"), file)).into_iter();
-        let named = named.chain(uplinks.map(|(n, uplink)| (format!("uplink[{n}].ca_file"), &uplink.ca_file)));
-        let any = |_: &[u8]| Ok(());
-        let read = named.filter_map(|(key, file)| self.unusable(key, file.as_deref()?, any));
-        let is_token = |text: &[u8]| token(text).map(|_| ());
-        let tokens = links.map(|(n, link)| (format!("link[{n}].token_file"), &link.token_file));
-        read.chain(tokens.filter_map(|(key, file)| self.unusable(key, file.as_deref()?, is_token))).collect()
-    }
-
-    fn unusable(
-        &self,
-        key: String,
-        file: &Path,
-        judge: impl Fn(&[u8]) -> Result<(), String>,
-    ) -> Option<(Fault, io::ErrorKind)> {
-        let (kind, why) = match fs::read(file) {
-            Err(error) => (error.kind(), format!("cannot be read: {}", error.kind())),
-            Ok(text) => (io::ErrorKind::InvalidData, judge(&text).err()?),
-        };
-        let origin = self.origins.iter().find(|shown| shown.key == key).map(|shown| shown.origin.clone());
-        let message = format!("{} {why}", file.display());
-        Some((Fault { origin: origin.unwrap_or(Origin::Default), column: None, key, message }, kind))
     }
 }
 

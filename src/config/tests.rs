@@ -522,6 +522,24 @@ fn files_that_a_start_needs_are_looked_for() {
 }
 
 #[test]
+fn what_a_start_would_refuse_is_a_fault() {
+    let local = |url: &str| faults(&format!("[local]\nbase_url = \"{url}\""));
+    assert!(local("https://127.0.0.1:11434").contains(":2: local.base_url: the local model is asked over plain HTTP"));
+    assert!(local("127.0.0.1").contains("such as \"http://127.0.0.1:11434\""));
+    let twice = faults("[http]\nlisten = [\"127.0.0.1:80\", \"127.0.0.1:81\", \"127.0.0.1:80\"]");
+    assert!(twice.contains("http.listen: 127.0.0.1:80 stands there twice; remove number 3"), "{twice}");
+    let empty = "[http]\ntoken_file = \"/dev/null\"\ntls_cert = \"/dev/null\"\ntls_key = \"/dev/null\"\n[[uplink]]\nname = \"a\"\n\
+        base_url = \"https://a.example/v1\"\nca_file = \"/dev/null\"\n";
+    let said: Vec<_> =
+        load_text(empty, &[]).unwrap().unusable_files().iter().map(|(fault, _)| fault.to_string()).collect();
+    let [tokens, certificate, key, root] = &said[..] else { panic!("{said:?}") };
+    assert!(tokens.contains(":2: http.token_file: /dev/null holds no tokens: there is no token in it"), "{tokens}");
+    assert!(certificate.contains(":3: http.tls_cert: /dev/null holds no certificate"), "{certificate}");
+    assert!(key.contains(":4: http.tls_key: /dev/null holds no private key"), "{key}");
+    assert!(root.contains(":8: uplink[0].ca_file: /dev/null holds no certificate"), "{root}");
+}
+
+#[test]
 fn a_link_has_a_place_of_its_own_that_can_be_listened_at() {
     let link = |name: &str, place: &str| format!("[[link]]\nname = \"{name}\"\n{place}\n");
     let same = "socket = \"/run/l.sock\"";

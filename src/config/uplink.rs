@@ -133,7 +133,7 @@ fn uplink(t: &mut Table<'_>) -> Uplink {
     }
     let url = if built_in { BUILT_IN_URL } else { "" };
     Uplink {
-        base_url: t.parsed("base_url", url, "a URL in quotes", http_url).unwrap_or_default(),
+        base_url: t.parsed("base_url", url, "a URL in quotes", |text| http_url(text, EXAMPLE)).unwrap_or_default(),
         api_keys: api_keys(t, built_in),
         auth: t.word("auth", Auth::Bearer),
         priority: t.count("priority", 1, 0..=1_000_000),
@@ -237,8 +237,11 @@ fn uplink_name(text: &str) -> Result<String, String> {
 }
 
 /// An address of an uplink or a local model server, without a trailing slash.
-pub(super) fn http_url(text: &str) -> Result<String, String> {
-    let hint = "write one such as \"https://api.example/v1\"";
+/// What an uplink's address looks like.
+const EXAMPLE: &str = "https://api.example/v1";
+
+pub(super) fn http_url(text: &str, example: &str) -> Result<String, String> {
+    let hint = format!("write one such as {}", quoted(example));
     // Repeating an address with a password or a key in it would print that.
     let shown = if text.contains(['@', '?', '#']) { "what stands here".to_owned() } else { quoted(text) };
     let uri: hyper::Uri = text.parse().map_err(|_| format!("{shown} is not a URL; {hint}"))?;
@@ -268,7 +271,7 @@ mod tests {
     #[test]
     fn addresses_are_checked_and_lose_their_last_slash() {
         for good in ["https://api.holysheep.ai/v1", "http://127.0.0.1:8089", "http://[::1]:80/v1/", "http://box"] {
-            assert_eq!(http_url(good).as_deref(), Ok(good.trim_end_matches('/')));
+            assert_eq!(http_url(good, EXAMPLE).as_deref(), Ok(good.trim_end_matches('/')));
         }
         let bad = [
             "",
@@ -282,12 +285,12 @@ mod tests {
             "/v1",
         ];
         for text in bad {
-            assert!(http_url(text).is_err(), "{text}");
+            assert!(http_url(text, EXAMPLE).is_err(), "{text}");
         }
         for secret in
             ["user:secret@box/v1", "http://u:secret@box", "http://box?key=secret", "box#secret", "http://a b@secret"]
         {
-            let said = http_url(secret).unwrap_err();
+            let said = http_url(secret, EXAMPLE).unwrap_err();
             assert!(!said.contains("secret"), "{said}");
         }
     }

@@ -3,7 +3,7 @@
 //! Owns the built-in table and how a model's name is found in it; own prices come before it. Knows how long an answer may
 //! get, so that a cost has an upper bound before it is known. Counts nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::money::{NANO_PER_USD, Nano};
 
@@ -33,6 +33,8 @@ pub const OUTPUT_TOKENS_MAX: u64 = 128_000;
 /// What a model counts as whose price nobody knows, where money must be bounded: dearer than all but a few.
 pub const ASSUMED: Price =
     Price { usd_per_mtok_in: 15.0, usd_per_mtok_out: 75.0, max_output_tokens: OUTPUT_TOKENS_MAX };
+
+const NOTHING: Price = Price { usd_per_mtok_in: 0.0, usd_per_mtok_out: 0.0, max_output_tokens: 0 };
 
 impl Price {
     /// What so many tokens cost, rounded up.
@@ -70,20 +72,36 @@ const LISTED: [(&str, f64, f64, u64); 17] = [
 #[derive(Debug, Clone, Default)]
 pub struct Prices {
     own: BTreeMap<String, Price>,
+    /// Uplinks that nothing is paid for.
+    free: BTreeSet<String>,
 }
 
 impl Prices {
     /// The built-in table below these.
     pub fn new(own: impl IntoIterator<Item = (String, Price)>) -> Self {
-        Self { own: own.into_iter().collect() }
+        Self { own: own.into_iter().collect(), free: BTreeSet::new() }
     }
 
-    /// What an answer of this model costs in USD; `None` where nobody knows its price.
-    pub fn cost_usd(&self, model: &str, usage: Usage) -> Option<f64> {
+    /// Nothing is paid for these uplinks.
+    #[must_use]
+    pub fn with_free(self, uplinks: impl IntoIterator<Item = String>) -> Self {
+        Self { free: uplinks.into_iter().collect(), ..self }
+    }
+
+    /// What an uplink's answer of this model costs in USD; `None` where nobody knows its price.
+    pub fn cost_usd(&self, uplink: &str, model: &str, usage: Usage) -> Option<f64> {
+        if self.free.contains(uplink) {
+            return Some(0.0);
+        }
         let price = self.of(model)?;
         let million = 1e6;
         let input = usage.prompt_tokens as f64 * price.usd_per_mtok_in / million;
         Some(input + usage.completion_tokens as f64 * price.usd_per_mtok_out / million)
+    }
+
+    /// What an uplink takes for it, and whether that is an assumed price because nobody knows it.
+    pub fn asked_by(&self, uplink: &str, model: &str) -> (Price, bool) {
+        if self.free.contains(uplink) { (NOTHING, false) } else { self.or_assumed(model) }
     }
 
     /// Its price, and whether it is an assumed one because nobody knows it.
@@ -128,9 +146,12 @@ mod tests {
 
     #[test]
     fn tokens_in_and_out_are_priced_apart() {
-        let cost = Prices::default().cost_usd("gpt-4o", usage(1_000_000, 100_000)).unwrap();
+        let cost = Prices::default().cost_usd("cloud", "gpt-4o", usage(1_000_000, 100_000)).unwrap();
         assert!((cost - 3.5).abs() < 1e-9, "{cost}");
-        assert_eq!(Prices::default().cost_usd("nobody-knows", usage(1, 1)), None);
+        assert_eq!(Prices::default().cost_usd("cloud", "nobody-knows", usage(1, 1)), None);
+        let prices = Prices::default().with_free(["rack".to_owned()]);
+        assert_eq!(prices.cost_usd("rack", "nobody-knows", usage(1, 1)), Some(0.0));
+        assert!(!prices.asked_by("rack", "nobody-knows").1 && prices.asked_by("cloud", "nobody-knows").1);
     }
 
     #[test]
@@ -149,7 +170,7 @@ mod tests {
     fn own_prices_come_first_and_may_be_nothing() {
         let own = Price { usd_per_mtok_in: 0.0, usd_per_mtok_out: 0.0, max_output_tokens: 5 };
         let prices = Prices::new([("gpt-4o".to_owned(), own)]);
-        assert_eq!(prices.cost_usd("gpt-4o-2024-08-06", usage(5, 5)), Some(0.0));
+        assert_eq!(prices.cost_usd("cloud", "gpt-4o-2024-08-06", usage(5, 5)), Some(0.0));
     }
 
     #[test]

@@ -503,7 +503,8 @@ impl Shared {
 
     fn spent(&self, uplink: &str, model: &str, usage: Option<Usage>) {
         let Some(usage) = usage else { return };
-        self.metrics.spent(uplink, usage.prompt_tokens, usage.completion_tokens, self.prices.cost_usd(model, usage));
+        let usd = self.prices.cost_usd(uplink, model, usage);
+        self.metrics.spent(uplink, usage.prompt_tokens, usage.completion_tokens, usd);
     }
 
     /// A stored request reached its outcome: whoever waits for it is woken.

@@ -3,7 +3,6 @@
 //! Owns the order of memory and disk: taken on disk first, granted then. A request waits for the disk only where the
 //! escrow has to grow, and for money only while what is under way may give some back.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,8 +31,6 @@ pub struct Options {
     pub usd_per_day: f64,
     /// What models cost.
     pub prices: Prices,
-    /// Uplinks that are paid nothing.
-    pub free: BTreeSet<String>,
 }
 
 /// What one attempt may cost, and whose it is.
@@ -191,11 +188,7 @@ impl Money {
 
     /// A model's price at an uplink, and whether it is an assumed one.
     pub fn price(&self, uplink: &str, model: &str) -> (Price, bool) {
-        if self.0.options.free.contains(uplink) {
-            let nothing = Price { usd_per_mtok_in: 0.0, usd_per_mtok_out: 0.0, max_output_tokens: 0 };
-            return (nothing, false);
-        }
-        self.0.options.prices.or_assumed(model)
+        self.0.options.prices.asked_by(uplink, model)
     }
 
     /// Sets money aside for one attempt, and waits for it no longer than its caller does. Returns once what may be spent is
@@ -476,7 +469,7 @@ mod tests {
     async fn nobody_waits_for_money_longer_than_its_caller_does() {
         let dir = tempfile::tempdir().unwrap();
         let (data_dir, prices) = (dir.path().to_owned(), Prices::new([]));
-        let money = Money::open(Options { data_dir, usd_per_day: 1.0, prices, free: BTreeSet::new() });
+        let money = Money::open(Options { data_dir, usd_per_day: 1.0, prices });
         let order = || Order { uplink: String::new(), model: String::new(), source: String::new(), need: 600_000_000 };
         let under_way = money.reserve(order(), None).await.unwrap();
         let caller = clock::now() + Duration::from_millis(50);

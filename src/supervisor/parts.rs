@@ -45,7 +45,8 @@ pub(super) fn prices(settings: &Settings) -> Prices {
         usd_per_mtok_out: model.usd_per_mtok_out,
         max_output_tokens: model.max_output_tokens,
     };
-    Prices::new(settings.models.iter().map(|model| (model.name.clone(), price(model))))
+    let free = settings.uplinks.iter().filter(|uplink| uplink.free).map(|uplink| uplink.name.clone());
+    Prices::new(settings.models.iter().map(|model| (model.name.clone(), price(model)))).with_free(free)
 }
 
 pub(super) async fn open_money(settings: &Settings) -> Result<Money, SupervisorError> {
@@ -53,7 +54,6 @@ pub(super) async fn open_money(settings: &Settings) -> Result<Money, SupervisorE
         data_dir: settings.gateway.data_dir.clone(),
         usd_per_day: settings.budget.usd_per_day,
         prices: prices(settings),
-        free: settings.uplinks.iter().filter(|u| u.free).map(|u| u.name.clone()).collect(),
     };
     let opened = tokio::task::spawn_blocking(move || Money::open(options)).await;
     opened.map_err(|e| SupervisorError::Io(e.to_string()))

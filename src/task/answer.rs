@@ -17,8 +17,8 @@ pub struct Reading {
     pub fits: bool,
     /// For programs.
     pub code: i32,
-    /// A measured or guessed value.
-    pub value: f32,
+    /// A measured or guessed value, as it came; it fits into 32 bits.
+    pub value: f64,
     /// For people, or as much of it as may be handed on; of an answer that does not fit, the words that came.
     pub text: String,
     /// The text is not all of it.
@@ -43,7 +43,7 @@ pub(super) fn read(options: &Options, schema: Option<&Schema>, text: &str) -> Re
     Reading { fits, code, value, text, cut, json, why }
 }
 
-type Read = (i32, f32, String, Option<Value>);
+type Read = (i32, f64, String, Option<Value>);
 
 fn plain(options: &Options, text: &str) -> Result<Read, String> {
     let text = text.trim();
@@ -113,14 +113,14 @@ fn whole(number: &serde_json::Number) -> Option<i32> {
     (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number).then_some(number as i32)
 }
 
-fn value(found: &Value) -> Result<f32, String> {
+fn value(found: &Value) -> Result<f64, String> {
     let number = match found {
-        Value::Number(number) => number.as_f64().map(|number| number as f32),
-        Value::Bool(yes) => Some(f32::from(u8::from(*yes))),
+        Value::Number(number) => number.as_f64(),
+        Value::Bool(yes) => Some(f64::from(u8::from(*yes))),
         Value::Null => Some(0.0),
         _ => None,
     };
-    number.filter(|n| n.is_finite()).ok_or_else(|| "the answer's value is no number of 32 bits".to_owned())
+    number.filter(|n| (*n as f32).is_finite()).ok_or_else(|| "the answer's value is no number of 32 bits".to_owned())
 }
 
 /// No more than so many bytes, whole characters only.

@@ -219,7 +219,7 @@ fn uplink<'a>(record: &'a Record, prices: &Prices, response: Value) -> Option<Up
     };
     Some(UplinkJson {
         at: at / 1000,
-        cost_usd: answer.usage.and_then(|usage| prices.cost_usd(&answer.model, usage)),
+        cost_usd: answer.usage.and_then(|usage| prices.cost_usd(&answer.uplink, &answer.model, usage)),
         latency_ms: answer.latency_ms,
         model: &answer.model,
         name: &answer.uplink,

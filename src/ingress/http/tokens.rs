@@ -24,7 +24,8 @@ impl Tokens {
         Self::parse(&text).map_err(fault)
     }
 
-    fn parse(text: &str) -> Result<Tokens, String> {
+    /// The tokens in a file's text; says what is wrong with a line of it.
+    pub fn parse(text: &str) -> Result<Tokens, String> {
         let mut tokens = Vec::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();

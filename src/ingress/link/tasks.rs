@@ -28,7 +28,7 @@ impl Tasks for Arc<Book> {
 
     fn read(&self, id: u16, answer: &str) -> Option<Reading> {
         let task::Reading { fits, code, value, text, cut, .. } = self.get(id)?.read(answer);
-        Some(Reading { fits, code, value, text, cut })
+        Some(Reading { fits, code, value: value as f32, text, cut })
     }
 }
 

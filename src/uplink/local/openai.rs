@@ -84,11 +84,12 @@ struct Peek {
     model: Option<String>,
     error: Option<Fault>,
     choices: Option<Vec<Choice>>,
-    data: Option<IgnoredAny>,
+    data: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Deserialize)]
 struct Choice {
+    message: Option<IgnoredAny>,
     delta: Option<Delta>,
     text: Option<String>,
     finish_reason: Option<IgnoredAny>,
@@ -118,7 +119,9 @@ fn whole(body: Bytes, asked: String) -> Result<LocalAnswer, LocalError> {
     if let Some(fault) = peek.error {
         return Err(fault.midway(&asked));
     }
-    if peek.choices.is_none() && peek.data.is_none() {
+    let says_something = |choice: &Choice| choice.message.is_some() || choice.text.is_some();
+    let is_answer = peek.choices.is_some_and(|choices| choices.iter().any(says_something));
+    if !is_answer && peek.data.is_none_or(|vectors| vectors.is_empty()) {
         return Err(LocalError::Failed { status: 200 });
     }
     Ok(LocalAnswer { model: peek.model.unwrap_or(asked), content: Content::Whole(body) })
@@ -163,6 +166,9 @@ impl Stream {
 
     fn event(&mut self, data: &[u8]) -> Result<(), LocalError> {
         if data.trim_ascii() == sse::DONE {
+            if !self.started && !self.complete {
+                return Err(LocalError::Truncated);
+            }
             self.finished = true;
             self.ready.push_back(sse::event(sse::DONE));
             return Ok(());

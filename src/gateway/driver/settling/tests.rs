@@ -1,7 +1,7 @@
 //! Endings that meet a salvage, a panic, a disk: each is on disk once, and holds up nobody.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -73,7 +73,6 @@ fn driver() -> (tempfile::TempDir, Driver) {
             data_dir: dir.path().to_owned(),
             usd_per_day: 0.0,
             prices: Prices::default(),
-            free: BTreeSet::new(),
         }),
         on_models: Box::new(|_, _| {}),
         board: Board::new(dir.path().to_owned()),

@@ -88,6 +88,7 @@ async fn error_answers_are_understood() {
         ),
         ("400 Bad Request", context, "context_length"),
         ("200 OK", event.as_str(), "context_length"),
+        ("200 OK", "data: [DONE]\n\n", "truncated"),
         ("500 Internal Server Error", picture, "unsupported_by_local_model"),
         ("404 Not Found", r#"{"object":"error","message":"The model `x` does not exist."}"#, "model_missing"),
         ("200 OK", "<html>", "truncated"),
@@ -107,6 +108,9 @@ async fn a_bad_whole_answer_is_no_answer() {
         ("<html>", "failed"),
         ("{}", "failed"),
         (r#"{"error":"x"}"#, "failed"),
+        (r#"{"choices":[]}"#, "failed"),
+        (r#"{"choices":[{}]}"#, "failed"),
+        (r#"{"data":[]}"#, "failed"),
     ];
     let (_server, local) = start(Api::OpenAi, cases.iter().map(|(body, _)| Script::ok(body)).collect()).await;
     for (body, kind) in cases {
