@@ -129,7 +129,10 @@ impl Purse {
         if self.spent.saturating_add(need) <= self.cap {
             return Fit::Wait;
         }
-        self.short = Some(self.short.map_or(need, |before| before.min(need)));
+        // What fits into no day says nothing about this one: others may still be paid for.
+        if need <= self.cap {
+            self.short = Some(self.short.map_or(need, |before| before.min(need)));
+        }
         Fit::Short
     }
 

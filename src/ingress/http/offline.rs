@@ -154,6 +154,9 @@ async fn go_on(
                         );
                         Ok(Begun::Hold(stored))
                     }
+                    None if why == Reason::BudgetSpent.as_str() => {
+                        Err(Refusal::budget_spent(&call.app.gateway.money().why()))
+                    }
                     None => Err(error.into()),
                 },
             }
@@ -229,14 +232,14 @@ pub async fn hold(call: &Call, stored: &Stored) -> Result<Option<Record>, Refusa
 pub async fn ticket(call: &Call, stored: &Stored) -> Refusal {
     let gateway = &call.app.gateway;
     let why = match (gateway.money().is_spent(), gateway.is_online()) {
-        (true, _) => gateway.money().why(),
+        (_, false) => NO_UPLINK.to_owned(),
+        (true, true) => gateway.money().why(),
         (false, true) => {
             let record = gateway.spool().get(stored.id.clone()).await.ok().flatten();
             let is_sending = record.is_some_and(|record| record.state == State::Sending);
             let state = if is_sending { State::Sending } else { State::Queued };
             return ticket_for(stored, state, NO_ANSWER);
         }
-        (false, false) => NO_UPLINK.to_owned(),
     };
     let barred = gateway.local().last_look().and_then(|look| look.reason);
     let barred = barred.map(|reason| format!(" ({reason})")).unwrap_or_default();

@@ -24,6 +24,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tower_http::timeout::TimeoutBody;
 
 use crate::body::Body;
 use crate::uplink::outgoing::Outgoing;
@@ -235,16 +236,19 @@ impl Local {
     }
 
     /// Passes a request of the server's own API on as it is; the path is relative to the base address.
-    /// It takes no slot: the server queues such requests itself.
+    /// It takes no slot: the server queues such requests itself. An answer in which nothing moves for the time of a whole
+    /// answer is broken off.
     pub async fn proxy(
         &self,
         req: hyper::Request<Outgoing>,
-    ) -> Result<hyper::Response<hyper::body::Incoming>, LocalError> {
+    ) -> Result<hyper::Response<TimeoutBody<hyper::body::Incoming>>, LocalError> {
         let inner = self.on()?;
         if *req.method() == hyper::Method::POST && sight::is_work(req.uri().path()) {
             inner.cool().await?;
         }
-        inner.transport.forward(req, after(inner.options.timeouts.total)).await
+        let patience = inner.options.timeouts.total;
+        let answer = inner.transport.forward(req, after(patience)).await?;
+        Ok(answer.map(|body| TimeoutBody::new(patience, body)))
     }
 
     /// The names of the models that the server has.

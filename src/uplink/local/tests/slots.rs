@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use http_body_util::BodyExt;
+
 use super::*;
 use crate::uplink::local::slots::WAITING_MAX;
 
@@ -153,6 +155,17 @@ async fn the_proxy_passes_on_what_is_not_the_connections_own() {
     assert!(head.contains("x-mine: 1") && head.contains("host: 127.0.0.1"), "{head}");
     assert!(!head.contains("cookie") && !head.contains("authorization"), "{head}");
     assert_eq!(body, "{\"model\":\"m\"}");
+}
+
+#[tokio::test]
+async fn what_the_proxy_passes_on_ends_when_it_stands_still() {
+    let (_server, local) = start(Api::Ollama, vec![Script::ok("{}\n").hanging()]).await;
+    let (outgoing, _) = crate::uplink::outgoing::Outgoing::new(crate::body::Body::default().into(), None);
+    let mut answer =
+        Box::pin(local.proxy(hyper::Request::post("/api/pull").body(outgoing).unwrap()).await.unwrap().into_body());
+    assert_eq!(answer.frame().await.unwrap().unwrap().into_data().unwrap(), "{}\n");
+    tokio::time::pause();
+    assert!(answer.frame().await.unwrap().is_err(), "nothing came for the whole time of an answer");
 }
 
 #[tokio::test]
