@@ -39,8 +39,9 @@ pictures = 1
 id = 13
 prompt = "Say {{word}}"
 codes = {{ "no idea" = 7 }}
-"#,
-        schema.path().display()
+{}"#,
+        schema.path().display(),
+        base.extra
     );
     let bench = Bench::with(Settings { extra, ..base }).await;
     Tasks { bench, _schema: schema }
@@ -239,6 +240,66 @@ async fn offline_the_local_model_answers_in_the_same_shape() {
     assert_eq!(bench.daemon.record(said["id"].as_str().unwrap()).await["state"], "answered");
     let reply = bench.daemon.send(weld().offline("fail")).await;
     assert_eq!(reply.status, 200);
+}
+
+/// The local model's first answer does not fit, and from when that has been asked for the next ones do.
+async fn first_in_vain(bench: &Bench) {
+    let message = json!({"role": "assistant", "content": "no idea"});
+    let answer = json!({"model": "llama3.2:latest", "message": message, "done": true, "done_reason": "stop"});
+    let faults = Faults { answer: Some(answer.to_string()), delay_ms: 700, ..Faults::default() };
+    bench.ollama.set_faults(faults).await;
+}
+
+async fn until_asked_locally(bench: &Bench) {
+    let asked = || bench.ollama.log().iter().any(|entry| entry.user.contains("Naht 7"));
+    until("the local model to be asked", 20, || async { asked().then_some(()) }).await;
+    bench.ollama.set_faults(Faults::default()).await;
+}
+
+#[tokio::test]
+async fn what_fits_only_the_second_time_is_the_local_answer_on_record() {
+    let tasks = tasks(true).await;
+    let bench = &tasks.bench;
+    bench.outage(Faults::failing(holdfast::cli::simulate::Mode::Refuse)).await;
+    first_in_vain(bench).await;
+    let key = || weld().header("idempotency-key", "k1").header("prefer", "wait=20");
+    let asking = tokio::spawn(key().send_to_owned(bench.daemon.socket()));
+    until_asked_locally(bench).await;
+    let reply = asking.await.unwrap().unwrap();
+    assert_eq!((&reply.json()["status"], &reply.json()["code"]), (&json!("ok"), &json!(1)), "{}", reply.text());
+    let record = bench.daemon.record(reply.header("x-holdfast-id")).await;
+    assert_eq!(
+        record["result"],
+        json!({"status": "ok", "code": 1, "value": 1.5, "text": "ok", "source": "local:llama3.2:latest"})
+    );
+    let asked = bench.ollama.log().len();
+    let again = bench.daemon.send(key()).await;
+    assert_eq!((again.json()["code"].as_i64(), bench.ollama.log().len()), (Some(1), asked), "{}", again.text());
+}
+
+#[tokio::test]
+async fn a_devices_task_is_asked_for_twice_locally_too() {
+    let extra = "[[link]]\nname = \"cell\"\nsocket = \"@DIR@/cell.sock\"\nprotocol = \"frames\"\n".to_owned();
+    let tasks = tasks_with(Settings { extra, ..Settings::default() }).await;
+    let bench = &tasks.bench;
+    bench.outage(Faults::failing(holdfast::cli::simulate::Mode::Refuse)).await;
+    first_in_vain(bench).await;
+    let socket = bench.daemon.socket().with_file_name("cell.sock");
+    let words = [
+        "simulate",
+        "device",
+        "--socket",
+        socket.to_str().unwrap(),
+        "--task",
+        "12",
+        "--arg",
+        "Naht 7",
+        "--arg",
+        "23.5",
+    ];
+    let ((code, text), ()) = tokio::join!(bench.daemon.tool(&words), until_asked_locally(bench));
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("\"code\":1") || text.contains("code 1"), "{text}");
 }
 
 #[tokio::test]

@@ -23,6 +23,7 @@ use super::{App, late, offline, openai};
 use crate::body::Body;
 use crate::clock;
 use crate::control::types::Policy;
+use crate::spool::record::LocalAnswer;
 use crate::task::{Args, Fault, Filled, Picture, Piece, Reading, Task, WHOLE_BYTES_MAX, said};
 use crate::uplink::local::Content;
 
@@ -270,12 +271,26 @@ impl Call {
     }
 }
 
-/// The local model costs nothing but time: it is asked directly, and what is stored stays as it is.
+/// The local model costs nothing but time: it is asked directly. What fits is the stored request's local answer from then on.
 async fn local_again(call: &Call, came: TaskAnswer) -> TaskAnswer {
     let Some(Ok(answer)) = late::by(call.deadline(), offline::ask_local(call)).await else { return came };
     let Content::Whole(body) = answer.content else { return came };
     let words = said(&*body).unwrap_or_default();
-    TaskAnswer { reading: call.reading(&words), words, ..came }
+    let reading = call.reading(&words);
+    if reading.fits && came.headers.contains_key("x-holdfast-id") {
+        record(call, &came.id, answer.model, body).await;
+    }
+    TaskAnswer { reading, words, ..came }
+}
+
+/// On record before its caller has it: a repeat gets the same, and the uplink's answer is held against it.
+async fn record(call: &Call, id: &str, model: String, body: Bytes) {
+    let spool = call.app.gateway.spool();
+    let Ok(Some(stored)) = spool.get(id.to_owned()).await else { return };
+    let answer = LocalAnswer { model, latency_ms: call.elapsed().as_millis() as u64, body };
+    if let Err(error) = spool.record_local_first(stored.seq, answer).await {
+        tracing::warn!(HOLDFAST_REASON = error.kind(), "a local answer was given but not recorded: {error}");
+    }
 }
 
 /// A stored task that was tried twice has its words on record; anything else is an error as everywhere.

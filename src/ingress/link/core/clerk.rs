@@ -11,7 +11,8 @@ use crate::body::Body;
 use crate::clock;
 use crate::control::types::Policy;
 use crate::spool::SpoolError;
-use crate::spool::record::{DeviceRequest, LastError, LocalAnswer, Settlement, UplinkAnswer};
+use crate::spool::record::{Ask, DeviceRequest, LastError, LocalAnswer, Settlement, UplinkAnswer};
+use crate::task;
 use crate::uplink::local::{Content, LocalError};
 
 /// How often work is looked for when nobody says that there is some.
@@ -30,6 +31,20 @@ struct Clerk {
     offline_since: Option<Instant>,
     /// Not to be asked before; `None` never in this process.
     later: HashMap<u64, Option<Instant>>,
+}
+
+/// Whether an answer is what the task asks for; where there is none, every answer is.
+fn fits(core: &Core, work: &DeviceRequest, content: &Content) -> bool {
+    let (Ask::Task(id), Content::Whole(body)) = (work.ask, content) else { return true };
+    let words = task::said(&**body).unwrap_or_default();
+    core.inner.options.tasks.read(id, &words).is_none_or(|reading| reading.fits)
+}
+
+/// Twice not what the task asks for, and nobody else may be asked.
+fn misfit(answer: UplinkAnswer) -> Settlement {
+    let message = "the answer is not what the task asks for, twice".to_owned();
+    let error = LastError { kind: "misfit".to_owned(), message };
+    Settlement::Dead { reason: "misfit".to_owned(), error, answer: Some(answer) }
 }
 
 /// Until the process ends.
@@ -76,18 +91,23 @@ impl Clerk {
         let Some(body) = spool.body(work.id.clone()).await?.map(Body::from) else { return Ok(()) };
         let Some(record) = spool.get(work.id.clone()).await? else { return Ok(()) };
         let begun = clock::now();
-        let asked = core.inner.gateway.ask_local(&record.endpoint, &body, &work.id, clock::unix_ms() / 1000);
-        let answer = match asked.await {
+        let asked = || core.inner.gateway.ask_local(&record.endpoint, &body, &work.id, clock::unix_ms() / 1000);
+        let mut answer = match asked().await {
             Ok(answer) => answer,
             Err(error) => return self.failed(core, work, &error).await,
         };
+        let mut fits = fits(core, work, &answer.content);
+        // Once more, as an uplink would be asked. What does not come the second time leaves the first words.
+        if !fits && let Ok(second) = asked().await {
+            (fits, answer) = (self::fits(core, work, &second.content), second);
+        }
         // A stored request never asks for a stream.
         let Content::Whole(body) = answer.content else { return Ok(()) };
         let took = clock::now().duration_since(begun);
         let latency_ms = took.as_millis() as u64;
         self.later.remove(&work.seq);
         if work.policy == Policy::Local {
-            let settlement = Settlement::Answered(UplinkAnswer {
+            let answer = UplinkAnswer {
                 uplink: String::new(),
                 model: answer.model,
                 status: 200,
@@ -95,7 +115,8 @@ impl Clerk {
                 latency_ms,
                 usage: None,
                 body: body.into(),
-            });
+            };
+            let settlement = if fits { Settlement::Answered(answer) } else { misfit(answer) };
             core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await?;
         } else {
             let answer = LocalAnswer { model: answer.model, latency_ms, body };

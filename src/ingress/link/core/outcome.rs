@@ -44,7 +44,7 @@ pub(super) fn of(request: &DeviceRequest, record: &Record, tasks: &dyn Tasks) ->
         (_, _, State::Cancelled) => Ok(ended(&mut told, CANCELLED, "cancelled")),
         (_, Some((answer, _)), State::Dead) if record.reason.as_deref() == Some("misfit") => {
             // Twice not what the task asks for: the words that came, as they are.
-            (told.status, told.source) = (FAILED, UPLINK);
+            (told.status, told.source) = (FAILED, if answer.uplink.is_empty() { LOCAL } else { UPLINK });
             said(request.ask, &answer.body)
         }
         (_, _, State::Evicted | State::Dead) => {
