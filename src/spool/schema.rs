@@ -188,7 +188,7 @@ pub(super) fn refuse_by_header(path: &Path) -> Result<(), SpoolError> {
     if fixed { Ok(()) } else { Err(SpoolError::Damaged("the header of spool.db has flipped bits".into())) }
 }
 
-/// Versions beyond this are a flipped bit and no program of the future.
+/// With one bit wrong, versions beyond this are damage and no program of the future.
 const VERSION_MAX: u32 = 255;
 /// So many bits of the application's mark may be wrong before the file is somebody else's.
 const MARK_BITS: u32 = 4;
@@ -196,6 +196,11 @@ const MARK_BITS: u32 = 4;
 /// What the two numbers say by themselves.
 fn judge(application: u32, version: u32) -> Result<(), SpoolError> {
     let wrong_bits = (application ^ APPLICATION_ID).count_ones();
+    // One flipped bit makes a version of another; a number further away was written by a program that is newer than this one.
+    let is_flip = (version ^ KNOWN).is_power_of_two();
+    if version > KNOWN && !is_flip && application == APPLICATION_ID {
+        return Err(SpoolError::Newer { found: version, known: KNOWN });
+    }
     if version > VERSION_MAX || (1..=MARK_BITS).contains(&wrong_bits) || (version == 0 && wrong_bits == 0) {
         return Err(SpoolError::Damaged("the header of spool.db has flipped bits".into()));
     }

@@ -288,6 +288,11 @@ pub async fn list(State(app): State<Arc<App>>, Query(query): Query1) -> Response
 
 /// `DELETE /holdfast/v1/requests?state=dead`.
 pub async fn purge(State(app): State<Arc<App>>, Query(query): Query1) -> Response {
+    // Left out, a condition would delete more than was asked for.
+    if let Some(other) = query.keys().find(|name| *name != "state") {
+        let message = "only whole states are deleted; write ?state= and nothing else";
+        return Refusal::bad_field("invalid_query", Some(other.clone()), message).into_response();
+    }
     let state = match filter(&query).map(|f| f.state) {
         Ok(Some(state)) if state.is_final() => state,
         Ok(_) => {
