@@ -129,7 +129,7 @@ fn an_answer_becomes_code_value_and_text() {
     let task = with_schema(&weld(), |_| {}).unwrap();
     let reading = task.read(r#"{"code": -2, "value": 0.5, "text": "NIO: Pore"}"#);
     assert_eq!((reading.fits, reading.code, reading.value, reading.text.as_str()), (true, -2, 0.5, "NIO: Pore"));
-    assert_eq!(task.read(r#"{"code": 0, "value": 0.93, "text": ""}"#).value, 0.93, "as it came");
+    assert_eq!(task.read(r#"{"code": 0, "value": 0.93, "text": ""}"#).value.to_string(), "0.93", "as it came");
     for fenced in [
         "```json\n{\"code\": 1, \"value\": 2, \"text\": \"x\"}\n```",
         "Here it is:\n```\n{\"code\": 1, \"value\": 2, \"text\": \"x\"}\n``` Anything else?",

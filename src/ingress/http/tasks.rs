@@ -280,7 +280,7 @@ async fn local_again(call: &Call, came: TaskAnswer) -> TaskAnswer {
     if reading.fits && came.headers.contains_key("x-holdfast-id") {
         record(call, &came.id, answer.model, body).await;
     }
-    TaskAnswer { reading, words, ..came }
+    TaskAnswer { words, reading, ..came }
 }
 
 /// On record before its caller has it: a repeat gets the same, and the uplink's answer is held against it.
