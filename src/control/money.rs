@@ -129,10 +129,7 @@ impl Purse {
         if self.spent.saturating_add(need) <= self.cap {
             return Fit::Wait;
         }
-        // What fits into no day says nothing about this one: others may still be paid for.
-        if need <= self.cap {
-            self.short = Some(self.short.map_or(need, |before| before.min(need)));
-        }
+        self.short = Some(self.short.map_or(need, |before| before.min(need)));
         Fit::Short
     }
 
