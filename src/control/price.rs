@@ -90,10 +90,10 @@ impl Prices {
 
     /// What an uplink's answer of this model costs in USD; `None` where nobody knows its price.
     pub fn cost_usd(&self, uplink: &str, model: &str, usage: Usage) -> Option<f64> {
-        if self.free.contains(uplink) {
-            return Some(0.0);
+        let (price, is_assumed) = self.asked_by(uplink, model);
+        if is_assumed {
+            return None;
         }
-        let price = self.of(model)?;
         let million = 1e6;
         let input = usage.prompt_tokens as f64 * price.usd_per_mtok_in / million;
         Some(input + usage.completion_tokens as f64 * price.usd_per_mtok_out / million)

@@ -19,6 +19,9 @@ pub(super) fn answer(call: &Call, model: &str) -> Response<Body> {
     if asks_nothing(&call.json, chat) {
         return faults::json(&call.faults, &last_line(model, chat, &Reply::empty(), load_reason(&call.json)));
     }
+    if let Some(answer) = &call.faults.answer {
+        return faults::text(&call.faults, answer.clone());
+    }
     let reply = openai::reply(&call.json, "local", schema(&call.json).as_ref(), limit(&call.json));
     if call.json["stream"] == false {
         if call.faults.fail == Mode::ErrorEvent {
