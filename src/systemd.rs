@@ -49,9 +49,18 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// The UNIX socket that systemd already bound, where it did.
+/// The UNIX socket that systemd already bound, where it did. Others that it bound are not served, and said to be.
 pub fn inherited_socket() -> io::Result<Option<UnixListener>> {
-    ListenFd::from_env().take_unix_listener(0)
+    let mut offered = ListenFd::from_env();
+    if offered.len() > 1 {
+        tracing::error!(
+            HOLDFAST_REASON = "sockets_left_over",
+            "{} sockets were handed over (LISTEN_FDS) and only the first is served: whoever connects to another waits for \
+             nothing; leave one ListenStream= in the socket unit, and name TCP addresses in [http] listen",
+            offered.len()
+        );
+    }
+    offered.take_unix_listener(0)
 }
 
 /// Keeps the status line and the watchdog, for as long as there is progress. A `notice` comes before the line; `second` is the

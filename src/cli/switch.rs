@@ -1,6 +1,7 @@
 //! `holdfast pause`, `resume`, `drain`: the backlog's switches.
 
 use hyper::Method;
+use serde_json::Value;
 
 use super::client::Client;
 use super::exit::Done;
@@ -12,9 +13,11 @@ pub async fn run(name: &str, client: &Client, out: &Out) -> Done {
     if out.json {
         out.json(&answer)?;
     }
+    let is_held = answer.get("draining").and_then(Value::as_bool) == Some(false);
     out.note(match name {
         "pause" => "paused: stored requests wait until \"holdfast resume\"",
         "resume" => "resumed: stored requests are sent again",
+        _ if is_held => "paused: nothing is sent until \"holdfast resume\"",
         _ => "draining: stored requests are sent as soon as an uplink takes them",
     });
     Ok(0)

@@ -236,7 +236,7 @@ pub struct View {
     pub shut: Vec<Shut>,
     /// The drain's window.
     pub window: u32,
-    /// Seconds until the backlog is sent, at the pace seen so far.
+    /// Seconds until the backlog is sent, at the pace seen so far; `None` while none was seen or nothing is sent.
     pub seconds_to_drain: Option<u64>,
 }
 
@@ -384,8 +384,15 @@ impl Control {
             storage_works: self.storage_works,
             shut: self.pauses.list(),
             window: self.pace.window(),
-            seconds_to_drain: self.pace.seconds_to_drain(self.ready + self.set_aside() as u64),
+            seconds_to_drain: self.seconds_to_drain(),
         }
+    }
+
+    /// What waits while nothing is sent waits for nobody knows how long.
+    fn seconds_to_drain(&self) -> Option<u64> {
+        let waiting = self.ready + self.set_aside() as u64;
+        let drains = !self.paused && self.storage_works && self.uplinks.iter().any(Uplink::is_available);
+        if waiting == 0 { Some(0) } else { self.pace.seconds_to_drain(waiting).filter(|_| drains) }
     }
 
     fn check_uplinks(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {

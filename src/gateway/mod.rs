@@ -165,6 +165,9 @@ impl Gateway {
         let (input, inbox) = mpsc::unbounded_channel();
         let started = clock::now();
         let listed = parts.uplinks.iter().map(|_| AtomicU64::new(0)).collect();
+        let metrics = Metrics::default();
+        let ends = State::ALL.into_iter().filter(|state| state.is_final()).map(State::as_str);
+        metrics.expect(parts.uplinks.iter().map(|cloud| cloud.name()), ends);
         let shared = Arc::new(Shared {
             input,
             uplinks: parts.uplinks,
@@ -172,7 +175,7 @@ impl Gateway {
             spool: parts.spool,
             waiters: Waiters::default(),
             feed: Feed::default(),
-            metrics: Metrics::default(),
+            metrics,
             next_ask: AtomicU64::new(1),
             accepting: AtomicBool::new(true),
             over: watch::channel(false).0,
@@ -476,16 +479,25 @@ impl Shared {
     /// One journal line and one live event per change of a stored request.
     fn report(&self, change: Change<'_>) {
         let Change { id, source, state, reason, route, latency_ms } = change;
-        tracing::info!(
-            HOLDFAST_REQUEST_ID = id,
-            HOLDFAST_SOURCE = source,
-            HOLDFAST_STATE = state.as_str(),
-            HOLDFAST_REASON = reason,
-            HOLDFAST_ROUTE = route.as_deref(),
-            HOLDFAST_UPLINK = uplink_of(route.as_deref()),
-            HOLDFAST_LATENCY_MS = latency_ms,
-            "request {id} is {state}"
-        );
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    HOLDFAST_REQUEST_ID = id,
+                    HOLDFAST_SOURCE = source,
+                    HOLDFAST_STATE = state.as_str(),
+                    HOLDFAST_REASON = reason,
+                    HOLDFAST_ROUTE = route.as_deref(),
+                    HOLDFAST_UPLINK = uplink_of(route.as_deref()),
+                    HOLDFAST_LATENCY_MS = latency_ms,
+                    "request {id} is {state}"
+                )
+            };
+        }
+        match state {
+            // It will have no answer.
+            State::Dead | State::Expired | State::Evicted => line!(warn),
+            _ => line!(info),
+        }
         let mut event = feed::Event::new("request");
         event.id = Some(id.to_owned());
         event.source = source.map(str::to_owned);

@@ -13,8 +13,8 @@ use crate::control::types::{Priority, State};
 
 /// A position is counted up to here; beyond it the number helps nobody and costs time.
 const POSITION_MAX: u32 = 10_000;
-/// Records per listing.
-const LIST_MAX: u32 = 1_000;
+/// Records per listing: a page of 1,000, and the one that tells that there are more.
+const LIST_MAX: u32 = 1_001;
 /// Lines that requests wait in.
 const PRIORITIES: usize = Priority::Low as usize + 1;
 /// Rows looked at for [`attachable`].

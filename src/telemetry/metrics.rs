@@ -76,6 +76,10 @@ struct OfResult {
 
 /// Upper bounds in seconds: from a cached answer to a slow local model.
 const LATENCY_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
+/// Of tokens: read, and written.
+const DIRECTIONS: [&str; 2] = ["in", "out"];
+/// Of a question to the local model.
+const LOCAL_OUTCOMES: [&str; 2] = ["ok", "failed"];
 /// The alias for latencies, in milliseconds.
 const QUANTILES: &str = "ai_gateway_latency_ms";
 /// Latest latencies kept for the quantiles of the alias metric; 8 KiB.
@@ -142,7 +146,7 @@ pub struct Readings {
     pub backlog_bytes: u64,
     /// Age of the oldest waiting request.
     pub oldest_age_s: u64,
-    /// Time until the backlog is sent; -1 while unknown.
+    /// Time until the backlog is sent; -1 while unknown or nothing is sent.
     pub seconds_to_drain: Option<u64>,
     /// Commits since start.
     pub commits: u64,
@@ -305,9 +309,36 @@ impl Metrics {
         );
     }
 
+    /// Everything of these that can be counted begins at 0: a series that is not there yet hides its first event from
+    /// `rate()` (Prometheus, instrumentation: avoid missing metrics).
+    pub fn expect<'a>(&self, uplinks: impl Iterator<Item = &'a str>, final_states: impl Iterator<Item = &'static str>) {
+        for uplink in uplinks {
+            let label = OfUplink { uplink: uplink.to_owned() };
+            drop(self.failovers.get_or_create(&label));
+            drop(self.cost.get_or_create(&label));
+            drop(self.attempts.get_or_create(&Attempted { uplink: uplink.to_owned(), outcome: "delivered" }));
+            for direction in DIRECTIONS {
+                drop(self.tokens.get_or_create(&OfTokens { uplink: uplink.to_owned(), direction }));
+            }
+        }
+        for state in final_states {
+            drop(self.settled.get_or_create(&OfState { state }));
+        }
+        for route in ["uplink", "local", "cache"] {
+            drop(self.requests.get_or_create(&Answered { route, outcome: "ok" }));
+            drop(self.latency.get_or_create(&OfRoute { route }));
+        }
+        for result in ["hit", "miss", "stale", "coalesced"] {
+            drop(self.cache.get_or_create(&OfResult { result }));
+        }
+        for outcome in LOCAL_OUTCOMES {
+            drop(self.local.get_or_create(&OfOutcome { outcome }));
+        }
+    }
+
     /// The local model was asked and has answered, or failed.
     pub fn local_answered(&self, is_ok: bool, took: Duration) {
-        let outcome = if is_ok { "ok" } else { "failed" };
+        let outcome = LOCAL_OUTCOMES[usize::from(!is_ok)];
         self.local.get_or_create(&OfOutcome { outcome }).observe(took.as_secs_f64());
     }
 
@@ -366,7 +397,7 @@ impl Metrics {
 
     /// An uplink's answer took so many tokens.
     pub fn spent(&self, uplink: &str, prompt: u64, completion: u64, usd: Option<f64>) {
-        for (direction, tokens) in [("in", prompt), ("out", completion)] {
+        for (direction, tokens) in DIRECTIONS.into_iter().zip([prompt, completion]) {
             self.tokens.get_or_create(&OfTokens { uplink: uplink.to_owned(), direction }).inc_by(tokens);
         }
         if let Some(usd) = usd {

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use holdfast::cli::simulate::{Faults, Mode};
 
-use crate::support::{Ask, Bench, Settings};
+use crate::support::{Ask, Bench, Settings, refusing};
 
 type Entry = BTreeMap<String, String>;
 
@@ -87,6 +87,10 @@ async fn a_requests_whole_story_stands_in_the_journal() {
     let id = reply.id();
     bench.recover().await;
     assert_eq!(bench.daemon.record(&id).await["state"], "answered");
+    bench.uplink.set_faults(refusing(400)).await;
+    let dead = bench.daemon.send(Ask::chat("Geheimnis drei").header("prefer", "respond-async")).await.id();
+    bench.daemon.get(&format!("/v1/chat/completions/{dead}?wait=9.5")).await;
+    assert_eq!(bench.daemon.record(&dead).await["state"], "dead");
     assert!(bench.daemon.stop().await.success());
     let end = UnixDatagram::unbound().unwrap();
     end.send_to(b"MESSAGE=the last line\n", folder.path().join("journal")).unwrap();
@@ -101,6 +105,9 @@ async fn a_requests_whole_story_stands_in_the_journal() {
     assert!(story.iter().all(|e| field(e, "HOLDFAST_SOURCE").starts_with("uid:")), "{story:?}");
     assert_eq!((field(story[2], "HOLDFAST_ROUTE"), field(story[2], "HOLDFAST_UPLINK")), ("uplink:sim", "sim"));
     assert!(field(story[2], "HOLDFAST_LATENCY_MS").parse::<u64>().is_ok(), "{story:?}");
+    let is_end = |e: &&Entry| field(e, "HOLDFAST_REQUEST_ID") == dead && field(e, "HOLDFAST_STATE") == "dead";
+    let end = entries.iter().find(is_end).unwrap_or_else(|| panic!("{entries:?}"));
+    assert_eq!((field(end, "PRIORITY"), field(end, "HOLDFAST_UPLINK")), ("4", "sim"), "a dead letter is a warning");
     let answered = entries.iter().find(|e| field(e, "HOLDFAST_REQUEST_ID") == live.header("x-request-id"));
     let answered = answered.expect("at debug level a plain request is told too");
     assert_eq!((field(answered, "HOLDFAST_ROUTE"), field(answered, "PRIORITY")), ("uplink:sim", "7"));

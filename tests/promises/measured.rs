@@ -6,18 +6,12 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Ask, Bench, Daemon, Settings};
+use crate::support::{Ask, Bench, Daemon, Settings, until};
 
 const DASHBOARD: &str = include_str!("../../docs/grafana.json");
 
-/// Families that show with the first thing they count.
-const LATER: [&str; 5] = [
-    "holdfast_agreement_total",
-    "holdfast_cost_usd_total",
-    "holdfast_failovers_total",
-    "holdfast_local_duration_seconds",
-    "holdfast_settled_total",
-];
+/// Shows with the first thing it counts: its labels are what was asked and who answered.
+const LATER: [&str; 1] = ["holdfast_agreement_total"];
 
 /// Families that the dashboard shows, by the names of their samples.
 fn shown() -> BTreeSet<&'static str> {
@@ -55,6 +49,76 @@ async fn health_is_a_line_for_plug_ins_and_an_object_for_scripts() {
     assert!(bench.daemon.stop().await.success());
     let (code, health) = object(&bench.daemon).await;
     assert_eq!((code, &health["health"], &health["state"]), (2, &json!("critical"), &Value::Null), "{health}");
+}
+
+/// The value of one sample; 0 where it is not there.
+async fn count(bench: &Bench, sample: &str) -> u64 {
+    let text = bench.daemon.get("/metrics").await.text();
+    let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
+#[tokio::test]
+async fn who_is_turned_away_before_being_read_is_counted_once() {
+    let bench = Bench::start().await;
+    let turned = async |code: &str| {
+        count(&bench, &format!("holdfast_requests_total{{route=\"none\",outcome=\"{code}\"}}")).await
+    };
+    for (ask, status, code) in [
+        (Ask::post("/v1/chat/completions", "{"), 400, "invalid_json"),
+        (Ask::form("/v1/chat/completions", "{}", "image/png"), 415, "unsupported_media_type"),
+        (Ask::post("/nowhere", "{}"), 404, "unknown_path"),
+        (Ask::post("/health", "{}"), 405, "method_not_allowed"),
+        (Ask::post("/holdfast/v1/requests/%ff/retry", "{}"), 400, "invalid_path"),
+        (Ask::chat("hello").header("x-holdfast-ttl", "soon"), 400, "invalid_header"),
+    ] {
+        let before = turned(code).await;
+        bench.daemon.send(ask).await.assert_error(status, code);
+        assert_eq!(turned(code).await, before + 1, "{code}");
+    }
+    // Whoever looks and finds nothing asked for no answer.
+    bench.daemon.get("/holdfast/v1/requests/req_none").await.assert_error(404, "request_not_found");
+    assert_eq!(turned("request_not_found").await, 0);
+    // The local model's own paths are requests, too.
+    let local = "holdfast_requests_total{route=\"local\",outcome=\"ok\"}";
+    assert_eq!(count(&bench, local).await, 0);
+    bench.daemon.get("/api/tags").await;
+    assert_eq!(count(&bench, local).await, 1);
+}
+
+#[tokio::test]
+async fn a_backlog_that_nothing_sends_has_no_time_to_drain() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    let seconds = async || bench.daemon.status().await["backlog"]["seconds_to_drain"].clone();
+    assert_eq!(seconds().await, json!(0), "nothing waits");
+    for number in 0..3 {
+        bench.daemon.send(Ask::chat(&format!("waits {number}")).header("prefer", "respond-async")).await;
+    }
+    assert_eq!(seconds().await, Value::Null);
+    // A pace was seen once: it says nothing of the time after it.
+    bench.recover().await;
+    until("the backlog to drain", 30, || async { (bench.daemon.backlog().await == 0).then_some(()) }).await;
+    let paused = bench.daemon.send(Ask::post("/holdfast/v1/pause", "")).await;
+    assert_eq!(paused.json()["paused"], true);
+    bench.daemon.send(Ask::chat("waits too").header("prefer", "respond-async")).await;
+    assert_eq!(seconds().await, Value::Null);
+    let told = bench.daemon.send(Ask::post("/holdfast/v1/drain", "")).await.json();
+    assert_eq!((&told["draining"], &told["waiting"]), (&json!(false), &json!(1)), "{told}");
+    let (code, said) = bench.daemon.tool(&["drain"]).await;
+    assert!(code == 0 && !said.contains("draining"), "{said}");
+}
+
+#[tokio::test]
+async fn a_page_that_holds_the_last_ones_says_so() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    for number in 0..4 {
+        bench.daemon.send(Ask::chat(&format!("waits {number}")).header("prefer", "respond-async")).await;
+    }
+    for (limit, shown, more) in [(3, 3, true), (4, 4, false), (5, 4, false), (0, 0, false)] {
+        let page = bench.daemon.get(&format!("/holdfast/v1/requests?limit={limit}")).await.json();
+        assert_eq!(page["data"].as_array().unwrap().len(), shown, "{limit}");
+        assert_eq!((page["has_more"] == true, page["next"].is_string()), (more, more), "{limit}");
+    }
 }
 
 #[tokio::test]

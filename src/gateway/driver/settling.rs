@@ -161,8 +161,9 @@ fn settlement(verdict: Verdict, delivery: Option<Delivery>, leased: &Leased) -> 
             if reason == "unknown" {
                 error.message += &why_unknown(leased);
             }
+            let route = answer.as_ref().map(|answer| format!("uplink:{}", answer.uplink));
             let settlement = Settlement::Dead { reason: reason.to_owned(), error, answer };
-            (settlement, Some((State::Dead, Some(reason), None)))
+            (settlement, Some((State::Dead, Some(reason), route)))
         }
     }
 }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use futures_util::{Stream, stream};
@@ -18,6 +18,7 @@ use super::App;
 use super::answer::{self, Finished, Origin};
 use super::call;
 use super::health::unable;
+use super::path::Named;
 use super::places::Lent;
 use super::record_json::{self, RecordJson};
 use super::refusal::Refusal;
@@ -274,10 +275,13 @@ pub async fn list(State(app): State<Arc<App>>, Query(query): Query1) -> Response
         Err(refusal) => return refusal.into_response(),
     };
     let limit = filter.limit;
-    match app.gateway.spool().list(filter).await {
+    // One more than is shown tells whether there are more.
+    let asked = Filter { limit: limit.saturating_add(u32::from(limit > 0)), ..filter };
+    match app.gateway.spool().list(asked).await {
         Err(error) => Refusal::from(error).into_response(),
-        Ok(records) => {
-            let has_more = records.len() as u32 == limit && limit > 0;
+        Ok(mut records) => {
+            let has_more = records.len() > limit as usize;
+            records.truncate(limit as usize);
             let next = records.last().filter(|_| has_more).map(|r| r.seq.to_string());
             let (tasks, prices) = (app.gateway.tasks(), app.gateway.prices());
             let data: Vec<_> = records.iter().map(|record| RecordJson::of(record, tasks, prices)).collect();
@@ -319,7 +323,7 @@ async fn find(app: &App, id: &str) -> Result<Record, Refusal> {
 }
 
 /// `GET /holdfast/v1/requests/{id}`.
-pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+pub async fn show(State(app): State<Arc<App>>, Named(id): Named) -> Response {
     match find(&app, &id).await {
         Ok(record) => shown(&app, record, StatusCode::OK, &Origin::default()).await,
         Err(refusal) => refusal.into_response(),
@@ -348,10 +352,10 @@ async fn next_attempt_at(app: &App, record: &Record) -> Option<u64> {
 }
 
 /// `DELETE /holdfast/v1/requests/{id}`: cancels.
-pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+pub async fn cancel(State(app): State<Arc<App>>, Named(id): Named) -> Response {
     match try_cancel(&app, &id).await {
         Err(refusal) => refusal.into_response(),
-        Ok(_) => show(State(app), Path(id)).await,
+        Ok(_) => show(State(app), Named(id)).await,
     }
 }
 
@@ -365,11 +369,11 @@ async fn try_cancel(app: &App, id: &str) -> Result<RequestState, Refusal> {
 }
 
 /// `POST /holdfast/v1/requests/{id}/retry`.
-pub async fn retry(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
+pub async fn retry(State(app): State<Arc<App>>, Named(id): Named) -> Response {
     match app.gateway.retry(&id).await {
         Err(error) => Refusal::from(error).into_response(),
         Ok(None) => Refusal::no_such_request().into_response(),
-        Ok(Some(RequestState::Queued)) => show(State(app), Path(id)).await,
+        Ok(Some(RequestState::Queued)) => show(State(app), Named(id)).await,
         Ok(Some(state)) => {
             let message = format!("it is {state}; only expired, cancelled, evicted and dead requests can be retried");
             Refusal::new(StatusCode::CONFLICT, "not_retryable", message).into_response()
@@ -377,10 +381,19 @@ pub async fn retry(State(app): State<Arc<App>>, Path(id): Path<String>) -> Respo
     }
 }
 
+/// `?wait=S`: seconds, also parts of one.
+fn wait(query: &HashMap<String, String>) -> Result<Duration, Refusal> {
+    let Some(asked) = query.get("wait").filter(|asked| !asked.is_empty()) else { return Ok(Duration::ZERO) };
+    let seconds = asked.parse::<f64>().ok().filter(|seconds| *seconds >= 0.0);
+    let message = format!("wait: use a number of seconds, at most {}", WAIT_MAX.as_secs());
+    let seconds = seconds.ok_or_else(|| Refusal::bad_field("invalid_query", Some("wait"), message))?;
+    Ok(Duration::from_secs_f64(seconds.min(WAIT_MAX.as_secs_f64())))
+}
+
 /// `GET /v1/chat/completions/{id}`: a stored request's answer; `?wait=S` long-polls.
 pub async fn completion(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Named(id): Named,
     Query(query): Query1,
     request: Request,
 ) -> Response {
@@ -390,7 +403,10 @@ pub async fn completion(
     if let Err(refusal) = find(&app, &id).await {
         return refusal.into_response();
     }
-    let wait = query.get("wait").and_then(|v| v.parse().ok()).map_or(Duration::ZERO, Duration::from_secs).min(WAIT_MAX);
+    let wait = match wait(&query) {
+        Ok(wait) => wait,
+        Err(refusal) => return refusal.into_response(),
+    };
     match app.gateway.wait_final(&id, wait).await {
         Err(error) => Refusal::from(error).into_response(),
         Ok(Some(record)) => match answer::finished(record) {
@@ -410,7 +426,7 @@ pub async fn completion(
 
 /// `DELETE /v1/chat/completions/{id}`, in OpenAI's shape: cancels what waits, and its record says so; forgets what has ended, if it
 /// was the same source's.
-pub async fn delete_completion(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+pub async fn delete_completion(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     match try_delete(&app, &call::source(&request), &id).await {
         Err(refusal) => refusal.into_response(),
         Ok(()) => ok(&json!({"object": "chat.completion.deleted", "id": id, "deleted": true})),
@@ -434,7 +450,8 @@ async fn try_delete(app: &App, source: &str, id: &str) -> Result<(), Refusal> {
 /// `POST /holdfast/v1/drain`.
 pub async fn drain(State(app): State<Arc<App>>) -> Response {
     app.gateway.drain_now();
-    ok(&json!({"draining": true, "waiting": app.gateway.spool().tally().backlog()}))
+    let is_paused = app.gateway.view().await.is_some_and(|view| view.paused);
+    ok(&json!({"draining": !is_paused, "waiting": app.gateway.spool().tally().backlog()}))
 }
 
 /// `POST /holdfast/v1/pause`.
@@ -471,7 +488,7 @@ pub async fn events(State(app): State<Arc<App>>, Query(query): Query1, request: 
 }
 
 /// `GET /holdfast/v1/requests/{id}/events`: where it stands, then its changes; ends with its final state.
-pub async fn request_events(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Events, Response> {
+pub async fn request_events(State(app): State<Arc<App>>, Named(id): Named) -> Result<Events, Response> {
     // Listening begins before the look, so that no change falls between the two.
     let feed = app.gateway.feed().subscribe();
     let record = find(&app, &id).await.map_err(Refusal::into_response)?;

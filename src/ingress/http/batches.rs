@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use hyper::Method;
 use serde::Deserialize;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::call::{self, forwardable, read_body};
 use super::files::{Asked, ok, page, path_of};
+use super::path::Named;
 use super::refusal::Refusal;
 use super::wants::Wants;
 use super::{App, kept, passthrough};
@@ -137,7 +138,7 @@ pub async fn list(State(app): State<Arc<App>>, Query(asked): Asked, request: Req
 }
 
 /// `/v1/batches/{id}`: one of ours, or an uplink's.
-pub async fn one(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+pub async fn one(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     if !id.starts_with(BATCH_PREFIX) {
         return passthrough::any_v1(State(app), request).await;
     }
@@ -148,7 +149,7 @@ pub async fn one(State(app): State<Arc<App>>, Path(id): Path<String>, request: R
 }
 
 /// `POST /v1/batches/{id}/cancel`.
-pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+pub async fn cancel(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     if !id.starts_with(BATCH_PREFIX) {
         return passthrough::any_v1(State(app), request).await;
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
@@ -19,6 +19,7 @@ use tokio::io::AsyncReadExt;
 
 use super::answer::{self, Origin};
 use super::call::{self, forwardable, read_body};
+use super::path::Named;
 use super::refusal::Refusal;
 use super::{App, multipart, passthrough};
 use crate::batch::{FILE_PREFIX, FileMeta, LaterError};
@@ -149,7 +150,7 @@ pub fn page(
 }
 
 /// `/v1/files/{id}`: one of ours, or an uplink's.
-pub async fn one(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+pub async fn one(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     if !id.starts_with(FILE_PREFIX) {
         return passthrough::any_v1(State(app), request).await;
     }
@@ -165,7 +166,7 @@ pub async fn one(State(app): State<Arc<App>>, Path(id): Path<String>, request: R
 }
 
 /// `GET /v1/files/{id}/content`.
-pub async fn content(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+pub async fn content(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     if !id.starts_with(FILE_PREFIX) {
         return passthrough::any_v1(State(app), request).await;
     }

@@ -201,7 +201,7 @@ impl Server {
             async move {
                 let busy = line.busy();
                 let response = match (line.fault(), server.page(&request, &origin)) {
-                    (Some(fault), _) => refused(fault),
+                    (Some(fault), _) => server.refused(fault),
                     (None, None) => server.request(request.map(Body::new), &origin).await,
                     // By itself, as each connection has the room for what it waits for.
                     (None, Some(page)) => Box::pin(server.of_page(page, request.map(Body::new), &origin)).await,
@@ -251,11 +251,25 @@ impl Server {
             Ok(peer) => peer,
             Err(refusal) => {
                 let theirs = request.headers().get("x-request-id").cloned();
-                return with_ids(refusal.into_response(), &clock::request_id(), theirs);
+                return self.turned_away(refusal, theirs);
             }
         };
         request.extensions_mut().insert(Peer(peer));
         serve_with_id(self.app.clone(), &self.router, request).await
+    }
+
+    /// The answer to a refused head; nothing behind it can be trusted to be a request.
+    fn refused(&self, fault: HeadFault) -> Response {
+        let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST);
+        let refusal = Refusal::new(status, fault.code, fault.message).header("connection", "close");
+        self.turned_away(refusal, None)
+    }
+
+    /// The answer to one who is not let in.
+    fn turned_away(&self, refusal: Refusal, theirs: Option<HeaderValue>) -> Response {
+        let (id, mut response) = (clock::request_id(), refusal.into_response());
+        self.app.turned_away(&mut response, &id, None, clock::now());
+        with_ids(response, &id, theirs)
     }
 
     fn identify(&self, request: &Request<Body>, origin: &Origin) -> Result<String, Refusal> {
@@ -313,13 +327,6 @@ enum Origin {
 fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
-}
-
-/// The answer to a refused head; nothing behind it can be trusted to be a request.
-fn refused(fault: HeadFault) -> Response {
-    let status = StatusCode::from_u16(fault.status).unwrap_or(StatusCode::BAD_REQUEST);
-    let refusal = Refusal::new(status, fault.code, fault.message).header("connection", "close");
-    with_ids(refusal.into_response(), &clock::request_id(), None)
 }
 
 /// A body that keeps something until its last byte: its request's place, or its connection busy.

@@ -29,6 +29,7 @@ mod onward;
 mod openai;
 mod owned;
 mod passthrough;
+mod path;
 mod peers;
 mod places;
 mod plain;
@@ -46,7 +47,7 @@ mod wants;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -79,7 +80,7 @@ pub use models::Models;
 use owned::Owned;
 use places::{Door, Loan};
 pub use record_json::RecordJson;
-use refusal::Refusal;
+use refusal::{Refusal, Uncounted};
 use threads::Threads;
 pub use tokens::Tokens;
 
@@ -251,7 +252,26 @@ impl App {
             call.endpoint,
             refusal.code()
         );
-        refusal.into_response()
+        refusal.into_counted()
+    }
+
+    /// Counts what was passed on as it is, when its answer begins.
+    fn passed_on(&self, route: &'static str, done: Result<Response, Refusal>, began: Instant) -> Response {
+        let (route, outcome, response) = match done {
+            Ok(response) if response.status().as_u16() < 400 => (route, "ok", response),
+            Ok(response) => (route, "refused", response),
+            Err(refusal) => ("none", refusal.code(), refusal.into_counted()),
+        };
+        self.gateway.metrics().answered(route, outcome, clock::now().duration_since(began));
+        response
+    }
+
+    /// Counts and writes a refusal that came before its request was read as one for a model. The id is no field of the line:
+    /// strangers can have it written, so it is one of those that are heard so often in a minute and then counted.
+    fn turned_away(&self, response: &mut Response, id: &str, source: Option<&str>, received: Instant) {
+        let Some(Uncounted(code)) = response.extensions_mut().remove() else { return };
+        self.gateway.metrics().answered("none", code, clock::now().duration_since(received));
+        tracing::warn!(HOLDFAST_SOURCE = source, HOLDFAST_REASON = code, "{id} turned away: {code}");
     }
 }
 
@@ -333,13 +353,19 @@ fn straight(request: &Request) -> Option<&'static str> {
 
 /// Serves a request under an id of its own, which the answer says.
 async fn serve_with_id(app: Arc<App>, router: &Router, mut request: Request) -> Response {
-    let id = clock::request_id();
+    let (id, received) = (clock::request_id(), clock::now());
     let theirs = request.headers().get("x-request-id").cloned();
+    // Who only looks is refused much and often: `request_pending` above all.
+    let makes_work = !request.method().is_safe();
+    let source = makes_work.then(|| call::source(&request));
     request.extensions_mut().insert(RequestId(id.clone()));
-    let response = match straight(&request) {
-        Some(endpoint) => Box::pin(admit(app, request, Handler::Endpoint(endpoint))).await,
+    let mut response = match straight(&request) {
+        Some(endpoint) => Box::pin(admit(app.clone(), request, Handler::Endpoint(endpoint))).await,
         None => router.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
     };
+    if makes_work {
+        app.turned_away(&mut response, &id, source.as_deref(), received);
+    }
     with_ids(response, &id, theirs)
 }
 

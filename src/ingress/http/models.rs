@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::State;
 use axum::response::Response;
 use hyper::StatusCode;
 use serde::Deserialize;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::answer::{Origin, json};
+use super::path::Named;
 use super::refusal::Refusal;
 use crate::control::auto::AUTO;
 use crate::durable;
@@ -105,7 +106,7 @@ pub async fn list(State(app): State<Arc<App>>) -> Response {
 }
 
 /// `GET /v1/models/{id}`.
-pub async fn one(State(app): State<Arc<App>>, UrlPath(id): UrlPath<String>) -> Response {
+pub async fn one(State(app): State<Arc<App>>, Named(id): Named) -> Response {
     let found = collect(&app).await.into_iter().find(|model| model["id"] == id.as_str());
     if let Some(model) = found {
         json(StatusCode::OK, model.to_string(), &Origin::default())

@@ -42,7 +42,7 @@ pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
     }
 }
 
-/// Passes on a request whose body is here already, and counts it when its answer begins.
+/// Passes on a request whose body is here already.
 pub async fn pass_on(
     app: &App,
     source: &str,
@@ -52,13 +52,7 @@ pub async fn pass_on(
     body: Stored,
 ) -> Response {
     let began = clock::now();
-    let (route, outcome, response) = match try_pass_on(app, source, method, path, headers, body).await {
-        Ok(response) if response.status().as_u16() < 400 => ("uplink", "ok", response),
-        Ok(response) => ("uplink", "refused", response),
-        Err(refusal) => ("none", refusal.code(), refusal.into_response()),
-    };
-    app.gateway.metrics().answered(route, outcome, clock::now().duration_since(began));
-    response
+    app.passed_on("uplink", try_pass_on(app, source, method, path, headers, body).await, began)
 }
 
 async fn try_pass_on(

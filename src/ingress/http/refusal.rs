@@ -20,6 +20,10 @@ use crate::uplink::local::LocalError;
 /// Bounds of `Retry-After` in seconds: what the SDKs obey.
 const RETRY_AFTER_S: std::ops::RangeInclusive<u64> = 1..=30;
 
+/// On an answer that is a refusal nobody has counted: its code.
+#[derive(Debug, Clone, Copy)]
+pub struct Uncounted(pub &'static str);
+
 /// An error answer.
 #[derive(Debug, Clone)]
 pub struct Refusal {
@@ -213,8 +217,16 @@ impl Refusal {
         }
     }
 
-    /// The whole answer.
+    /// The whole answer; it is counted before it leaves.
     pub fn into_response(self) -> Response {
+        let code = self.code;
+        let mut response = self.into_counted();
+        response.extensions_mut().insert(Uncounted(code));
+        response
+    }
+
+    /// The whole answer of a refusal that was counted.
+    pub fn into_counted(self) -> Response {
         let mut response = Response::new(Body::from(self.json()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();

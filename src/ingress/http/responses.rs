@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::Body as HttpBody;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Query, Request, State};
 use axum::response::Response;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::answer::{self, Finished, Origin};
 use super::call::{self, Arrived, Call, forwardable, read_body};
 use super::files::{ok, path_of};
+use super::path::Named;
 use super::refusal::Refusal;
 use super::{App, passthrough};
 use crate::body::Body;
@@ -106,12 +107,7 @@ pub async fn keep_lines(app: &App, record: &Record) -> Result<(), Refusal> {
 }
 
 /// `/v1/responses/{id}`: one of ours, or an uplink's.
-pub async fn one(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    Query(asked): Asked,
-    request: Request,
-) -> Response {
+pub async fn one(State(app): State<Arc<App>>, Named(id): Named, Query(asked): Asked, request: Request) -> Response {
     if !id.starts_with(PREFIX) {
         return passthrough::any_v1(State(app), request).await;
     }
@@ -132,7 +128,7 @@ pub async fn one(
 }
 
 /// `POST /v1/responses/{id}/cancel`.
-pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>, request: Request) -> Response {
+pub async fn cancel(State(app): State<Arc<App>>, Named(id): Named, request: Request) -> Response {
     if !id.starts_with(PREFIX) {
         return passthrough::any_v1(State(app), request).await;
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body as HttpBody;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::answer::{self, Origin};
 use super::call::{self, Arrived, Call};
+use super::path::Named;
 use super::refusal::Refusal;
 use super::{App, late, offline, openai};
 use crate::body::Body;
@@ -80,7 +81,7 @@ fn shown(task: &Task, default: Policy) -> Value {
 }
 
 /// `POST /holdfast/v1/tasks/{id or name}`.
-pub async fn call(State(app): State<Arc<App>>, Path(which): Path<String>, request: Request) -> Response {
+pub async fn call(State(app): State<Arc<App>>, Named(which): Named, request: Request) -> Response {
     let Some(task) = app.gateway.tasks().find(&which).map(Task::id) else {
         call::discard(request.into_body());
         let message = "no task has this number or name; GET /holdfast/v1/tasks lists them";

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 
 use super::App;
 use super::answer::{self, Origin};
+use super::path::Named;
 use super::refusal::Refusal;
 use crate::uplink::ladder::Rung;
 
 /// Climbs and tells; it takes some seconds where something hangs.
-pub async fn test(State(app): State<Arc<App>>, Path(name): Path<String>) -> Response {
+pub async fn test(State(app): State<Arc<App>>, Named(name): Named) -> Response {
     let names = || app.gateway.uplinks().iter().map(|cloud| cloud.name());
     let Some(index) = names().position(|other| other == name) else {
         let known = names().collect::<Vec<_>>().join(", ");
