@@ -559,3 +559,21 @@ fn a_key_file_that_is_not_there_is_told_and_is_no_fault() {
     let [(uplink, why)] = &loaded.files_without_key()[..] else { panic!("one file") };
     assert!(uplink == "a" && why.starts_with("file /nowhere/key cannot be read"), "{why}");
 }
+
+#[test]
+fn every_key_stands_in_the_documents_with_its_default() {
+    let text = include_str!("../../docs/configuration.md");
+    let blocks = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let page = load_text(&blocks.collect::<String>(), &[]).unwrap();
+    // One that stands in another's place is named beside it.
+    let named = |key: &str| text.contains(&format!("{} = ", key.rsplit('.').next().unwrap()));
+    let left_out = page.origins.iter().find(|shown| shown.origin == Origin::Default && !named(&shown.key));
+    assert!(left_out.is_none(), "{left_out:?}");
+    let value = |key: &str| page.origins.iter().find(|shown| shown.key == key).map(|shown| shown.value.clone());
+    let mut expected = load_text("", &[]).unwrap().origins;
+    // One is each machine's own; of the lists there are examples.
+    expected.retain(|shown| !["gateway.device_id", "model", "auto", "task", "link"].contains(&shown.key.as_str()));
+    for shown in expected {
+        assert_eq!(value(&shown.key), Some(shown.value), "{}", shown.key);
+    }
+}
