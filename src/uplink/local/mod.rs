@@ -135,7 +135,7 @@ enum Reply {
     /// Ollama's lines, to be put together or turned into chunks.
     Lines { kind: ollama::Kind, stream: bool, include_usage: bool },
     /// Ollama's vectors.
-    Vectors { base64: bool },
+    Vectors { base64: bool, count: usize },
     /// OpenAI's own shape.
     Same { stream: bool },
 }
@@ -226,7 +226,7 @@ impl Local {
         let turn = Turn { id, created: created_unix_s, limits, permit };
         match prepared.reply {
             Reply::Same { stream } => openai::answer(&inner.transport, prepared, stream, turn).await,
-            Reply::Vectors { base64 } => ollama::vectors(&inner.transport, prepared, base64, turn).await,
+            Reply::Vectors { base64, count } => ollama::vectors(&inner.transport, prepared, (base64, count), turn).await,
             Reply::Lines { kind, stream, include_usage } => {
                 let heading = ollama::heading(kind, &prepared, &turn);
                 let include_usage = stream.then_some(include_usage);

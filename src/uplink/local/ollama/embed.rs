@@ -29,6 +29,15 @@ enum Input<'a> {
     More(&'a [String]),
 }
 
+impl Input<'_> {
+    fn count(&self) -> usize {
+        match self {
+            Input::One(_) => 1,
+            Input::More(texts) => texts.len(),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default, deserialize_with = "or_default")]
@@ -70,8 +79,10 @@ pub(super) fn translate(model: &str, body: &Bytes) -> Result<(Bytes, Reply), Loc
     let path = Endpoint::Embeddings.path();
     let asked: Embeddings<'_> = serde_json::from_slice(body).map_err(|e| LocalError::unreadable(path, &e))?;
     let base64 = in_base64(asked.encoding_format.as_deref())?;
-    let request = Request { model, input: input(&asked.input)?, truncate: false, dimensions: asked.dimensions };
-    Ok((to_json(&request)?, Reply::Vectors { base64 }))
+    let input = input(&asked.input)?;
+    let count = input.count();
+    let request = Request { model, input, truncate: false, dimensions: asked.dimensions };
+    Ok((to_json(&request)?, Reply::Vectors { base64, count }))
 }
 
 fn in_base64(encoding: Option<&str>) -> Result<bool, LocalError> {
@@ -93,8 +104,12 @@ fn input<'a>(input: &'a Prompt<'_>) -> Result<Input<'a>, LocalError> {
     }
 }
 
-pub(super) fn reshape(body: &[u8], asked: String, base64: bool) -> Result<LocalAnswer, LocalError> {
+/// The answer in OpenAI's words, where it has a vector for each of `count` texts.
+pub(super) fn reshape(body: &[u8], asked: String, base64: bool, count: usize) -> Result<LocalAnswer, LocalError> {
     let answer: Answer = serde_json::from_slice(body).map_err(|_| LocalError::Failed { status: 200 })?;
+    if answer.embeddings.len() != count || answer.embeddings.iter().any(Vec::is_empty) {
+        return Err(LocalError::Failed { status: 200 });
+    }
     let model = if answer.model.is_empty() { asked } else { answer.model };
     let encode = |(index, vector)| Item { object: "embedding", index, embedding: encode(vector, base64) };
     let tokens = answer.prompt_eval_count;

@@ -62,12 +62,12 @@ pub(super) async fn lines(
 pub(super) async fn vectors(
     transport: &Transport,
     request: Prepared,
-    base64: bool,
+    (base64, count): (bool, usize),
     turn: Turn,
 ) -> Result<LocalAnswer, LocalError> {
     let limits = turn.limits.in_one_piece();
     let mut source = transport.post(request.path, request.body, &request.model, limits).await?;
-    embed::reshape(&source.whole().await?, request.model, base64)
+    embed::reshape(&source.whole().await?, request.model, base64, count)
 }
 
 /// Our own shapes always serialise; an error here would be a fault of this program, not of the request.

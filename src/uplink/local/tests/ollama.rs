@@ -234,7 +234,8 @@ async fn completions_go_to_generate() {
 #[tokio::test]
 async fn embeddings_come_as_numbers_and_as_base64() {
     let answer = r#"{"model":"nomic-embed-text","embeddings":[[1.0,-0.5],[0.25,2]],"prompt_eval_count":7}"#;
-    let (mut server, local) = start(Api::Ollama, vec![Script::ok(answer), Script::ok(answer)]).await;
+    let scripts = [answer, answer, answer, r#"{"embeddings":[[1.0],[]]}"#];
+    let (mut server, local) = start(Api::Ollama, scripts.map(Script::ok).to_vec()).await;
     let mut body = json!({"model": "text-embedding-3-small", "input": ["a", "b"], "dimensions": 2});
     let floats = whole(ask(&local, "/v1/embeddings", &body).await.unwrap());
     assert_eq!(floats["data"][1], json!({"object": "embedding", "index": 1, "embedding": [0.25, 2.0]}));
@@ -246,6 +247,12 @@ async fn embeddings_come_as_numbers_and_as_base64() {
     let coded = whole(ask(&local, "/v1/embeddings", &body).await.unwrap());
     // python: base64.b64encode(struct.pack("<2f", 1.0, -0.5))
     assert_eq!(coded["data"][0]["embedding"], "AACAPwAAAL8=");
+    // Without a vector for each text it is no answer.
+    for texts in [json!("a"), json!(["a", "b"])] {
+        body["input"] = texts;
+        let failed = ask(&local, "/v1/embeddings", &body).await.map(|_| ());
+        assert_eq!(failed, Err(LocalError::Failed { status: 200 }));
+    }
 }
 
 #[tokio::test]
