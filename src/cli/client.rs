@@ -26,7 +26,7 @@ const BODY_BYTES_MAX: usize = 128 * 1024 * 1024;
 const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How long the gateway may take over a question about itself; it answers those from memory or one small read.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where the daemon is.
 #[derive(Debug, Clone)]

@@ -2,12 +2,17 @@
 //!
 //! A disk that takes nothing more and the backlog's thresholds judge: a gateway that is offline and stores is doing its work.
 
+use std::time::Duration;
+
 use hyper::Method;
 use serde_json::{Value, json};
 
 use super::client::Client;
 use super::exit::{CONFIG, Done, Failure, PERMISSION};
 use super::out::{Out, count_at, number_at, text_at};
+
+/// A status comes from memory. The Monitoring Plugins' own checks give up after ten seconds (their `-t`); this says why before that.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// `health`.
 #[derive(Debug, clap::Args)]
@@ -23,7 +28,7 @@ pub struct Args {
 /// Asks and judges.
 pub async fn run(args: &Args, client: Result<Client, Failure>, out: &Out) -> Done {
     let status = match client {
-        Ok(client) => client.call(Method::GET, "/holdfast/v1/status").await,
+        Ok(client) => client.within(PATIENCE, client.call(Method::GET, "/holdfast/v1/status")).await,
         Err(failure) => Err(failure),
     };
     let (code, words) = judge(args, &status);

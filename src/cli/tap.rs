@@ -1,12 +1,17 @@
 //! `holdfast tap`: events as they happen, one line each; bodies only where somebody asks for them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use hyper::Method;
 use serde_json::Value;
 
-use super::client::{Client, refusal};
+use super::client::{Client, PATIENCE, refusal};
 use super::exit::{Done, Failure, NO_DAEMON};
 use super::out::{Out, clean};
+
+/// The daemon says something every fifteen seconds, and be it a comment. Longer silence: it hangs.
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 
 /// `tap`.
 #[derive(Debug, clap::Args)]
@@ -25,13 +30,13 @@ pub async fn run(args: &Args, client: &Client, out: &Out) -> Done {
         );
     }
     let path = if args.bodies { "/holdfast/v1/events?bodies=1" } else { "/holdfast/v1/events" };
-    let mut stream = client.stream(Method::GET, path, &wish, Bytes::new()).await?;
+    let mut stream = client.within(PATIENCE, client.stream(Method::GET, path, &wish, Bytes::new())).await?;
     if stream.status != 200 {
         let answer = stream.whole().await?;
         return Err(refusal(answer.status, &answer.body));
     }
     let mut kind = String::new();
-    while let Some(line) = stream.line().await? {
+    while let Some(line) = client.within(SILENCE_MAX, stream.line()).await? {
         if let Some(name) = line.strip_prefix("event:") {
             name.trim().clone_into(&mut kind);
         } else if let Some(data) = line.strip_prefix("data:").map(str::trim) {
@@ -69,5 +74,16 @@ mod tests {
         let data = r#"{"id":"req_1","state":"queued","reason":null,"note":"two\nlines","n":3}"#;
         assert_eq!(readable("request", data), r#"request id=req_1 n=3 note="two\nlines" state=queued"#);
         assert_eq!(readable("", "plain"), "plain");
+    }
+
+    /// Time goes on by itself while nothing else does.
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_hangs_is_not_waited_for_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("hung.sock");
+        let _hung = tokio::net::UnixListener::bind(&socket).unwrap();
+        let ended =
+            run(&Args { bodies: false }, &Client::new(socket), &Out::plain()).await.expect_err("nobody answers");
+        assert_eq!((ended.code, ended.message.contains("does not answer")), (NO_DAEMON, true), "{}", ended.message);
     }
 }

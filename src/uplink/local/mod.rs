@@ -226,7 +226,9 @@ impl Local {
         let turn = Turn { id, created: created_unix_s, limits, permit };
         match prepared.reply {
             Reply::Same { stream } => openai::answer(&inner.transport, prepared, stream, turn).await,
-            Reply::Vectors { base64, count } => ollama::vectors(&inner.transport, prepared, (base64, count), turn).await,
+            Reply::Vectors { base64, count } => {
+                ollama::vectors(&inner.transport, prepared, (base64, count), turn).await
+            }
             Reply::Lines { kind, stream, include_usage } => {
                 let heading = ollama::heading(kind, &prepared, &turn);
                 let include_usage = stream.then_some(include_usage);
