@@ -237,6 +237,12 @@ async fn what_is_no_batch_is_refused_in_words_or_passed_on() {
         .send(Ask::form("/v1/files", "{}".to_owned(), "application/json"))
         .await
         .assert_error(415, "unsupported_media_type");
+    // What names a file of ours is ours to judge, and no uplink has heard of our names.
+    let strange = json!({"input_file_id": file, "endpoint": CHAT, "completion_window": "24h", "metadata": {"line": 7}});
+    daemon.send(Ask::post("/v1/batches", strange.to_string())).await.assert_error(400, "missing_required_parameter");
+    for path in ["/v1/responses/resp_hf_1/input_items", "/v1/batches/batch_hf_1/lines", "/v1/files/file-hf_1/parts"] {
+        daemon.get(path).await.assert_error(404, "unknown_path");
+    }
     // Files for other purposes, and ids that are not ours, are an uplink's: this one knows none of these paths.
     for ask in [upload_of("x", "vision"), Ask::get("/v1/files/file-theirs"), Ask::get("/v1/batches/batch_theirs")] {
         let reply = daemon.send(ask).await;

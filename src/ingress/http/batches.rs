@@ -32,6 +32,12 @@ const METADATA_MAX: (usize, usize, usize) = (16, 64, 512);
 /// Largest body that asks for a batch.
 const BODY_BYTES_MAX: u64 = 64 * 1024;
 
+/// Whose batch it is to be.
+#[derive(Deserialize)]
+struct Of {
+    input_file_id: String,
+}
+
 #[derive(Deserialize)]
 struct New {
     input_file_id: String,
@@ -54,13 +60,14 @@ async fn try_create(app: &App, request: Request) -> Result<Response, Refusal> {
     call::require_json(&headers)?;
     let body = read_body(app.gateway.spool().bodies(), request, BODY_BYTES_MAX).await?;
     let text = body.whole().await.map_err(|_| Refusal::unreadable_body())?;
-    let new = serde_json::from_slice::<New>(&text);
+    let of = serde_json::from_slice::<Of>(&text);
     // An uplink's file makes an uplink's batch, and what it thinks of a strange body is its own matter.
-    if !new.as_ref().is_ok_and(|new| new.input_file_id.starts_with(FILE_PREFIX)) && app.gateway.is_online() {
+    if !of.is_ok_and(|of| of.input_file_id.starts_with(FILE_PREFIX)) && app.gateway.is_online() {
         return Ok(passthrough::pass_on(app, &source, Method::POST, path, forwardable(&headers), body).await);
     }
-    let new = new.map_err(|_| {
-        let message = "a batch needs input_file_id, endpoint and completion_window as strings";
+    let new = serde_json::from_slice::<New>(&text).map_err(|_| {
+        let message =
+            "a batch needs input_file_id, endpoint and completion_window as strings, and in metadata nothing but strings";
         Refusal::bad_field("missing_required_parameter", None::<&str>, message)
     })?;
     check(&new)?;

@@ -8,14 +8,16 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use futures_util::stream;
-use hyper::Method;
 use hyper::header::HeaderMap;
+use hyper::{Method, StatusCode};
 
 use super::App;
 use super::answer::{self, Origin, passable};
 use super::call::{forwardable, read_body, source};
 use super::onward;
 use super::refusal::Refusal;
+use super::responses;
+use crate::batch::{BATCH_PREFIX, FILE_PREFIX};
 use crate::body::Body as Stored;
 use crate::clock;
 use crate::control::event::{Outcome, Reason};
@@ -30,8 +32,16 @@ use crate::uplink::usage::{self, Summary};
 /// As much of an uplink's refusal as is passed on.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
+/// Names that were given here and mean nothing to an uplink.
+const OURS: [&str; 3] = [FILE_PREFIX, BATCH_PREFIX, responses::PREFIX];
+
 /// Passes a request on.
 pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
+    if request.uri().path().split('/').any(|part| OURS.iter().any(|prefix| part.starts_with(prefix))) {
+        let message =
+            "the gateway keeps this file, batch or response and has nothing at this path; see its docs/later.md";
+        return Refusal::new(StatusCode::NOT_FOUND, "unknown_path", message).into_response();
+    }
     let method = request.method().clone();
     let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
     let headers = forwardable(request.headers());

@@ -29,7 +29,7 @@ const ENDPOINT: &str = "/v1/responses";
 /// So far into a response its first brace is looked for, behind blanks.
 const START_BYTES_MAX: usize = 4096;
 /// What our ids begin with; the stored request's digits follow.
-const PREFIX: &str = "resp_hf_";
+pub const PREFIX: &str = "resp_hf_";
 
 type Asked = Query<HashMap<String, String>>;
 
