@@ -11,7 +11,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::exit::{Done, FAILED, Failure, IO};
+use super::exit::{Done, FAILED, Failure, IO, NO_DAEMON};
 use super::out::{Mood, Out, columns, text_at};
 use super::simulate::{Line, LineAt};
 use crate::clock;
@@ -120,8 +120,17 @@ async fn test(args: &TestArgs, client: &Client, out: &Out) -> Done {
         let at = place(link);
         text_at(link, "/name") == args.device || std::fs::canonicalize(&at).unwrap_or_else(|_| at.into()) == wanted
     };
-    // Without a daemon the port is nobody's.
-    let links = links(client).await.unwrap_or_default();
+    let links = match links(client).await {
+        Ok(links) => links,
+        // Without a daemon the port is nobody's. One that may not be asked may have it.
+        Err(failure) if failure.code == NO_DAEMON && args.device.contains('/') => Vec::new(),
+        Err(failure) if failure.code == NO_DAEMON => {
+            let message =
+                format!("{} is no path of a port, and of links nobody tells: {}", args.device, failure.message);
+            return Err(Failure::new(NO_DAEMON, message));
+        }
+        Err(failure) => return Err(failure),
+    };
     match links.iter().find(is_it) {
         Some(link) => served(link, out),
         None => port(&args.device, args.baud, out).await,
@@ -236,6 +245,18 @@ mod tests {
         let length = encode(header, &Message::Hello(hello), &mut out).unwrap();
         let heard = heard(&[&pattern[..50], &out[..length]].concat(), &pattern);
         assert_eq!(heard, Heard::Device("61626364 cam 2".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn without_a_daemon_a_name_is_nothing_and_a_path_is_tried() {
+        let client = Client::new("/nowhere/hf.sock".into());
+        let tried = async |device: &str| {
+            let args = TestArgs { device: device.to_owned(), baud: 9600 };
+            test(&args, &client, &Out::plain()).await.expect_err("there is no such port")
+        };
+        let (name, path) = (tried("plc1").await, tried("/nowhere/ttyS9").await);
+        assert!(name.code == NO_DAEMON && name.message.starts_with("plc1 is no path"), "{}", name.message);
+        assert!(path.code == IO && path.message.starts_with("/nowhere/ttyS9: "), "{}", path.message);
     }
 
     #[test]
