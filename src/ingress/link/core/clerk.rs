@@ -96,10 +96,10 @@ impl Clerk {
             Ok(answer) => answer,
             Err(error) => return self.failed(core, work, &error).await,
         };
-        let mut fits = fits(core, work, &answer.content);
+        let mut is_fit = fits(core, work, &answer.content);
         // Once more, as an uplink would be asked. What does not come the second time leaves the first words.
-        if !fits && let Ok(second) = asked().await {
-            (fits, answer) = (self::fits(core, work, &second.content), second);
+        if !is_fit && let Ok(second) = asked().await {
+            (is_fit, answer) = (fits(core, work, &second.content), second);
         }
         // A stored request never asks for a stream.
         let Content::Whole(body) = answer.content else { return Ok(()) };
@@ -116,7 +116,7 @@ impl Clerk {
                 usage: None,
                 body: body.into(),
             };
-            let settlement = if fits { Settlement::Answered(answer) } else { misfit(answer) };
+            let settlement = if is_fit { Settlement::Answered(answer) } else { misfit(answer) };
             core.inner.gateway.settle_here(&work.id, work.seq, &core.inner.source, settlement).await?;
         } else {
             let answer = LocalAnswer { model: answer.model, latency_ms, body };

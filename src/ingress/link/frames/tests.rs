@@ -238,8 +238,8 @@ fn w5_only_the_next_bytes_are_taken_and_told_cumulatively() {
     assert!(bench.work(|_| None).iter().all(|job| !job.starts_with("Append")));
 }
 
-#[test]
-fn w5_what_the_disk_has_is_what_counts() {
+/// Request 5 was handed in, and nothing of its picture has come.
+fn bench_that_waits_for_a_picture() -> Bench {
     let mut bench = Bench::online();
     bench.say(&submit(5, &[BLOB]));
     bench.work(|job| match job {
@@ -249,6 +249,12 @@ fn w5_what_the_disk_has_is_what_counts() {
         _ => None,
     });
     bench.heard();
+    bench
+}
+
+#[test]
+fn w5_what_the_disk_has_is_what_counts() {
+    let mut bench = bench_that_waits_for_a_picture();
     let fail = |bench: &mut Bench, error: UploadError| {
         bench.say(&Message::Chunk(Chunk { blob: 9, off: 0, data: b"aaaa" }));
         bench.work(|job| match job {
@@ -490,15 +496,7 @@ fn w9_a_key_that_nobody_knows_is_to_be_submitted_again() {
 
 #[test]
 fn w9_a_request_whose_picture_is_on_its_way_is_known() {
-    let mut bench = Bench::online();
-    bench.say(&submit(5, &[BLOB]));
-    bench.work(|job| match job {
-        Job::Submit { tag, key, .. } => {
-            Some(Done::Submit { tag: *tag, key: *key, said: Said::Need { blob: BLOB, there: 0, with: vec![9] } })
-        }
-        _ => None,
-    });
-    bench.heard();
+    let mut bench = bench_that_waits_for_a_picture();
     bench.say(&Message::Query(Query { key: 5 }));
     bench.work(|_| None);
     let heard = bench.heard();
