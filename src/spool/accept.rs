@@ -162,7 +162,7 @@ fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), 
     check_source(store, source_id)?;
     let options = store.options.clone();
     store.free.take(&options.data_dir, size, options.min_disk_free)?;
-    if !has_pages(store, size)? {
+    if !has_room(store, size)? {
         return Err(SpoolError::DiskFull);
     }
     if size > options.max_bytes {
@@ -178,29 +178,33 @@ fn make_room(store: &mut Store, source_id: i64, new: &NewRequest) -> Result<(), 
     Ok(())
 }
 
-/// Pages of the cap that new requests leave to outcomes: a window of 16 answers of up to 64 KiB each, which is
+/// Bytes below the page cap that new requests leave to outcomes: a window of 16 answers of up to 64 KiB each, which is
 /// where an answer becomes a file.
-const PAGES_KEPT: u64 = 256;
+const BYTES_KEPT: u64 = 1 << 20;
+/// Beside its body a request takes so much in rows and in entries of indexes, a split page here and there included.
+const BESIDE_BYTES: u64 = 4096;
 
 /// Whether the page cap has room for a body and for the outcomes of those accepted before. SQLite compiles such a
 /// question each time, so a batch asks once and counts what it takes.
-fn has_pages(store: &mut Store, size: u64) -> Result<bool, SpoolError> {
-    let wanted = (size.min(files::INLINE_MAX as u64) / 4096).saturating_add(1);
-    if let Some(left) = store.asked.pages.and_then(|pages| pages.checked_sub(wanted)) {
-        store.asked.pages = Some(left);
+fn has_room(store: &mut Store, size: u64) -> Result<bool, SpoolError> {
+    let wanted = size.min(files::INLINE_MAX as u64) + BESIDE_BYTES;
+    if let Some(left) = store.asked.room.and_then(|room| room.checked_sub(wanted)) {
+        store.asked.room = Some(left);
         return Ok(true);
     }
     let ask = |text: &str| store.conn.prepare_cached(text)?.query_row([], |r| r.get(0).map(num));
-    let cap = store.asked.page_cap.map_or_else(|| ask("PRAGMA max_page_count"), Ok)?;
-    let used = ask("PRAGMA page_count")?;
-    let mut free = cap.saturating_sub(used);
-    if free < wanted.saturating_add(PAGES_KEPT) {
+    let (cap, page_size) = match store.asked.page_cap {
+        Some(known) => known,
+        None => (ask("PRAGMA max_page_count")?, ask("PRAGMA page_size")?),
+    };
+    let mut free = cap.saturating_sub(ask("PRAGMA page_count")?) * page_size;
+    if free < wanted.saturating_add(BYTES_KEPT) {
         // The list of free pages is asked only where it matters.
-        free = free.saturating_add(ask("PRAGMA freelist_count")?);
+        free = free.saturating_add(ask("PRAGMA freelist_count")? * page_size);
     }
-    store.asked.page_cap = Some(cap);
-    store.asked.pages = free.checked_sub(wanted.saturating_add(PAGES_KEPT));
-    Ok(store.asked.pages.is_some())
+    store.asked.page_cap = Some((cap, page_size));
+    store.asked.room = free.checked_sub(wanted.saturating_add(BYTES_KEPT));
+    Ok(store.asked.room.is_some())
 }
 
 /// The most an answer takes beside its request, and a reserve for the log; as a file it is at most this large too

@@ -16,8 +16,11 @@ use crate::plant::{self, Fault};
 pub(super) const APPLICATION_ID: u32 = 0x6866_7374;
 /// What every SQLite database begins with.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
-/// SQLite's own default; fixed here because the page cap counts in it.
-pub(super) const PAGE_SIZE: u64 = 4096;
+/// Bytes of a page: of a new file, and of one that an earlier version made, which keeps its own. A commit writes each page that
+/// it touches whole, and most of them for one entry of an index: small ones are half the wear (docs/benchmarks.md).
+pub(super) const PAGE_SIZES: [u64; 2] = [1024, 4096];
+/// How long the log grows before it is folded in, as SQLite has it for pages of 4 KiB.
+const LOG_BYTES: u64 = 4_096_000;
 /// What the rows and index entries of one request take, rounded up: 7 index entries and 3 rows.
 const ROW_BYTES: u64 = 2048;
 /// Slack of the page cap, so that it stops a runaway and never ordinary work.
@@ -181,8 +184,9 @@ pub(super) fn refuse_by_header(path: &Path) -> Result<(), SpoolError> {
     }
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     judge(word(68), word(60))?;
-    let ours = [(16, &[0x10, 0][..]), (20, &[0, 64, 32, 32]), (52, &[0; 4]), (64, &[0; 4]), (72, &[0; 20])];
-    let fixed = ours.iter().all(|(at, bytes)| header[*at..].starts_with(bytes));
+    let page_size = u64::from(word(16) >> 16);
+    let ours = [(20, &[0, 64, 32, 32][..]), (52, &[0; 4]), (64, &[0; 4]), (72, &[0; 20])];
+    let fixed = ours.iter().all(|(at, bytes)| header[*at..].starts_with(bytes)) && PAGE_SIZES.contains(&page_size);
     // Before its first table a database says 0 where it says 4 (the schema's format) and 1 (UTF-8) afterwards.
     let fixed = fixed && matches!(header[18..20], [1, 1] | [2, 2]) && matches!(word(44), 0 | 4) && word(56) <= 1;
     if fixed { Ok(()) } else { Err(SpoolError::Damaged("the header of spool.db has flipped bits".into())) }
@@ -259,9 +263,10 @@ fn prepare(conn: &Connection, options: &Options) -> Result<(), SpoolError> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     // Else a statement is compiled anew whenever a parameter could make another plan the better one.
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-    let cap = page_cap(options).to_string();
-    set(conn, "page_size", &PAGE_SIZE.to_string(), &PAGE_SIZE.to_string())?;
+    let page_size = page_size(conn)?;
+    let (cap, log) = (page_cap(options, page_size).to_string(), (LOG_BYTES / page_size).to_string());
     set(conn, "journal_mode", "WAL", "wal")?;
+    set(conn, "wal_autocheckpoint", &log, &log)?;
     for (pragma, value, answer) in PRAGMAS {
         set(conn, pragma, value, answer)?;
     }
@@ -274,10 +279,19 @@ fn prepare(conn: &Connection, options: &Options) -> Result<(), SpoolError> {
     Ok(())
 }
 
+/// Asks for small pages, which a file that is there already does not take, and says what it has.
+fn page_size(conn: &Connection) -> Result<u64, SpoolError> {
+    ask(conn, &format!("page_size={}", PAGE_SIZES[0]))?;
+    let has = ask(conn, "page_size")?.unwrap_or_default();
+    let known = PAGE_SIZES.into_iter().find(|size| size.to_string() == has);
+    known.ok_or_else(|| {
+        SpoolError::Storage(format!("spool.db has pages of {has} bytes, which no version of this program made"))
+    })
+}
+
 /// What each connection is set to, and the answer that proves it.
-const PRAGMAS: [(&str, &str, &str); 9] = [
+const PRAGMAS: [(&str, &str, &str); 8] = [
     ("synchronous", "FULL", "2"),
-    ("wal_autocheckpoint", "1000", "1000"),
     ("journal_size_limit", "4194304", "4194304"),
     ("secure_delete", "ON", "1"),
     ("cell_size_check", "ON", "1"),
@@ -288,11 +302,11 @@ const PRAGMAS: [(&str, &str, &str); 9] = [
 ];
 
 /// Bytes of bodies, plus a quarter for page slack, plus the rows of finished and unfinished requests.
-fn page_cap(options: &Options) -> i64 {
+fn page_cap(options: &Options, page_size: u64) -> i64 {
     let rows = options.max_requests.saturating_mul(2 * ROW_BYTES);
     let bytes = options.max_bytes.saturating_add(options.max_bytes / 4).saturating_add(rows);
     // SQLite's own ceiling is 2^32 - 2 pages.
-    sql(bytes.saturating_add(HEADROOM_BYTES) / PAGE_SIZE).min(0xffff_fffe)
+    sql(bytes.saturating_add(HEADROOM_BYTES) / page_size).min(0xffff_fffe)
 }
 
 /// Runs one pragma and returns its answer, if it has one.

@@ -4,7 +4,6 @@
 //! Owns when that is worth it: elsewhere the next outage takes the same room again. Deletes nothing.
 
 use super::codes::num;
-use super::schema::PAGE_SIZE;
 use super::store::Store;
 use super::{SpoolError, files, open};
 
@@ -25,8 +24,9 @@ pub(super) fn step(store: &mut Store) -> Result<(), SpoolError> {
     if files::wal(&store.options.data_dir).metadata().is_ok_and(|log| log.len() > 0) {
         open::checkpoint(&store.conn)?;
     }
-    let bytes = |pragma| store.conn.query_row(pragma, [], |r| r.get(0).map(num)).map(|pages| pages * PAGE_SIZE);
-    let (all, within) = (bytes("PRAGMA page_count")?, bytes("PRAGMA freelist_count")?);
+    let number = |pragma| store.conn.query_row(pragma, [], |r| r.get(0).map(num));
+    let page_size = number("PRAGMA page_size")?;
+    let (all, within) = (number("PRAGMA page_count")? * page_size, number("PRAGMA freelist_count")? * page_size);
     let used = all.saturating_sub(within);
     if within < FREE_MIN || used > USED_MAX || free()? < 2 * used + LEFT {
         return Ok(());

@@ -141,10 +141,10 @@ const STANDING: &str = "SELECT seq, id, source_id, priority, state, deferred, ma
 pub(super) struct Asked {
     /// Numbers of sources, by name; emptied when it is full, and when a name was mended.
     pub(super) sources: HashMap<String, i64>,
-    /// The cap on the file's pages.
-    pub(super) page_cap: Option<u64>,
-    /// Pages that this batch may still take below the cap, without those that are kept for outcomes.
-    pub(super) pages: Option<u64>,
+    /// The cap on the file's pages, and the bytes of one.
+    pub(super) page_cap: Option<(u64, u64)>,
+    /// Bytes that this batch may still take below the cap, without those that are kept for outcomes.
+    pub(super) room: Option<u64>,
 }
 
 /// The connection and what belongs to it.
@@ -196,7 +196,7 @@ pub(super) struct Faults {
 impl Store {
     /// Before each transaction.
     pub(super) fn begin_batch(&mut self) {
-        (self.asked.pages, self.is_half_written) = (None, false);
+        (self.asked.room, self.is_half_written) = (None, false);
     }
 
     /// After a transaction that was undone, and before the file is opened anew.

@@ -294,10 +294,10 @@ pub fn scan(data: &[u8]) {
     }
 }
 
-/// Any pages and any log come to an end. In front stands the length of the database in pages of 4 KiB.
+/// Any pages and any log come to an end. In front stands the length of the database in pages of 1 KiB.
 pub fn salvage(data: &[u8]) {
     let Some((pages, rest)) = data.split_first() else { return };
-    let (db, wal) = rest.split_at(rest.len().min(usize::from(*pages) * 4096));
+    let (db, wal) = rest.split_at(rest.len().min(usize::from(*pages) * 1024));
     holdfast::spool::fuzz_salvage(db.to_vec(), wal.to_vec());
 }
 

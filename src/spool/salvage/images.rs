@@ -8,9 +8,12 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::wal::{self, Fate, Log};
+use crate::spool::schema::PAGE_SIZES;
 
-/// What the spool always writes; another size is believed from a sound file header only.
-pub(super) const PAGE_SIZE: usize = 4096;
+/// Pages of a file whose header is damaged are looked for at these many places.
+const GUESSES_MAX: u64 = 1024;
+/// So many places where only a small page can begin have to look like one.
+const GUESSES_AGREED: usize = 2;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// Bytes that can be read by place: a file, or memory in tests.
@@ -236,24 +239,44 @@ impl Images {
     }
 }
 
-/// The file header's word, where the header is whole in what surrounds it.
+/// The file header's word, where the header is whole in what surrounds it; else what the pages look like.
 fn page_size(db: &dyn Source) -> usize {
     let mut header = [0u8; 24];
     if !db.fill(0, &mut header) || header[..16] != MAGIC[..] {
-        return PAGE_SIZE;
+        return looks_like(db);
     }
     // These four bytes are the same in every SQLite file; reserved bytes a spool never has.
     let fixed = header[20..24] == [0, 64, 32, 32];
     match usize::from(u16::from_be_bytes([header[16], header[17]])) {
         1 if fixed => 65536,
         said if fixed && said.is_power_of_two() && said >= 512 => said,
-        _ => PAGE_SIZE,
+        _ => looks_like(db),
     }
+}
+
+/// One of the sizes that spools have: the small one where pages begin at places that no large one begins at.
+fn looks_like(db: &dyn Source) -> usize {
+    let [small, large] = PAGE_SIZES;
+    let only_small = (1..GUESSES_MAX).map(|page| page * small).filter(|at| at % large != 0);
+    let mut head = [0u8; 8];
+    let begins = only_small.filter(|at| db.fill(*at, &mut head) && is_page_head(head, small));
+    let size = if begins.take(GUESSES_AGREED).count() == GUESSES_AGREED { small } else { large };
+    size as usize
+}
+
+/// Whether a page of a tree may begin so (SQLite's file format, "B-tree Pages").
+fn is_page_head(head: [u8; 8], page_size: u64) -> bool {
+    let number = |at: usize| u64::from(u16::from_be_bytes([head[at], head[at + 1]]));
+    let (free, cells, content) = (number(1), number(3), number(5));
+    let is_kind = matches!(head[0], 2 | 5 | 10 | 13);
+    is_kind && free < page_size && content <= page_size && 8 + 2 * cells <= content && head[7] <= 60
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PAGE_SIZE: usize = 4096;
 
     /// A file of one page, and a log of one frame of it whose sum does not hold.
     fn torn() -> Images {

@@ -24,6 +24,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::schema::PAGE_SIZES;
 use super::{SpoolError, quarantine};
 use images::{Images, Source};
 use index::{Index, Place};
@@ -164,13 +165,13 @@ pub(super) fn count(db: Vec<u8>, wal: Vec<u8>) -> usize {
 /// How many frames of a log SQLite will drop although they were committed: above 0, what SQLite shows is not
 /// what was acknowledged.
 pub(super) fn dropped_frames(wal: &Path) -> Result<u64, SpoolError> {
-    Ok(wal::scan(source(wal)?.as_ref(), images::PAGE_SIZE).dropped())
+    Ok(wal::scan(source(wal)?.as_ref(), PAGE_SIZES[0] as usize).dropped())
 }
 
 /// Whether everything that SQLite will drop of a log stands at the same place of another, byte for byte.
 pub(super) fn is_dropped_in(wal: &Path, other: &Path) -> Result<bool, SpoolError> {
     let (wal, other) = (source(wal)?, source(other)?);
-    let log = wal::scan(wal.as_ref(), images::PAGE_SIZE);
+    let log = wal::scan(wal.as_ref(), PAGE_SIZES[0] as usize);
     let size = wal::FRAME_HEADER as usize + log.page_size;
     let (mut here, mut there) = (vec![0; size], vec![0; size]);
     let dropped = log.frames.iter().enumerate().filter(|(_, frame)| frame.fate == wal::Fate::Dropped);

@@ -3,6 +3,7 @@
 //! Owns the arithmetic of salts and checksums; never reads what stands on a page.
 
 use super::images::Source;
+use crate::spool::schema::PAGE_SIZES;
 
 /// Bytes before the first frame.
 pub(super) const HEADER: u64 = 32;
@@ -79,7 +80,8 @@ pub(super) fn scan(source: &dyn Source, page_size: usize) -> Log {
         // As good as a damaged header: the frames behind it have salts of their own.
         bytes.fill(0);
     }
-    let (head, page_size) = head(&bytes, page_size);
+    let (head, said) = head(&bytes);
+    let page_size = said.or_else(|| common_size(source)).unwrap_or(page_size);
     let size = FRAME_HEADER + page_size as u64;
     let count = ((source.len() - HEADER) / size).min(FRAMES_MAX);
     let salts = if head.sound { head.salts } else { common_salts(source, size, count).unwrap_or(head.salts) };
@@ -144,7 +146,7 @@ impl Judge {
     }
 }
 
-fn head(bytes: &[u8; HEADER as usize], page_size: usize) -> (Head, usize) {
+fn head(bytes: &[u8; HEADER as usize]) -> (Head, Option<usize>) {
     let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let sums = [word(24), word(28)];
     // The last bit says in which order of bytes the sums are made; another flipped bit leaves it readable.
@@ -153,8 +155,21 @@ fn head(bytes: &[u8; HEADER as usize], page_size: usize) -> (Head, usize) {
     let big_endian = if holds(!claimed) && !holds(claimed) { !claimed } else { claimed };
     let sound = word(0) & !1 == MAGIC && holds(claimed);
     let said = word(8) as usize;
-    let size = if sound && said.is_power_of_two() && (512..=65536).contains(&said) { said } else { page_size };
+    let size = (sound && said.is_power_of_two() && (512..=65536).contains(&said)).then_some(said);
     (Head { sound, big_endian, salts: u64::from(word(16)) << 32 | u64::from(word(20)), sums }, size)
+}
+
+/// The size of page with which the salts of the first two frames are the same, where the header does not tell.
+fn common_size(source: &dyn Source) -> Option<usize> {
+    let salts = |at: u64| {
+        let mut bytes = [0u8; 8];
+        source.fill(at + 8, &mut bytes).then(|| u64::from_be_bytes(bytes))
+    };
+    let first = salts(HEADER).filter(|salts| *salts != 0)?;
+    let is_next = |size: &u64| {
+        salts(HEADER + FRAME_HEADER + size).is_some_and(|next| (next ^ first).count_ones() <= SALT_BITS_MAX)
+    };
+    PAGE_SIZES.into_iter().find(is_next).map(|size| size as usize)
 }
 
 /// The salts of the log's front, where the header's own are not to be believed: two of the first three agree.

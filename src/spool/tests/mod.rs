@@ -22,10 +22,13 @@ use bytes::Bytes;
 
 use super::lanes::Lanes;
 use super::record::{Accepted, LastError, LocalAnswer, NewRequest, Settlement, UplinkAnswer, Usage};
+use super::schema::PAGE_SIZES;
 use super::{Options, Spool, files, open, sum};
 use crate::control::types::{Policy, Priority};
 
 const HOUR: u64 = 3_600_000;
+/// Bytes of a page of a new spool.
+const PAGE: usize = PAGE_SIZES[0] as usize;
 
 pub(super) fn options(dir: &Path) -> Options {
     Options {

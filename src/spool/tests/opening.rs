@@ -40,7 +40,7 @@ fn spoil_root(dir: &Path, tree: &str) {
     let page = conn.query_row(text, [tree], |r| r.get::<_, i64>(0)).unwrap() as usize;
     drop(conn);
     let mut bytes = std::fs::read(files::database(dir)).unwrap();
-    bytes[(page - 1) * 4096..][..64].fill(0xff);
+    bytes[(page - 1) * PAGE..][..64].fill(0xff);
     std::fs::write(files::database(dir), bytes).unwrap();
 }
 
@@ -340,7 +340,7 @@ async fn an_index_out_of_order_is_damage_and_no_lane_without_an_end() {
         let path = files::database(dir.path());
         let conn = rusqlite::Connection::open(&path).unwrap();
         let text = "SELECT rootpage FROM sqlite_schema WHERE name = 'request_ready'";
-        let at = (conn.query_row(text, [], |r| r.get::<_, i64>(0)).unwrap() as usize - 1) * 4096;
+        let at = (conn.query_row(text, [], |r| r.get::<_, i64>(0)).unwrap() as usize - 1) * PAGE;
         drop(conn);
         let mut bytes = std::fs::read(&path).unwrap();
         // The priority, the first value behind the header.

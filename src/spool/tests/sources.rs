@@ -14,7 +14,8 @@ pub(super) enum In {
 pub(super) fn flip(dir: &Path, name: &str, place: In, letter: usize) {
     let path = files::database(dir);
     let mut bytes = std::fs::read(&path).unwrap();
-    let pages = bytes.chunks_mut(4096).filter(|page| page[0] == place as u8);
+    let page_size = usize::from(u16::from_be_bytes([bytes[16], bytes[17]]));
+    let pages = bytes.chunks_mut(page_size).filter(|page| page[0] == place as u8);
     let mut flipped = 0;
     for page in pages {
         for at in 0..=page.len() - name.len() {

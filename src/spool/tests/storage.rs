@@ -96,7 +96,8 @@ async fn a_full_database_refuses_and_goes_on() {
     spool
         .look(|store| {
             let pages: i64 = store.conn.query_row("PRAGMA page_count", [], |r| r.get(0))?;
-            let cap = format!("PRAGMA max_page_count={}", pages + 8 + 256);
+            let (more, kept) = (32 << 10, 1 << 20);
+            let cap = format!("PRAGMA max_page_count={}", pages + (more + kept) / PAGE as i64);
             Ok(store.conn.query_row(&cap, [], |r| r.get::<_, i64>(0))?)
         })
         .await

@@ -13,10 +13,11 @@ use crate::case::Outcome;
 use crate::parts::{Chance, until};
 use crate::{daemon, driver};
 
-const PAGE: usize = 4096;
+/// Bytes of a page of a new spool.
+const PAGE: usize = 1024;
 /// What is promised of a start.
 const START: Duration = Duration::from_secs(5);
-/// Requests in the spool that is damaged: some 700 pages.
+/// Requests in the spool that is damaged: some 2000 pages.
 const REQUESTS: u64 = 400;
 /// Nobody listens there.
 const NOWHERE: &str = "http://127.0.0.1:9";

@@ -101,7 +101,7 @@ fn sample_spool(folder: &Path) -> Result<Vec<u8>, String> {
     gateway.kill();
     let file = |name: &str| std::fs::read(gateway.dir().join("data").join(name)).unwrap_or_default();
     let (db, wal) = (file("spool.db"), file("spool.db-wal"));
-    let mut input = vec![u8::try_from(db.len() / 4096).map_err(|_| "a new spool is larger than 1 MB")?];
+    let mut input = vec![u8::try_from(db.len() / 1024).map_err(|_| "a new spool has more than 255 pages")?];
     input.extend([db.as_slice(), wal.as_slice()].concat());
     let seeds = folder.join("target/corpus/salvage");
     if std::fs::create_dir_all(&seeds).is_ok() {

@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::sample::{Chance, Known, Sample};
+use super::sample::{Chance, Known, Sample, page_size};
 use crate::spool::files;
 use crate::spool::salvage::{Body, Found, Report, Salvage};
-
-const PAGE: usize = 4096;
 
 /// Salvages the two files as a damaged folder would be.
 pub(super) fn salvage(sample: &Sample, db: &[u8], wal: &[u8]) -> (Vec<Found>, Report) {
@@ -84,8 +82,9 @@ fn is_exact(found: &Found, known: &Known) -> bool {
 /// Requests of which a page was changed: found by spoiling those pages in a sound file and seeing whose bytes go.
 fn touched(sample: &Sample, db: &[u8]) -> BTreeSet<i64> {
     let mut spoilt = sample.db.clone();
-    for (n, page) in spoilt.chunks_mut(PAGE).enumerate() {
-        let same = db.get(n * PAGE..(n * PAGE + page.len())).is_some_and(|other| *other == *page);
+    let size = page_size(&sample.db);
+    for (n, page) in spoilt.chunks_mut(size).enumerate() {
+        let same = db.get(n * size..(n * size + page.len())).is_some_and(|other| *other == *page);
         if !same {
             page.fill(0);
         }
@@ -115,18 +114,18 @@ pub(super) const KINDS: [Kind; 6] =
 
 /// A damaged copy of a database.
 pub(super) fn damaged(kind: Kind, db: &[u8], chance: &mut Chance) -> Vec<u8> {
-    let mut db = db.to_vec();
-    let pages = (db.len() / PAGE) as u64;
-    let page = |chance: &mut Chance| chance.below(pages) as usize * PAGE;
+    let (mut db, size) = (db.to_vec(), page_size(db));
+    let pages = (db.len() / size) as u64;
+    let page = |chance: &mut Chance| chance.below(pages) as usize * size;
     match kind {
         Kind::HeaderWiped => {
-            let upto = if chance.below(2) == 0 { 100 } else { PAGE };
+            let upto = if chance.below(2) == 0 { 100 } else { size };
             db[..upto].fill(0);
         }
         Kind::PagesZeroed => {
             for _ in 0..=chance.below(4) {
                 let at = page(chance);
-                db[at..at + PAGE].fill(0);
+                db[at..at + size].fill(0);
             }
         }
         Kind::BitFlipped => {
@@ -136,13 +135,13 @@ pub(super) fn damaged(kind: Kind, db: &[u8], chance: &mut Chance) -> Vec<u8> {
         Kind::Truncated => db.truncate(db.len() / 4 + chance.below(db.len() as u64 * 3 / 4) as usize),
         Kind::PagesSwapped => {
             let (a, b) = (page(chance), page(chance));
-            let first = db[a..a + PAGE].to_vec();
-            db.copy_within(b..b + PAGE, a);
-            db[b..b + PAGE].copy_from_slice(&first);
+            let first = db[a..a + size].to_vec();
+            db.copy_within(b..b + size, a);
+            db[b..b + size].copy_from_slice(&first);
         }
         Kind::Garbage => {
             let at = page(chance);
-            let len = 1 + chance.below(3 * PAGE as u64) as usize;
+            let len = 1 + chance.below(3 * size as u64) as usize;
             let end = (at + len).min(db.len());
             db[at..end].fill_with(|| chance.next() as u8);
         }
@@ -151,14 +150,13 @@ pub(super) fn damaged(kind: Kind, db: &[u8], chance: &mut Chance) -> Vec<u8> {
 }
 
 /// `count` files of each kind: every record exact or named, and what stands elsewhere kept.
-fn six_kinds(count: u64, seed: u64) {
-    let sample = Sample::closed(120, seed);
+fn six_kinds(count: u64, seed: u64, sample: &Sample) {
     let mut chance = Chance(seed);
     for kind in KINDS {
         let (mut elsewhere, mut kept) = (0, 0);
         for n in 0..count {
             let db = damaged(kind, &sample.db, &mut chance);
-            let verdict = judge(&sample, &db, &[]);
+            let verdict = judge(sample, &db, &[]);
             assert_eq!((verdict.wrong, verdict.unnamed), (0, 0), "seed {seed}, {kind:?} {n}: {verdict:?}");
             elsewhere += verdict.elsewhere;
             kept += verdict.kept_elsewhere;
@@ -205,7 +203,8 @@ pub(super) fn effort(few: u64) -> (u64, u64) {
 #[test]
 fn salvage_holds_over_six_kinds_of_damage() {
     let (count, seed) = effort(3);
-    six_kinds(count, seed);
+    six_kinds(count, seed, &Sample::closed(120, seed));
+    six_kinds(count, seed, &Sample::earlier(120, seed));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::sample::Sample;
+use super::sample::{PAGE, Sample};
 use crate::spool::salvage::Salvage;
 
 fn drain(db: Vec<u8>, wal: Vec<u8>) -> usize {
@@ -21,7 +21,7 @@ fn drain(db: Vec<u8>, wal: Vec<u8>) -> usize {
 /// A page that claims to hold rows, with a list of cells and bytes of any kind.
 fn page() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop_oneof![Just(0x0du8), Just(0x0a), Just(0x02), Just(0x05), any::<u8>()];
-    (kind, 0u16..2100, vec(any::<u8>(), 4096)).prop_map(|(kind, cells, mut page)| {
+    (kind, 0u16..2100, vec(any::<u8>(), PAGE)).prop_map(|(kind, cells, mut page)| {
         page[0] = kind;
         page[3..5].copy_from_slice(&cells.to_be_bytes());
         page
@@ -53,11 +53,11 @@ proptest! {
 fn chains_in_circles_end() {
     let sample = Sample::closed(32, 7);
     let mut db = sample.db.clone();
-    let pages = db.len() / 4096;
+    let pages = db.len() / PAGE;
     for page in 1..pages {
         // The pages of long bodies begin with the number of the next one.
-        if db[page * 4096] == 0 {
-            db[page * 4096..page * 4096 + 4].copy_from_slice(&(page as u32 + 1).to_be_bytes());
+        if db[page * PAGE] == 0 {
+            db[page * PAGE..page * PAGE + 4].copy_from_slice(&(page as u32 + 1).to_be_bytes());
         }
     }
     assert!(drain(db, Vec::new()) > 0);

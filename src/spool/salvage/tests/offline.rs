@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::sample::{Sample, options};
+use super::sample::{PAGE, Sample, options};
 use crate::control::types::State;
 use crate::spool::{Offline, SpoolError, files, open, outcomes, repair};
 
@@ -123,8 +123,8 @@ fn what_only_the_log_holds_and_what_the_ends_deny_is_named() {
 fn repair_makes_a_new_database_that_is_in_order() {
     let sample = Sample::closed(40, 38);
     let mut db = sample.db.clone();
-    for page in (6..db.len() / 4096).step_by(5) {
-        db[page * 4096..page * 4096 + 64].fill(0xff);
+    for page in (6..db.len() / PAGE).step_by(5) {
+        db[page * PAGE..page * PAGE + 64].fill(0xff);
     }
     let dir = sample.folder(&db, &[]);
     assert!(!check(dir.path()).0.is_empty());

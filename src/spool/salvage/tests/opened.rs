@@ -11,7 +11,7 @@ use rusqlite::types::Value;
 use serde_json::Value as Json;
 
 use super::damage::{KINDS, Kind, damaged, effort};
-use super::sample::{Chance, Known, Sample, options, request};
+use super::sample::{Chance, Known, PAGE, Sample, options, request};
 use crate::spool::record::{Leased, Record};
 use crate::spool::{Spool, files, open};
 
@@ -282,7 +282,7 @@ fn a_local_answer_comes_back_behind_a_damaged_log_or_is_named() {
         (sample.db.clone(), wal)
     };
     // The sum of the frame: SQLite drops it and what follows, and every byte of its page is as it was.
-    let sum_of_frame = |at: usize| at - (at - 32) % 4120 + 16;
+    let sum_of_frame = |at: usize| at - (at - 32) % (PAGE + 24) + 16;
     let behind = answers.iter().map(|copies| flipped(&[sum_of_frame(copies[0])]));
     let exact = each("sums of frames", 5, behind, &sample);
     assert_eq!(exact, answers.len() * sample.known.len(), "nothing is damaged but a sum");

@@ -1,7 +1,7 @@
 //! Whole files, and files with one plain kind of damage.
 
 use super::damage::{Verdict, judge, salvage};
-use super::sample::Sample;
+use super::sample::{PAGE, Sample};
 use crate::spool::salvage::{pages, record, rows};
 
 #[test]
@@ -29,19 +29,20 @@ fn the_log_alone_is_enough_and_without_it_the_file_is() {
 
 #[test]
 fn a_wiped_header_costs_nothing() {
-    let sample = Sample::closed(64, 4);
-    let mut db = sample.db.clone();
-    db[..100].fill(0);
-    let kept = Verdict { exact: 64, elsewhere: 64, kept_elsewhere: 64, ..Verdict::default() };
-    assert_eq!(judge(&sample, &db, &[]), kept);
+    for sample in [Sample::closed(64, 4), Sample::earlier(64, 4)] {
+        let mut db = sample.db.clone();
+        db[..100].fill(0);
+        let kept = Verdict { exact: 64, elsewhere: 64, kept_elsewhere: 64, ..Verdict::default() };
+        assert_eq!(judge(&sample, &db, &[]), kept);
+    }
 }
 
 #[test]
 fn each_page_can_be_lost_and_what_it_held_is_named() {
     let sample = Sample::closed(64, 5);
-    for page in 0..sample.db.len() / 4096 {
+    for page in 0..sample.db.len() / PAGE {
         let mut db = sample.db.clone();
-        db[page * 4096..(page + 1) * 4096].fill(0);
+        db[page * PAGE..(page + 1) * PAGE].fill(0);
         let verdict = judge(&sample, &db, &[]);
         assert_eq!((verdict.wrong, verdict.unnamed), (0, 0), "page {}: {verdict:?}", page + 1);
         assert_eq!(verdict.kept_elsewhere, verdict.elsewhere, "page {}", page + 1);
@@ -53,8 +54,8 @@ fn a_report_names_ids_and_no_content() {
     let sample = Sample::closed(64, 6);
     let dir = tempfile::tempdir().unwrap();
     let mut db = sample.db.clone();
-    for page in (4..db.len() / 4096).step_by(2) {
-        db[page * 4096..(page + 1) * 4096].fill(0x55);
+    for page in (4..db.len() / PAGE).step_by(2) {
+        db[page * PAGE..(page + 1) * PAGE].fill(0x55);
     }
     let (_, report) = salvage(&sample, &db, &[]);
     report.write(dir.path()).unwrap();
@@ -69,7 +70,7 @@ fn a_report_names_ids_and_no_content() {
 fn an_index_says_which_requests_were_being_sent() {
     let sample = Sample::closed(120, 3);
     let mut said = Vec::new();
-    for (n, page) in sample.db.chunks(4096).enumerate() {
+    for (n, page) in sample.db.chunks(PAGE).enumerate() {
         for cell in pages::index(page, n as u32 + 1) {
             said.extend(record::decode(&page[cell.local]).and_then(|values| rows::sending_entry(&values)));
         }

@@ -10,6 +10,7 @@ use rusqlite::types::Value;
 use crate::control::types::{Policy, Priority};
 use crate::spool::record::{LastError, LocalAnswer, NewRequest, Settlement, UplinkAnswer};
 use crate::spool::salvage::rows::{ANSWER_COLUMNS, BODY_KEPT, REQUEST_COLUMNS};
+use crate::spool::schema::PAGE_SIZES;
 use crate::spool::{Options, Spool, files, open};
 
 /// A chance that replays from its seed.
@@ -43,6 +44,14 @@ impl Known {
     pub(super) fn keeps_body(&self) -> bool {
         self.values[BODY_KEPT] == Value::Integer(1)
     }
+}
+
+/// Bytes of a page of a new spool.
+pub(super) const PAGE: usize = PAGE_SIZES[0] as usize;
+
+/// Bytes of a page of this database.
+pub(super) fn page_size(db: &[u8]) -> usize {
+    usize::from(u16::from_be_bytes([db[16], db[17]]))
 }
 
 /// A spool's files.
@@ -163,6 +172,19 @@ impl Sample {
     /// As a power cut leaves it: part of it in the log only.
     pub(super) fn cut(count: u64, seed: u64) -> Sample {
         Sample::make(count, seed, false)
+    }
+
+    /// The same as an earlier version made it, with the pages that it had.
+    pub(super) fn earlier(count: u64, seed: u64) -> Sample {
+        let sample = Sample::closed(count, seed);
+        let path = sample.dir.path().join("spool.db");
+        let conn = rusqlite::Connection::open(&path).unwrap();
+        conn.execute_batch("PRAGMA journal_mode=DELETE; PRAGMA page_size=4096; VACUUM; PRAGMA journal_mode=WAL")
+            .unwrap();
+        drop(conn);
+        let db = std::fs::read(path).unwrap();
+        assert_eq!((page_size(&sample.db), page_size(&db)), (1024, 4096));
+        Sample { db, ..sample }
     }
 
     fn make(count: u64, seed: u64, close: bool) -> Sample {
