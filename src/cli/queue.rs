@@ -30,7 +30,7 @@ pub enum Command {
         /// The request's id
         id: String,
     },
-    /// Put a dead or held request back into the queue
+    /// Put a request that ended without an answer (dead, cancelled, expired, evicted) back into the queue
     Retry {
         /// The request's id
         id: String,
