@@ -38,8 +38,7 @@ const OURS: [&str; 3] = [FILE_PREFIX, BATCH_PREFIX, responses::PREFIX];
 /// Passes a request on.
 pub async fn any_v1(State(app): State<Arc<App>>, request: Request) -> Response {
     if request.uri().path().split('/').any(|part| OURS.iter().any(|prefix| part.starts_with(prefix))) {
-        let message =
-            "the gateway keeps this file, batch or response and has nothing at this path; see its docs/later.md";
+        let message = "the gateway keeps this file, batch or response and has nothing at this path; docs/later.md says what there is";
         return Refusal::new(StatusCode::NOT_FOUND, "unknown_path", message).into_response();
     }
     let method = request.method().clone();
