@@ -77,7 +77,8 @@ impl From<rusqlite::Error> for SpoolError {
         use rusqlite::Error as E;
         // The tables are strict: a value of another type or range was not written by us.
         let strange = matches!(error, E::Utf8Error(..) | E::FromSqlConversionFailure(..))
-            || matches!(error, E::IntegralValueOutOfRange(..) | E::InvalidColumnType(..));
+            || matches!(error, E::IntegralValueOutOfRange(..) | E::InvalidColumnType(..))
+            || is_a_name_unknown(&error);
         if strange {
             return SpoolError::Damaged(error.to_string());
         }
@@ -88,6 +89,16 @@ impl From<rusqlite::Error> for SpoolError {
             // SQLite's own text names tables and columns, never values.
             _ => SpoolError::Storage(error.to_string()),
         }
+    }
+}
+
+/// Every statement fits the tables as they were made: one that does not has met a flipped bit in a name. SQLite has no code of
+/// its own for that.
+fn is_a_name_unknown(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqlInputError { .. } => true,
+        rusqlite::Error::SqliteFailure(_, Some(said)) => said.starts_with("no such ") || said.contains("has no column"),
+        _ => false,
     }
 }
 

@@ -13,7 +13,7 @@ use super::lease::Drawn;
 use super::powered::Powered;
 use super::read::Stored;
 use super::record::{Accepted, Filter, Leased, LocalAnswer, NewRequest, Record, Settlement, Tally};
-use super::store::Store;
+use super::store::{DAMAGED, Store};
 use super::writer::{Abandoned, Command, Job};
 use super::{
     Condition, Options, SpoolError, accept, change, lease, open, quarantine, read, scrub, settle, shrink, sweep,
@@ -201,7 +201,26 @@ impl Spool {
         }
         let Some(found) = found else { return Ok(None) };
         let options = self.inner.options.clone();
-        blocking(move || with_answers(&options, found).map(Some)).await?
+        let (mut record, is_unreadable) = blocking(move || with_answers(&options, found)).await??;
+        if is_unreadable {
+            self.tell_unreadable(&mut record).await?;
+        }
+        Ok(Some(record))
+    }
+
+    /// Puts on record that an answer is lost. Where no other is left, that is an error and not a record without an answer.
+    async fn tell_unreadable(&self, record: &mut Record) -> Result<(), SpoolError> {
+        let seq = record.seq;
+        if record.state.is_final() && record.reason.as_deref() != Some(DAMAGED) {
+            match self.write(move |store| scrub::tell_unreadable(store, seq)).await {
+                // A better copy may be on its way.
+                Err(SpoolError::Salvaging) => return Err(SpoolError::Salvaging),
+                Err(error) => tracing::debug!(%error, seq, "a lost answer could not be put on record"),
+                Ok(()) => {}
+            }
+            record.reason = Some(DAMAGED.to_owned());
+        }
+        if record.local.is_none() && record.uplink.is_none() { Err(SpoolError::Unreadable) } else { Ok(()) }
     }
 
     /// Whether a request has the local model's answer; opens no file.
@@ -497,9 +516,8 @@ fn verify(options: &Options, drawn: Vec<Drawn>) -> Result<(Vec<Leased>, Vec<u64>
     Ok((whole, damaged))
 }
 
-/// A record with the bytes of its answers. One that cannot be read costs the other nothing; where neither can, that is an
-/// error and not a record without an answer.
-fn with_answers(options: &Options, found: read::Found) -> Result<Record, SpoolError> {
+/// A record with the bytes of its answers, and whether one cannot be read: that costs the other nothing.
+fn with_answers(options: &Options, found: read::Found) -> Result<(Record, bool), SpoolError> {
     let read::Found { mut record, local, uplink, .. } = found;
     let mut is_unreadable = false;
     if let (Some((answer, _)), Some(stored)) = (&mut record.local, local) {
@@ -516,10 +534,7 @@ fn with_answers(options: &Options, found: read::Found) -> Result<Record, SpoolEr
             Err(error) => return Err(error),
         }
     }
-    if is_unreadable && record.local.is_none() && record.uplink.is_none() {
-        return Err(SpoolError::Unreadable);
-    }
-    Ok(record)
+    Ok((record, is_unreadable))
 }
 
 fn fetch(options: &Options, stored: Stored) -> Result<Bytes, SpoolError> {

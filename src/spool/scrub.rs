@@ -2,8 +2,10 @@
 //!
 //! Owns the pace; reads only, and hands what does not hold to whoever may write.
 
+use rusqlite::params;
+
 use super::codes::{num, sql};
-use super::store::Store;
+use super::store::{DAMAGED, Store};
 use super::{SpoolError, sources, sum};
 use crate::control::types::State;
 
@@ -76,6 +78,20 @@ pub(super) fn set_right(store: &mut Store, wrong: &Wrong) -> Result<(), SpoolErr
             let text = "UPDATE answer SET size = size WHERE seq = ?1";
             store.conn.prepare_cached(text)?.execute([sql(*seq)])?;
         }
+    }
+    Ok(())
+}
+
+/// Marks a request that is over as damaged, because bytes of an answer of it are lost; one that waits gets another answer.
+pub(super) fn tell_unreadable(store: &mut Store, seq: u64) -> Result<(), SpoolError> {
+    store.rescue.behind.check(seq)?;
+    let text = "UPDATE request SET reason = ?2 WHERE seq = ?1 AND state >= 3 AND reason IS NOT ?2";
+    if store.conn.prepare_cached(text)?.execute(params![sql(seq), DAMAGED])? > 0 {
+        tracing::error!(
+            seq,
+            HOLDFAST_REASON = DAMAGED,
+            "an answer of a stored request is damaged: it is left out from now on"
+        );
     }
     Ok(())
 }

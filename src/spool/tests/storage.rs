@@ -45,6 +45,11 @@ async fn an_answer_that_cannot_be_read_costs_the_other_nothing() {
         std::fs::remove_file(files::bodies(dir.path()).join(name)).unwrap();
         let record = spool.get("a".into()).await.unwrap().unwrap();
         assert_eq!((record.uplink.is_some(), record.local.is_some()), (lost == 1, lost == 0));
+        let told = Some("damaged");
+        assert_eq!((record.state, record.reason.as_deref()), (State::Answered, told), "a record says what it lacks");
+        let listed =
+            spool.list(crate::spool::record::Filter { limit: 9, ..Default::default() }).await.unwrap().remove(0);
+        assert_eq!(listed.reason.as_deref(), told);
         let other = names(dir.path()).remove(0);
         std::fs::remove_file(files::bodies(dir.path()).join(other)).unwrap();
         assert_eq!(spool.get("a".into()).await.err(), Some(SpoolError::Unreadable), "nothing is left to tell");

@@ -327,3 +327,23 @@ fn a_start_holds_over_flipped_bits_in_rows() {
     let files = (0..count * 6).map(|_| (row_flipped(&sample, &mut chance), Vec::new()));
     assert!(each("flips in rows", seed, files, &sample) > 0);
 }
+
+/// Where a name stands in the file's own description of its tables and indexes, and a bit of it flipped.
+fn misnamed(db: &[u8], name: &str, chance: &mut Chance) -> Vec<u8> {
+    let mut db = db.to_vec();
+    let places: Vec<usize> = (0..db.len() - name.len()).filter(|at| db[*at..].starts_with(name.as_bytes())).collect();
+    let at = places[chance.below(places.len() as u64) as usize];
+    // From one letter to another, so that what comes out may be a name as well.
+    db[at + chance.below(name.len() as u64) as usize] ^= 1;
+    db
+}
+
+#[test]
+fn a_start_holds_over_flipped_bits_in_names() {
+    let (count, seed) = effort(2);
+    let sample = Sample::closed(20, seed);
+    let mut chance = Chance(seed);
+    let names = ["boot_ms", "next_seq", "request_ready", "request_state", "attempts", "latency_ms", "device_key"];
+    let files = (0..count).flat_map(|_| names.map(|name| (misnamed(&sample.db, name, &mut chance), Vec::new())));
+    assert!(each("flips in names", seed, files.collect::<Vec<_>>().into_iter(), &sample) > 0);
+}
