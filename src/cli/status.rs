@@ -58,9 +58,11 @@ fn render(status: &Value, out: &Out) -> String {
         let line = mood.map_or_else(|| line.clone(), |mood| out.paint(mood, line));
         let _ = writeln!(text, "{label} {line}");
     }
-    let storage = text_at(status, "/storage");
-    if !storage.is_empty() {
-        let _ = writeln!(text, "storage  {}", out.paint(Mood::Bad, &storage));
+    for (label, field) in [("config  ", "/configuration"), ("storage ", "/storage")] {
+        let trouble = text_at(status, field);
+        if !trouble.is_empty() {
+            let _ = writeln!(text, "{label} {}", out.paint(Mood::Bad, &trouble));
+        }
     }
     if let Some((line, mood)) = budget(status) {
         let line = mood.map_or_else(|| line.clone(), |mood| out.paint(mood, &line));
@@ -279,6 +281,7 @@ mod tests {
     fn everything_is_on_the_screen() {
         let status = json!({
             "device_id": "gw1", "version": "0.1.0", "uptime_s": 300, "state": "degraded", "paused": true,
+            "configuration": "new configuration refused", "storage": "make room",
             "uplinks": [
                 { "name": "holysheep", "health": "healthy", "breaker": "closed", "latency_ms": 212, "in_flight": 2,
                   "consecutive_failures": 0, "reason": null, "paused": null,
@@ -309,6 +312,8 @@ uplinks  NAME       HEALTH     BREAKER    LATENCY  IN FLIGHT  FAILURES  NOTE
          b          unhealthy  half-open  -        0          7         paused: key: check api_keys; next trial in 1 min
 links    NAME  PROTOCOL  STATE    DEVICES  STORED  RESULTS  DAMAGED  NOTE
          cell  frames    waiting  1        3       2        1        not plugged in
+config   new configuration refused
+storage  make room
 budget   1.2500 USD spent on 2026-11-21 (UTC), 0.5000 reserved, cap 5.00 USD
 local    llama3.2 (ollama): reachable, loaded; 1 in flight, 0 waiting
 backlog  12 requests, 2.0 KiB, oldest 90s, about 30s to drain; queued 10, sending 2, unknown 0, dead 1; window 4

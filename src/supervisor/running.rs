@@ -69,11 +69,11 @@ impl Running {
         let cache = parts::open_cache(settings, spool.powered_ms()).await?;
         let later = Later::start(gateway.clone(), parts::later_options(settings), stopped.clone());
         let options = parts::http_options(settings, cache.clone());
-        let app = App::new(gateway.clone(), options, models, links, later, stopped.clone());
+        let (notice, notices) = watch::channel(None);
+        let app = App::new(gateway.clone(), options, models, links, later, notices.clone(), stopped.clone());
         app.restore_repeats().await;
         let grace = settings.gateway.stop_grace;
         let server = tokio::spawn(http::serve(app.clone(), listeners, shutting, stopped, grace));
-        let (notice, notices) = watch::channel(None);
         let pulse = tokio::spawn(systemd::keep(gateway.clone(), notices, move || app.second_thread()));
         let running =
             Running { floor, notice, grace, gateway, driver, lines, server, pulse, money, cache, spool, shut, stop };

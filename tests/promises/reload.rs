@@ -94,11 +94,17 @@ async fn a_faulty_file_changes_nothing_and_is_named() {
     let log = std::fs::read_to_string(bench.daemon.folder().join("daemon.log")).unwrap();
     assert!(log.lines().any(|line| line.contains("not taken over") && line.contains("devise")), "{log}");
     assert_eq!(manager.states(), ["READY=1", "RELOADING=1", "READY=1"]);
+    let told = bench.daemon.status().await["configuration"].clone();
+    assert!(
+        told.as_str().is_some_and(|told| told.contains("the old one goes on") && told.contains("devise")),
+        "{told}"
+    );
     // Mended, it is taken over, and the notice is gone.
     let before = manager.heard().len();
     reload(&bench, "\ndevise = 1", "");
     manager.wait_for("READY=1", 3).await;
     assert_eq!(device_id(&bench).await, "other");
+    assert!(bench.daemon.status().await["configuration"].is_null());
     until("a status line of the new image", 30, || async {
         let after = manager.heard().split_off(before);
         let at = after.iter().rposition(|line| line == "READY=1")?;

@@ -61,6 +61,7 @@ pub async fn status(State(app): State<Arc<App>>) -> Response {
         "state": overall(&view),
         "paused": view.paused,
         "reason": unable,
+        "configuration": *app.refused.borrow(),
         "storage": storage(&view, unable),
         "uplinks": uplinks(&app, &view),
         "local": local(&app),

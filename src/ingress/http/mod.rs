@@ -129,6 +129,8 @@ pub struct App {
     limiter: Option<Mutex<Limiter>>,
     reshaping: Semaphore,
     board: Board,
+    /// Why the configuration on the disk was not taken over.
+    refused: watch::Receiver<Option<String>>,
     /// Kept by every request: the second thread ends after the last work on it, not with its last connection.
     threads: Arc<Threads>,
     stop: watch::Receiver<bool>,
@@ -147,13 +149,14 @@ fn attach_now() -> u64 {
 }
 
 impl App {
-    /// Puts the parts together; `stop` turns true when the process ends.
+    /// Puts the parts together; `stop` turns true when the process ends, `refused` says why a configuration was not taken over.
     pub fn new(
         gateway: Gateway,
         options: Options,
         models: Arc<Models>,
         links: Links,
         later: Later,
+        refused: watch::Receiver<Option<String>>,
         stop: watch::Receiver<bool>,
     ) -> Arc<App> {
         let door = Door::new(options.max_in_flight);
@@ -175,6 +178,7 @@ impl App {
             limiter,
             reshaping,
             board,
+            refused,
             threads: Arc::default(),
             stop,
             started_unix_s,
