@@ -19,6 +19,9 @@ pub const LINE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Longest `custom_id`.
 pub const CUSTOM_ID_BYTES_MAX: usize = 512;
 
+/// What Windows' editors put before a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// One line as its caller wrote it.
 #[derive(Debug, Deserialize)]
 struct Raw<'a> {
@@ -106,6 +109,9 @@ impl Lines {
                 return Ok(None);
             }
             self.place += 1;
+            if self.place == 1 && self.text.starts_with(BYTE_ORDER_MARK) {
+                self.text.drain(..BYTE_ORDER_MARK.len());
+            }
             let is_long = self.text.last() != Some(&b'\n') && read as u64 > LINE_BYTES_MAX;
             if is_long {
                 self.skip()?;
@@ -183,6 +189,14 @@ mod tests {
     fn a_line_gives_its_name_and_its_body_byte_for_byte() {
         let text = r#"{"custom_id":"\u00e4 1","method":"POST","url":"/v1/chat/completions","body":{ "a" : 1.50 }}"#;
         assert_eq!(read(text.as_bytes(), CHAT).unwrap(), Line { custom_id: "ä 1".into(), body: r#"{ "a" : 1.50 }"# });
+    }
+
+    #[test]
+    fn a_text_of_windows_is_a_text() {
+        let (first, second) = (good("a"), good("b"));
+        assert_eq!(checked(&format!("\u{feff}{first}\r\n{second}\r\n")), Ok(2));
+        assert_eq!(checked(&format!("\u{feff}\r\n{first}")), Ok(1));
+        assert_eq!(checked(&format!("{first}\n\u{feff}{second}")).unwrap_err()[0].line, Some(2));
     }
 
     #[test]
