@@ -22,7 +22,7 @@ use super::cloud::{Call, Cloud, SendError, Whole};
 use super::tls::client_config;
 use crate::body::Body;
 use crate::clock;
-use crate::control::event::{Block, Fault, Outcome};
+use crate::control::event::{Block, Fault, KeyIndex, Outcome};
 use crate::control::types::words;
 
 /// Addresses of one name that are tried.
@@ -102,7 +102,7 @@ impl Climb {
 }
 
 /// Climbs. `models` are the names under which this uplink is asked for models. Takes as long as the uplink's own time-outs at
-/// most, three times, and ten seconds.
+/// most, three times, and twice ten seconds.
 pub async fn climb(cloud: &Cloud, models: &[String]) -> Vec<Rung> {
     let mut climb = Climb(Vec::with_capacity(RUNGS.len()));
     let _ = rungs(&mut climb, cloud, models).await;
@@ -267,17 +267,7 @@ fn elsewhere(place: &str, host: &str) -> Option<String> {
 /// Everything above the connection is told by the list of models.
 async fn answer(climb: &mut Climb, cloud: &Cloud, host: &str, models: &[String], begun: Instant) -> Result<(), Ended> {
     let asked = clock::now();
-    let call = Call {
-        method: Method::GET,
-        path: format!("/v1{}", cloud.options().probe_path),
-        headers: HeaderMap::new(),
-        body: Body::default().into(),
-        on_out: None,
-    };
-    // With several keys the first one tells; what is wrong with another stands in the status.
-    let sent = cloud.send_unless(call, 0, std::future::pending::<()>());
-    let listed = timeout(ANSWER_MAX, async { sent.await?.whole(LIST_BYTES_MAX).await }).await;
-    let listed = listed.unwrap_or(Err(SendError { outcome: Outcome::Unknown(Fault::Timeout) }));
+    let listed = list(cloud, 0, ANSWER_MAX).await;
     clock_rung(climb, listed.as_ref().ok(), begun);
     let whole = match listed {
         Ok(whole) => whole,
@@ -289,8 +279,23 @@ async fn answer(climb: &mut Climb, cloud: &Cloud, host: &str, models: &[String],
     };
     let outcome = classify::outcome(whole.status, &whole.headers, &whole.body);
     who(climb, &whole, outcome, host, asked)?;
-    credential(climb, &whole, outcome, asked)?;
+    let first = judged(&name_of(cloud, 0), whole.status, outcome);
+    let verdicts = [vec![first], other_keys(cloud).await].concat();
+    credential(climb, &verdicts, asked)?;
     model(climb, &whole.body, models)
+}
+
+async fn list(cloud: &Cloud, key: KeyIndex, limit: Duration) -> Result<Whole, SendError> {
+    let call = Call {
+        method: Method::GET,
+        path: format!("/v1{}", cloud.options().probe_path),
+        headers: HeaderMap::new(),
+        body: Body::default().into(),
+        on_out: None,
+    };
+    let sent = cloud.send_unless(call, key, std::future::pending::<()>());
+    let listed = timeout(limit, async { sent.await?.whole(LIST_BYTES_MAX).await }).await;
+    listed.unwrap_or(Err(SendError { outcome: Outcome::Unknown(Fault::Timeout) }))
 }
 
 /// What the uplink's own clock says of ours; off by minutes is worth a word and breaks nothing.
@@ -333,32 +338,63 @@ fn who(climb: &mut Climb, whole: &Whole, outcome: Outcome, host: &str, asked: In
     }
 }
 
-fn credential(climb: &mut Climb, whole: &Whole, outcome: Outcome, asked: Instant) -> Result<(), Ended> {
-    let status = whole.status.as_u16();
+/// What one key may do, and a sentence about it.
+type Verdict = (Standing, String);
+
+/// Where there is one only, nobody has to be told which.
+fn name_of(cloud: &Cloud, key: KeyIndex) -> String {
+    if cloud.keys().len() > 1 { cloud.key_name(key) } else { "the key".to_owned() }
+}
+
+/// The same of every key but the first, all within [`ANSWER_MAX`].
+async fn other_keys(cloud: &Cloud) -> Vec<Verdict> {
+    let begun = clock::now();
+    let mut verdicts = Vec::new();
+    for key in 1..cloud.keys().len() {
+        let (name, left) = (name_of(cloud, key), ANSWER_MAX.saturating_sub(begun.elapsed()));
+        verdicts.push(match list(cloud, key, left).await {
+            Ok(whole) => judged(&name, whole.status, classify::outcome(whole.status, &whole.headers, &whole.body)),
+            Err(error) => (Standing::Skipped, format!("{name} got no answer ({error})")),
+        });
+    }
+    verdicts
+}
+
+fn judged(key: &str, status: StatusCode, outcome: Outcome) -> Verdict {
+    let code = status.as_u16();
     match outcome {
-        Outcome::Delivered => {
-            climb.holds("the key may list models", asked);
-            Ok(())
-        }
+        Outcome::Delivered => (Standing::Ok, format!("{key} may list models")),
         Outcome::Blocked(Block::Key) => {
-            Err(climb.fails(format!("the key is refused ({status}): put a valid one where api_keys says"), asked))
+            (Standing::Failed, format!("{key} is refused ({code}): put a valid one where api_keys says"))
         }
         Outcome::Blocked(Block::Quota) => {
-            Err(climb.fails(format!("the account has no credit left ({status}): pay, or use another key"), asked))
+            let what = format!("the account of {key} has no credit left ({code}): pay, or use another key");
+            (Standing::Failed, what)
         }
-        Outcome::RateLimited { .. } => {
-            climb.skipped("the service limits how often it may be asked (429)");
-            Err(Ended)
+        Outcome::RateLimited { .. } => (Standing::Skipped, format!("the service limits how often {key} may ask (429)")),
+        _ if status == StatusCode::NOT_FOUND => {
+            (Standing::Skipped, "this service lists no models, so only a request can tell".to_owned())
         }
-        _ if whole.status == StatusCode::NOT_FOUND => {
-            climb.skipped("this service lists no models, so only a request can tell");
-            Err(Ended)
-        }
-        _ => {
-            climb.skipped(format!("this key may not list models ({status}), so only a request can tell"));
-            Err(Ended)
-        }
+        _ => (Standing::Skipped, format!("{key} may not list models ({code}), so only a request can tell")),
     }
+}
+
+/// The worst that is said of any key, of several all that is not well.
+fn credential(climb: &mut Climb, verdicts: &[Verdict], asked: Instant) -> Result<(), Ended> {
+    let of = |standing| {
+        let said: Vec<&str> = verdicts.iter().filter(|(s, _)| *s == standing).map(|(_, said)| said.as_str()).collect();
+        said.join("; ")
+    };
+    let (failed, skipped) = (of(Standing::Failed), of(Standing::Skipped));
+    if !failed.is_empty() {
+        return Err(climb.fails(failed, asked));
+    }
+    if !skipped.is_empty() {
+        climb.skipped(skipped);
+        return Err(Ended);
+    }
+    climb.holds(of(Standing::Ok), asked);
+    Ok(())
 }
 
 #[derive(Deserialize)]

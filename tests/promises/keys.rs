@@ -121,3 +121,20 @@ async fn one_unreadable_key_of_two_stops_nothing() {
     let reply = bench.daemon.send(Ask::chat("hello")).await;
     assert_eq!((reply.status, reply.header("x-holdfast-route")), (200, "uplink:keyed"), "{}", reply.text());
 }
+
+#[tokio::test]
+async fn the_test_of_an_uplink_tries_each_key() {
+    let (bench, keyed) = two_keys().await;
+    let credential = || async {
+        let (code, said) = bench.daemon.tool(&["uplink", "test", "keyed", "--json"]).await;
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let rungs = said[0]["rungs"].as_array().unwrap();
+        let rung = rungs.iter().find(|rung| rung["rung"] == "credential").unwrap();
+        (code, rung["detail"].as_str().unwrap().to_owned())
+    };
+    let fine = "key 1 (env KEY_ONE) may list models; key 2 (env KEY_TWO) may list models";
+    assert_eq!(credential().await, (0, fine.to_owned()));
+    keyed.set_faults(Faults { only_key: Some("sk-two".to_owned()), ..Faults::status(401) }).await;
+    let (code, said) = credential().await;
+    assert!(code == 1 && said.starts_with("key 2 (env KEY_TWO) is refused (401): "), "{said}");
+}
