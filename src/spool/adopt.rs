@@ -198,22 +198,28 @@ pub(super) fn adopt_row(store: &mut Store, row: &SalvagedRow) -> Result<Adopted,
         Some(_) => Adopted::Updated,
         None => Adopted::Inserted,
     };
-    let mut row = Cow::Borrowed(row);
-    if let Some(old) = standing {
-        row = Cow::Owned(merge::with_standing(store, &row, &old)?);
-        // It comes back at once, with its files.
-        let before = (store.effects.unlink.len(), store.effects.outcomes.len());
-        store.remove(&old)?;
-        let names = names(&row);
-        let mut at = 0;
-        store.effects.unlink.retain(|name| {
-            at += 1;
-            at <= before.0 || !names.iter().any(|kept| kept == name)
-        });
-        store.effects.outcomes.truncate(before.1);
-    }
+    let row = match standing {
+        Some(old) => Cow::Owned(take_out(store, row, &old)?),
+        None => Cow::Borrowed(row),
+    };
     insert(store, &row, &id, state, held)?;
     Ok(verdict)
+}
+
+/// Removes what stands in the place of a newer copy, and gives that copy with what it lacks of it. It comes back at once, so
+/// its files stay and nothing is said of an end.
+fn take_out(store: &mut Store, row: &SalvagedRow, old: &Standing) -> Result<SalvagedRow, SpoolError> {
+    let row = merge::with_standing(store, row, old)?;
+    let before = (store.effects.unlink.len(), store.effects.outcomes.len());
+    store.remove(old)?;
+    let names = names(&row);
+    let mut at = 0;
+    store.effects.unlink.retain(|name| {
+        at += 1;
+        at <= before.0 || !names.iter().any(|kept| kept == name)
+    });
+    store.effects.outcomes.truncate(before.1);
+    Ok(row)
 }
 
 /// The local model's answer may be newer than the row it belongs to: keeping one does not change the row.

@@ -118,17 +118,19 @@ async fn try_pass_on(
                 let Some((whole, origin)) = last else { return Err(Refusal::upstream_timeout()) };
                 return Ok(answer::from_uplink(whole, &origin));
             }
-            Target::Offline { .. } if maybe_billed => return Err(Refusal::upstream_timeout()),
-            Target::Offline { reason: Reason::BudgetSpent, .. } => {
-                return Err(Refusal::budget_spent(&app.gateway.money().why()));
-            }
-            Target::Offline { reason, .. } => {
-                let why = format!("this path needs one ({reason})");
-                return Err(Refusal::unavailable(&why));
-            }
+            Target::Offline { reason, .. } => return Err(offline(app, reason, maybe_billed)),
             Target::Unsure | Target::LastAnswer => return Err(Refusal::upstream_timeout()),
             Target::Stopping => return Err(Refusal::stopping().after_a_send(maybe_billed)),
         };
+    }
+}
+
+/// What nobody here can answer in an uplink's place.
+fn offline(app: &App, reason: Reason, maybe_billed: bool) -> Refusal {
+    match reason {
+        _ if maybe_billed => Refusal::upstream_timeout(),
+        Reason::BudgetSpent => Refusal::budget_spent(&app.gateway.money().why()),
+        reason => Refusal::unavailable(&format!("this path needs one ({reason})")),
     }
 }
 
