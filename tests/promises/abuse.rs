@@ -281,6 +281,48 @@ async fn two_requests_in_one_packet_are_both_answered() {
     assert!(text.contains("alive"), "{text}");
 }
 
+/// Sends all of it and ends the sending side, as small programs do before they read.
+async fn sent_and_ended(bench: &Bench, requests: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(bench.daemon.socket()).await.unwrap();
+    stream.write_all(requests.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    stream
+}
+
+fn post(body: &str) -> String {
+    format!("POST /v1/chat/completions HTTP/1.1\r\nhost: hf\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test]
+async fn who_ends_his_side_after_asking_is_answered_and_the_connection_ends() {
+    let bench = Bench::start().await;
+    bench.uplink.set_faults(Faults { delay_ms: 300, ..Faults::default() }).await;
+    let mut streamed = chat_body("streamed");
+    streamed["stream"] = true.into();
+    let asked = post(&chat_body("plain").to_string()) + &post(&streamed.to_string());
+    let mut stream = sent_and_ended(&bench, &asked).await;
+    let mut text = String::new();
+    within("two answers", 10, stream.read_to_string(&mut text)).await.unwrap();
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 2, "{text}");
+    assert!(text.contains("chat.completion\"") && text.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "{text}");
+}
+
+#[tokio::test]
+async fn who_closes_after_ending_his_side_is_given_up() {
+    let bench = Bench::start().await;
+    bench.uplink.set_faults(Faults { delay_ms: 60_000, ..Faults::default() }).await;
+    let stream = sent_and_ended(&bench, &post(&chat_body("given up").to_string())).await;
+    let in_flight = async |wanted: u64| {
+        until("the request at the uplink", 20, || async {
+            (bench.daemon.status().await["uplinks"][0]["in_flight"] == wanted).then_some(())
+        })
+        .await;
+    };
+    in_flight(1).await;
+    drop(stream);
+    in_flight(0).await;
+}
+
 /// Reads until the other side ends the connection.
 async fn closed(stream: &mut UnixStream) {
     let mut buffer = [0u8; 4096];

@@ -93,7 +93,7 @@ pub async fn served(bytes: &[u8], size: usize, reads: bool) -> Option<Vec<String
             Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
         }
     });
-    let stream = TokioIo::new(Guarded::new(Said { bytes, size: size.max(1) }, line.clone()));
+    let stream = TokioIo::new(Guarded::new(Said { bytes, size: size.max(1) }, |_| false, line.clone()));
     let mut server = http1::Builder::new();
     server.header_read_timeout(None);
     let ended = tokio::time::timeout(std::time::Duration::from_secs(5), server.serve_connection(stream, service)).await;

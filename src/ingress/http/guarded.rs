@@ -6,9 +6,9 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -27,6 +27,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(65);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What is taken and thrown away behind a refused head: a client that writes a little more still reads why.
 const REFUSED_BYTES_MAX: usize = 256 * 1024;
+/// So often a peer that ended its side and waits for its answer is looked after.
+const STILL_THERE: Duration = Duration::from_secs(1);
 /// Bytes read at once while a head comes in.
 const READ_BYTES: usize = 2 * 1024;
 
@@ -36,15 +38,21 @@ const STAND_IN: &[u8] = b"GET /refused HTTP/1.1\r\nhost: refused\r\nconnection: 
 /// What a connection and its requests know of each other.
 #[derive(Debug, Default)]
 pub struct Line {
-    busy: AtomicBool,
+    /// Heads that were passed on and whose answers are not out.
+    owed: AtomicUsize,
     fault: Mutex<Option<HeadFault>>,
+    /// Who reads the connection, where its peer ended its side before its answer was out.
+    ended: Mutex<Option<Waker>>,
 }
 
 impl Line {
-    /// A request is being answered until the guard is dropped.
+    /// A request whose head was passed on is being answered until the guard is dropped.
     pub fn busy(self: &Arc<Self>) -> Busy {
-        self.busy.store(true, Ordering::Release);
         Busy(self.clone())
+    }
+
+    fn is_busy(&self) -> bool {
+        self.owed.load(Ordering::Acquire) > 0
     }
 
     /// Why the head was refused, where it was.
@@ -53,13 +61,15 @@ impl Line {
     }
 }
 
-/// While it lives no time-out of heads runs.
+/// While it lives no time-out of heads runs. One for each head that was passed on.
 #[derive(Debug)]
 pub struct Busy(Arc<Line>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.busy.store(false, Ordering::Release);
+        let _ = self.0.owed.fetch_update(Ordering::AcqRel, Ordering::Acquire, |owed| owed.checked_sub(1));
+        let ended = self.0.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        ended.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -73,9 +83,13 @@ enum Part {
     Lost,
 }
 
+/// Whether the peer of a connection that ended its side still takes an answer.
+pub type ReadsOn<S> = fn(&S) -> bool;
+
 /// The stream.
 pub struct Guarded<S> {
     inner: S,
+    reads_on: ReadsOn<S>,
     line: Arc<Line>,
     part: Part,
     /// Read, but not judged or not wanted yet.
@@ -89,13 +103,32 @@ pub struct Guarded<S> {
 
 impl<S> Guarded<S> {
     /// Guards a new connection.
-    pub fn new(inner: S, line: Arc<Line>) -> Self {
-        let (part, inbox) = (Part::Head, BytesMut::new());
-        Guarded { inner, line, part, inbox, passed: 0, first: true, read_wait: Wait::default(), write_wait: None }
+    pub fn new(inner: S, reads_on: ReadsOn<S>, line: Arc<Line>) -> Self {
+        let (part, inbox, read_wait) = (Part::Head, BytesMut::new(), Wait::default());
+        Guarded { inner, reads_on, line, part, inbox, passed: 0, first: true, read_wait, write_wait: None }
+    }
+
+    /// Whether the end of what comes must not end the answer: behind a refusal, and where a whole request came before it from
+    /// one who only ended its own side, as small programs do that send, end and read.
+    fn is_owed(&self) -> bool {
+        match self.part {
+            Part::Refused(_) => true,
+            Part::Head => self.inbox.is_empty() && self.line.is_busy() && (self.reads_on)(&self.inner),
+            _ => false,
+        }
+    }
+
+    /// Has the connection read again when its answer is out, and now and then before: the peer may close it meanwhile.
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        *self.line.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        while self.read_wait.poll(STILL_THERE, cx) {
+            self.read_wait.end();
+        }
     }
 
     fn refuse(&mut self, fault: HeadFault) {
         *self.line.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        self.line.owed.fetch_add(1, Ordering::AcqRel);
         self.part = Part::Refused(REFUSED_BYTES_MAX);
         self.inbox = BytesMut::from(STAND_IN);
         self.passed = STAND_IN.len();
@@ -117,6 +150,7 @@ impl<S> Guarded<S> {
                     Ok(framing) => {
                         self.passed = end;
                         self.first = false;
+                        self.line.owed.fetch_add(1, Ordering::AcqRel);
                         self.read_wait.end();
                         self.part = match framing {
                             Framing::Length(0) => Part::Head,
@@ -185,7 +219,7 @@ impl<S> Guarded<S> {
 
     /// Whether the head, or the next request, has been waited for long enough.
     fn waited(&mut self, cx: &mut Context<'_>) -> bool {
-        if !matches!(self.part, Part::Head) || self.line.busy.load(Ordering::Acquire) || plant::is(Fault::NoTimers) {
+        if !matches!(self.part, Part::Head) || self.line.is_busy() || plant::is(Fault::NoTimers) {
             self.read_wait.end();
             return false;
         }
@@ -245,8 +279,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             let mut part = ReadBuf::new(&mut scratch);
             match Pin::new(&mut me.inner).poll_read(cx, &mut part) {
                 Poll::Ready(Ok(())) if part.filled().is_empty() => {
-                    // Behind a refusal the end of what comes must not end the answer.
-                    return if matches!(me.part, Part::Refused(_)) { Poll::Pending } else { Poll::Ready(Ok(())) };
+                    if !me.is_owed() {
+                        return Poll::Ready(Ok(()));
+                    }
+                    me.look_again(cx);
+                    return Poll::Pending;
                 }
                 Poll::Ready(Ok(())) => {
                     if me.inbox.is_empty() && !me.first {
@@ -340,7 +377,7 @@ mod tests {
 
     #[tokio::test]
     async fn behind_a_refused_head_only_so_much_is_taken() {
-        let mut guarded = Guarded::new(Endless(0), Arc::default());
+        let mut guarded = Guarded::new(Endless(0), |_| false, Arc::default());
         let mut bytes = [0; 1024];
         let mut read = ReadBuf::new(&mut bytes);
         poll_fn(|cx| Pin::new(&mut guarded).poll_read(cx, &mut read)).await.unwrap();

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
+use futures_util::FutureExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use hyper::http::uri::Authority;
@@ -20,7 +21,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tower::{Layer, ServiceExt};
@@ -28,7 +29,7 @@ use tower::{Layer, ServiceExt};
 use super::call::Peer;
 use super::cors;
 use super::framing::HeadFault;
-use super::guarded::{Guarded, HEAD_TIMEOUT, Line};
+use super::guarded::{Guarded, HEAD_TIMEOUT, Line, ReadsOn};
 use super::peers::{PeerKey, Peers};
 use super::refusal::Refusal;
 use super::threads::OnThread;
@@ -111,6 +112,12 @@ async fn accept_any(listeners: &[TcpListener]) -> io::Result<TcpStream> {
     futures_util::future::select_all(accepts).await.0.map(|(stream, _)| stream)
 }
 
+/// Whether a peer that ended its side has not closed the connection: one that has takes no answer.
+fn reads_on(stream: &UnixStream) -> bool {
+    let ready = stream.ready(Interest::READABLE | Interest::WRITABLE).now_or_never();
+    matches!(ready, Some(Ok(ready)) if !ready.is_write_closed())
+}
+
 /// Serves a connection on its thread. A socket reports to the thread that it was made on: on another one it is made anew.
 fn spawn_on<S, F>(
     thread: OnThread,
@@ -160,7 +167,7 @@ impl Server {
         let thread = self.app.threads.enter();
         let remade = |stream: UnixStream| UnixStream::from_std(stream.into_std()?);
         spawn_on(thread, stream, remade, move |stream| async move {
-            self.connection(stream, Origin::Unix(peer), watcher).await;
+            self.connection(stream, reads_on, Origin::Unix(peer), watcher).await;
             drop(place);
         });
     }
@@ -178,10 +185,11 @@ impl Server {
         let remade = |stream: TcpStream| TcpStream::from_std(stream.into_std()?);
         spawn_on(thread, stream, remade, move |stream| async move {
             match self.tls.clone() {
-                None => self.connection(stream, Origin::Tcp(here.ip()), watcher).await,
+                // There a connection that was closed looks the same as one whose peer only ended its side.
+                None => self.connection(stream, |_| false, Origin::Tcp(here.ip()), watcher).await,
                 Some(tls) => {
                     if let Ok(Ok(stream)) = tokio::time::timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
-                        self.connection(stream, Origin::Tcp(here.ip()), watcher).await;
+                        self.connection(stream, |_| false, Origin::Tcp(here.ip()), watcher).await;
                     }
                 }
             }
@@ -189,12 +197,12 @@ impl Server {
         });
     }
 
-    async fn connection<S>(self: Arc<Self>, stream: S, origin: Origin, watcher: Watcher)
+    async fn connection<S>(self: Arc<Self>, stream: S, reads_on: ReadsOn<S>, origin: Origin, watcher: Watcher)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let line = Arc::new(Line::default());
-        let stream = Guarded::new(stream, line.clone());
+        let stream = Guarded::new(stream, reads_on, line.clone());
         let server = self.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let (server, origin, line) = (server.clone(), origin.clone(), line.clone());
