@@ -31,6 +31,19 @@ async fn local_is_answered_and_not_stored() {
 }
 
 #[tokio::test]
+async fn a_slash_too_many_in_the_path_costs_nobody_his_place_in_the_queue() {
+    let bench = Bench::offline(Settings::without_local()).await;
+    for path in ["/v1/chat/completions/", "/v1//chat/completions", "//v1/chat/completions"] {
+        let ask = Ask::post(path, chat_body(path).to_string()).header("prefer", "respond-async");
+        assert_eq!(bench.daemon.send(ask).await.status, 202, "{path}");
+    }
+    assert_eq!(bench.daemon.backlog().await, 3);
+    let lost = bench.daemon.send(Ask::post("/chat/completions", chat_body("lost").to_string())).await;
+    lost.assert_error(404, "unknown_path");
+    assert!(lost.text().contains("end with /v1"), "{}", lost.text());
+}
+
+#[tokio::test]
 async fn a_list_says_the_places_that_the_records_say() {
     let bench = Bench::offline(Settings::without_local()).await;
     for (n, priority) in ["normal", "low", "high", "normal"].into_iter().enumerate() {

@@ -56,7 +56,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use hyper::header::{CONTENT_ENCODING, HeaderName, HeaderValue};
-use hyper::{Method, StatusCode};
+use hyper::{Method, StatusCode, Uri};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tower::{ServiceExt, service_fn};
@@ -363,6 +363,9 @@ async fn serve_with_id(app: Arc<App>, router: &Router, mut request: Request) -> 
     let makes_work = !request.method().is_safe();
     let source = makes_work.then(|| call::source(&request));
     request.extensions_mut().insert(RequestId(id.clone()));
+    if let Some(plain) = path::plain(request.uri()) {
+        *request.uri_mut() = plain;
+    }
     let mut response = match straight(&request) {
         Some(endpoint) => Box::pin(admit(app.clone(), request, Handler::Endpoint(endpoint))).await,
         None => router.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
@@ -444,9 +447,15 @@ fn unknown_encoding() -> Response {
     Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message).into_response()
 }
 
-async fn unknown_path() -> Response {
-    Refusal::new(StatusCode::NOT_FOUND, "unknown_path", "there is nothing at this path; see GET / for what there is")
-        .into_response()
+async fn unknown_path(asked: Uri) -> Response {
+    let path = asked.path();
+    let lacks_v1 = openai::ENDPOINTS.iter().any(|endpoint| endpoint.strip_prefix("/v1") == Some(path));
+    let message = if lacks_v1 {
+        "there is nothing at this path; with /v1 before it there is: let the client's base URL end with /v1"
+    } else {
+        "there is nothing at this path; see GET / for what there is"
+    };
+    Refusal::new(StatusCode::NOT_FOUND, "unknown_path", message).into_response()
 }
 
 async fn unknown_method() -> Response {
