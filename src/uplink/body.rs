@@ -42,6 +42,9 @@ pub struct Head {
 /// Why a body is not a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {
+    /// Nothing came: HTTP takes a body without its length for none.
+    #[error("the body is empty; send a JSON object, and its number of bytes in Content-Length")]
+    Empty,
     /// Not JSON at all, not an object, nested too deeply, or ambiguous.
     #[error(transparent)]
     Json(Fault),
@@ -64,7 +67,8 @@ struct StreamOptions {
 /// Reads the head of a request for `endpoint` and checks that what the endpoint needs is there: a request
 /// that is stored now would otherwise become a dead letter hours later.
 pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
-    let layout = body.layout().as_ref().map_err(|fault| HeadError::Json(*fault))?;
+    let read = body.layout().as_ref();
+    let layout = read.map_err(|fault| if body.len() == 0 { HeadError::Empty } else { HeadError::Json(*fault) })?;
     match endpoint {
         "/v1/chat/completions" => require_list("messages", layout)?,
         "/v1/completions" => require("prompt", layout)?,

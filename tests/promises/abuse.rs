@@ -20,6 +20,7 @@ async fn malformed_and_wrong_bodies_are_refused_in_words() {
     for body in ["", "{", "nonsense", "{\"model\":\"gpt-4o\",\"messages\":", "\u{0}\u{1}", &deep] {
         let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body.to_owned())).await;
         reply.assert_error(400, "invalid_json");
+        assert_eq!(reply.text().contains("the body is empty"), body.is_empty(), "{}", reply.text());
     }
     for body in ["[]", "5", "null", "\"text\"", "{}", "{\"model\":5,\"messages\":7}", "{\"model\":\"gpt-4o\"}"] {
         let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body)).await;
