@@ -68,7 +68,7 @@ struct StreamOptions {
 /// that is stored now would otherwise become a dead letter hours later.
 pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
     let read = body.layout().as_ref();
-    let layout = read.map_err(|fault| if body.len() == 0 { HeadError::Empty } else { HeadError::Json(*fault) })?;
+    let layout = read.map_err(|fault| if body.is_empty() { HeadError::Empty } else { HeadError::Json(*fault) })?;
     match endpoint {
         "/v1/chat/completions" => require_list("messages", layout)?,
         "/v1/completions" => require("prompt", layout)?,
