@@ -350,9 +350,7 @@ impl Run {
                 }
                 Next::Line(Prepared { number, custom_id, body, model: head.model })
             }
-            Err(error @ (head::HeadError::Empty | head::HeadError::Json(_))) => {
-                refused(custom_id, error.to_string(), "invalid_json")
-            }
+            Err(error @ head::HeadError::Json(_)) => refused(custom_id, error.to_string(), "invalid_json"),
             Err(error) => refused(custom_id, error.to_string(), "missing_field"),
         })
     }

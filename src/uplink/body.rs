@@ -45,6 +45,9 @@ pub enum HeadError {
     /// Nothing came: HTTP takes a body without its length for none.
     #[error("the body is empty; send a JSON object, and its number of bytes in Content-Length")]
     Empty,
+    /// An editor put a mark before it that says how it is encoded.
+    #[error("the body begins with a byte order mark; send UTF-8 without one")]
+    Marked,
     /// Not JSON at all, not an object, nested too deeply, or ambiguous.
     #[error(transparent)]
     Json(Fault),
@@ -64,11 +67,23 @@ struct StreamOptions {
     include_usage: bool,
 }
 
+/// Byte order marks of UTF-8 and both of UTF-16, <https://www.unicode.org/faq/utf_bom.html#bom4>.
+const MARKS: [&[u8]; 3] = [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff"];
+
+/// What is wrong with a body that is no JSON object, in the words that help most.
+fn unread(body: &Body, fault: Fault) -> HeadError {
+    let begin = body.in_one_piece().unwrap_or_default();
+    match fault {
+        _ if body.is_empty() => HeadError::Empty,
+        _ if MARKS.iter().any(|mark| begin.starts_with(mark)) => HeadError::Marked,
+        fault => HeadError::Json(fault),
+    }
+}
+
 /// Reads the head of a request for `endpoint` and checks that what the endpoint needs is there: a request
 /// that is stored now would otherwise become a dead letter hours later.
 pub fn read(endpoint: &str, body: &Body) -> Result<Head, HeadError> {
-    let read = body.layout().as_ref();
-    let layout = read.map_err(|fault| if body.is_empty() { HeadError::Empty } else { HeadError::Json(*fault) })?;
+    let layout = body.layout().as_ref().map_err(|fault| unread(body, *fault))?;
     match endpoint {
         "/v1/chat/completions" => require_list("messages", layout)?,
         "/v1/completions" => require("prompt", layout)?,

@@ -22,6 +22,10 @@ async fn malformed_and_wrong_bodies_are_refused_in_words() {
         reply.assert_error(400, "invalid_json");
         assert_eq!(reply.text().contains("the body is empty"), body.is_empty(), "{}", reply.text());
     }
+    let marked = format!("\u{feff}{}", chat_body("marked"));
+    let reply = bench.daemon.send(Ask::post("/v1/chat/completions", marked)).await;
+    reply.assert_error(400, "invalid_json");
+    assert!(reply.text().contains("byte order mark"), "{}", reply.text());
     for body in ["[]", "5", "null", "\"text\"", "{}", "{\"model\":5,\"messages\":7}", "{\"model\":\"gpt-4o\"}"] {
         let reply = bench.daemon.send(Ask::post("/v1/chat/completions", body)).await;
         assert!((400..500).contains(&reply.status), "{body}: {} {}", reply.status, reply.text());

@@ -244,7 +244,7 @@ impl Refusal {
 impl From<HeadError> for Refusal {
     fn from(error: HeadError) -> Self {
         match error {
-            HeadError::Empty | HeadError::Json(_) => {
+            HeadError::Empty | HeadError::Marked | HeadError::Json(_) => {
                 Refusal::bad_field("invalid_json", None::<&str>, error.to_string())
             }
             HeadError::Field { field, .. } => Refusal::bad_field("missing_field", Some(field), error.to_string()),
