@@ -102,7 +102,19 @@ fn checked(source: &KeySource, bytes: &[u8]) -> Result<Secret, String> {
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(format!("{source} holds characters that no key has; one line of plain ASCII is expected"));
     }
+    if text.starts_with(['"', '\'']) {
+        return Err(format!("{source} holds a key in quotes; leave them out"));
+    }
+    if is_assignment(text) {
+        return Err(format!("{source} holds NAME=key; leave out what stands before the key"));
+    }
     Ok(Secret::new(text))
+}
+
+/// Whether it is a line for a service's environment, `HOLYSHEEP_API_KEY=…`. Keys may end with `=`, and are no upper case words.
+fn is_assignment(text: &str) -> bool {
+    let is_name = |name: &str| name.ends_with("KEY") && name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+    text.split_once('=').is_some_and(|(name, value)| is_name(name) && !value.is_empty())
 }
 
 #[cfg(test)]
@@ -129,6 +141,13 @@ mod tests {
         std::fs::write(&path, "sk-1\nsk-2\n").unwrap();
         let error = read_key(&source).unwrap_err();
         assert!(!error.contains("sk-1") && error.contains("one line"), "{error}");
+        for (text, word) in [("\"sk-1\"\n", "quotes"), ("'sk-1'", "quotes"), ("HOLYSHEEP_API_KEY=sk-1\n", "NAME=key")] {
+            std::fs::write(&path, text).unwrap();
+            let error = read_key(&source).unwrap_err();
+            assert!(!error.contains("sk-1") && error.contains(word), "{error}");
+        }
+        std::fs::write(&path, "c2stMQ==").unwrap();
+        assert_eq!(read_key(&source).unwrap().reveal(), "c2stMQ==");
     }
 
     #[test]

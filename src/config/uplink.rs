@@ -236,10 +236,13 @@ fn uplink_name(text: &str) -> Result<String, String> {
     if fits { Ok(text.to_owned()) } else { Err("must be 1 to 64 letters, digits, \"-\", \"_\" or \".\"".to_owned()) }
 }
 
-/// An address of an uplink or a local model server, without a trailing slash.
 /// What an uplink's address looks like.
 const EXAMPLE: &str = "https://api.example/v1";
+/// What people copy with an address, and the gateway adds by itself.
+const ENDPOINTS: [&str; 7] =
+    ["/chat/completions", "/completions", "/embeddings", "/responses", "/models", "/api/chat", "/api/generate"];
 
+/// An address of an uplink or a local model server, without a trailing slash.
 pub(super) fn http_url(text: &str, example: &str) -> Result<String, String> {
     let hint = format!("write one such as {}", quoted(example));
     // Repeating an address with a password or a key in it would print that.
@@ -261,7 +264,11 @@ pub(super) fn http_url(text: &str, example: &str) -> Result<String, String> {
     if with_port && uri.port_u16().is_none() {
         return Err(format!("{shown} has no port between 0 and 65535 after its host; {hint}"));
     }
-    Ok(text.trim_end_matches('/').to_owned())
+    let address = text.trim_end_matches('/');
+    match ENDPOINTS.iter().find(|endpoint| address.ends_with(**endpoint)) {
+        Some(endpoint) => Err(format!("{shown} is where one kind of request goes; leave {endpoint} out; {hint}")),
+        None => Ok(address.to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -283,6 +290,8 @@ mod tests {
             "http://x?a=b",
             "http://a b",
             "/v1",
+            "https://api.example/v1/chat/completions",
+            "http://127.0.0.1:11434/api/chat/",
         ];
         for text in bad {
             assert!(http_url(text, EXAMPLE).is_err(), "{text}");
