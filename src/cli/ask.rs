@@ -4,6 +4,7 @@
 
 mod task;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use hyper::Method;
 use serde_json::{Value, json};
 
 use super::client::{Answer, Client, Stream, header, refusal};
-use super::exit::{Done, FAILED, Failure, INTERNAL, IO, STORED};
+use super::exit::{Done, FAILED, Failure, INTERNAL, IO, STORED, USAGE};
 use super::out::{Out, text_at};
 use crate::control::types::{Policy, Priority};
 
@@ -22,10 +23,13 @@ const OVER_WAIT: Duration = Duration::from_secs(10);
 /// A picture larger than this fills a spool and a context window for nothing.
 const IMAGE_BYTES_MAX: u64 = 10 * 1024 * 1024;
 
+/// A text larger than this is no question: a model would read none of it.
+const TEXT_BYTES_MAX: u64 = 1024 * 1024;
+
 /// `ask`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The question; for a task its first argument
+    /// The question; for a task its first argument; - reads it from standard input
     #[arg(required_unless_present = "task")]
     text: Option<String>,
     /// A picture that goes with it: PNG, JPEG, GIF or WebP, at most 10 MiB; several for a task
@@ -55,7 +59,10 @@ pub struct Args {
 }
 
 /// Asks and prints.
-pub async fn run(args: Args, client: &Client, out: &Out) -> Done {
+pub async fn run(mut args: Args, client: &Client, out: &Out) -> Done {
+    if args.text.as_deref() == Some("-") {
+        args.text = Some(piped(std::io::stdin())?);
+    }
     let images = args.image.iter().map(|path| data_url(path)).collect::<Result<Vec<_>, _>>()?;
     if let Some(task) = &args.task {
         return task::run(task, &args, &images, client, out).await;
@@ -64,6 +71,18 @@ pub async fn run(args: Args, client: &Client, out: &Out) -> Done {
     let answer = sent(client, &args, "/v1/chat/completions", Bytes::from(body)).await?;
     let streamed = header(&answer.headers, "content-type").starts_with("text/event-stream");
     if answer.status == 200 && streamed { print_stream(answer, out).await } else { print(&answer.whole().await?, out) }
+}
+
+/// What another program writes, without the line's end behind it.
+fn piped(input: impl Read) -> Result<String, Failure> {
+    let mut bytes = Vec::new();
+    let read = input.take(TEXT_BYTES_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Failure::new(IO, format!("standard input cannot be read: {error}")))?;
+    if bytes.len() as u64 > TEXT_BYTES_MAX {
+        return Err(Failure::new(USAGE, "standard input holds more than 1 MiB; that is no question"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| Failure::new(USAGE, "standard input is not UTF-8 text"))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Asks; who said how long to wait waits no longer for a daemon that hangs either.
@@ -242,6 +261,15 @@ mod tests {
 
     fn args(words: &[&str]) -> Args {
         Line::parse_from([&["ask"], words].concat()).args
+    }
+
+    #[test]
+    fn a_question_may_come_from_another_program() {
+        assert_eq!(args(&["-"]).text.as_deref(), Some("-"));
+        assert_eq!(piped(&b"two\nlines\r\n"[..]).unwrap(), "two\nlines");
+        let refused = |bytes: &[u8]| piped(bytes).unwrap_err().code;
+        assert_eq!(refused(&vec![b'a'; TEXT_BYTES_MAX as usize + 1]), USAGE);
+        assert_eq!(refused(b"\xff"), USAGE);
     }
 
     #[test]
