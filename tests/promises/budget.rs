@@ -212,6 +212,21 @@ async fn without_money_there_are_the_local_model_tickets_and_what_is_free() {
 }
 
 #[tokio::test]
+async fn without_money_and_local_model_each_is_told_the_nearest_reason() {
+    let bench = Bench::with(capped(0.5)).await;
+    bench.daemon.send(ask("here alone").offline("local")).await.assert_error(429, "budget_spent");
+    let hurried = |user| ask(user).offline("queue").header("x-stainless-read-timeout", "1");
+    let stored = bench.daemon.send(hurried("for tomorrow")).await;
+    stored.assert_error(503, "request_queued");
+    assert!(stored.text().contains("USD"), "{}", stored.text());
+    // Without an uplink money is not what is missing first.
+    bench.outage(Faults::failing(Mode::Refuse)).await;
+    let stored = bench.daemon.send(hurried("for the uplink")).await;
+    stored.assert_error(503, "request_queued");
+    assert!(!stored.text().contains("USD") && stored.text().contains("no uplink"), "{}", stored.text());
+}
+
+#[tokio::test]
 async fn a_small_cap_is_said_as_it_is_and_nothing_is_said_of_max_tokens_that_is_not_so() {
     let settings = capped(0.5);
     let extra = settings.extra.replace("usd_per_day = 0.5", "usd_per_day = 0.001");

@@ -277,6 +277,11 @@ async fn an_answered_request_cannot_be_cancelled_but_deleted() {
     let path = format!("/holdfast/v1/requests/{}", accepted.id());
     until("the answer", 10, || async { (bench.daemon.get(&path).await.json()["state"] == "answered").then_some(()) })
         .await;
+    for more in ["state=answered&source=uid:1", "source=uid:1", "state=queued", ""] {
+        let purge = Ask::new(hyper::Method::DELETE, &format!("/holdfast/v1/requests?{more}"));
+        bench.daemon.send(purge).await.assert_error(400, "invalid_query");
+    }
+    assert_eq!(bench.daemon.get(&path).await.status, 200, "a purge that was refused deleted it");
     bench.daemon.send(Ask::new(hyper::Method::DELETE, &path)).await.assert_error(409, "not_cancellable");
     let answer = format!("/v1/chat/completions/{}", accepted.id());
     assert_eq!(bench.daemon.get(&answer).await.status, 200);
