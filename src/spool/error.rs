@@ -97,10 +97,13 @@ impl From<rusqlite::Error> for SpoolError {
 fn is_a_name_unknown(error: &rusqlite::Error) -> bool {
     match error {
         rusqlite::Error::SqlInputError { .. } => true,
-        rusqlite::Error::SqliteFailure(_, Some(said)) => said.starts_with("no such ") || said.contains("has no column"),
+        rusqlite::Error::SqliteFailure(_, Some(said)) => UNKNOWN_NAMES.iter().any(|words| said.contains(words)),
         _ => false,
     }
 }
+
+/// How SQLite says that. Not its words for a savepoint, which an I/O error may have taken away.
+const UNKNOWN_NAMES: [&str; 4] = ["no such table", "no such column", "no such index", "has no column named"];
 
 impl From<std::io::Error> for SpoolError {
     fn from(error: std::io::Error) -> SpoolError {
@@ -109,6 +112,30 @@ impl From<std::io::Error> for SpoolError {
             PermissionDenied => SpoolError::Permission(error.to_string()),
             StorageFull | QuotaExceeded => SpoolError::DiskFull,
             _ => SpoolError::Storage(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_damage_and_a_savepoint_that_went_is_none() {
+        let conn = rusqlite::Connection::open_in_memory().unwrap();
+        conn.execute_batch("CREATE TABLE request (seq INTEGER PRIMARY KEY)").unwrap();
+        let said = |text: &str| SpoolError::from(conn.execute_batch(text).unwrap_err());
+        for text in [
+            "SELECT seq FROM bequest",
+            "SELECT teq FROM request",
+            "SELECT seq FROM request INDEXED BY request_ready",
+            "INSERT INTO request (teq) VALUES (1)",
+            "UPDATE request SET teq = 1",
+        ] {
+            assert!(matches!(said(text), SpoolError::Damaged(_)), "{text}: {:?}", said(text));
+        }
+        for text in ["ROLLBACK TO one", "RELEASE one", "COMMIT"] {
+            assert!(matches!(said(text), SpoolError::Storage(_)), "{text}: {:?}", said(text));
         }
     }
 }
