@@ -139,7 +139,7 @@ fn readable_keys(uplink: &str, sources: &[config::ApiKey]) -> Keys {
     }
     if keys.is_empty() {
         tracing::error!(HOLDFAST_UPLINK = uplink, HOLDFAST_REASON = "no_key", "uplink {uplink} has no key: {why}");
-        return Keys::Missing;
+        return Keys::Missing(why);
     }
     let (some, all) = (keys.len(), sources.len());
     tracing::error!(

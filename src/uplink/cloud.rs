@@ -219,7 +219,7 @@ impl Cloud {
     /// Sends with one of its keys and waits for the answer's head, unless it is taken back before. A body that had not left entirely never will then, so that it is
     /// given up at no cost; what had left may have been billed.
     pub async fn send_unless(&self, call: Call, key: KeyIndex, taken_back: impl Future) -> Result<Reply, SendError> {
-        if matches!(self.options.keys, Keys::Missing) {
+        if self.missing_keys().is_some() {
             return Err(SendError { outcome: Outcome::Unreachable(Fault::NoKey) });
         }
         if self.over_tls && self.options.floor.is_above_clock() {

@@ -273,7 +273,7 @@ async fn answer(climb: &mut Climb, cloud: &Cloud, host: &str, models: &[String],
         Ok(whole) => whole,
         Err(SendError { outcome: Outcome::Unreachable(Fault::NoKey) }) => {
             climb.skipped("not asked");
-            return Err(climb.fails("no key can be read: look at api_keys", asked));
+            return Err(climb.fails(cloud.missing_keys().unwrap_or("no key can be read"), asked));
         }
         Err(error) => return Err(climb.fails(format!("no answer over a connection that stands ({error})"), asked)),
     };

@@ -138,3 +138,23 @@ async fn the_test_of_an_uplink_tries_each_key() {
     let (code, said) = credential().await;
     assert!(code == 1 && said.starts_with("key 2 (env KEY_TWO) is refused (401): "), "{said}");
 }
+
+#[tokio::test]
+async fn a_missing_key_is_named_in_the_status_and_in_the_test() {
+    let keyed = serve_uplink(UplinkOptions::default()).await.unwrap();
+    let section = format!(
+        "[[uplink]]\nname = \"keyed\"\nbase_url = \"{}/v1\"\napi_keys = [{{ env = \"KEY_ONE\" }}]",
+        keyed.base_url()
+    );
+    let bench = Bench::with(Settings { extra: section, ..Settings::default() }).await;
+    let why = "environment variable KEY_ONE is not set; set it in the service's environment";
+    until("the missing key to be told", 10, || async {
+        (keyed_status(&bench).await["reason"] == format!("no key: {why}")).then_some(())
+    })
+    .await;
+    let (code, said) = bench.daemon.tool(&["uplink", "test", "keyed"]).await;
+    assert!(code == 1 && said.contains(why), "{said}");
+    assert!(keyed.log().is_empty(), "something was sent without a key: {:?}", keyed.log());
+    let health = bench.daemon.send(Ask::get("/health")).await.text();
+    assert!(!health.contains("KEY_ONE"), "everybody is told where keys are: {health}");
+}

@@ -142,7 +142,7 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
             "name": cloud.name(),
             "health": u.health.as_str(),
             "available": u.available,
-            "reason": u.fault.map(sentence),
+            "reason": u.fault.map(|fault| reason(cloud, fault)),
             "rung": app.gateway.broken_rung(index).map(|rung| super::uplinks::rung_json(&rung)),
             "breaker": u.breaker.as_str(),
             "latency_ms": u.latency_ms,
@@ -158,6 +158,12 @@ fn uplinks(app: &App, view: &View) -> Vec<Value> {
         })
     };
     app.gateway.uplinks().iter().zip(&view.uplinks).enumerate().map(one).collect()
+}
+
+/// What a technician can do about it, with the key's name where one is missing: `/health` tells everybody less.
+fn reason(cloud: &Cloud, fault: Fault) -> String {
+    let missing = cloud.missing_keys().filter(|_| fault == Fault::NoKey);
+    missing.map_or_else(|| sentence(fault).to_owned(), |why| format!("no key: {why}"))
 }
 
 /// The keys of an uplink that has several, by number and source.

@@ -15,8 +15,8 @@ pub enum Keys {
     None,
     /// These, in the order in which they are used.
     Some(Vec<ApiKey>),
-    /// Some are configured, but none could be read; nothing is sent.
-    Missing,
+    /// Some are configured, but none could be read; nothing is sent. The words say what is wrong with which.
+    Missing(String),
 }
 
 /// One key that could be read.
@@ -37,7 +37,15 @@ impl Cloud {
     pub fn keys(&self) -> &[ApiKey] {
         match &self.options.keys {
             Keys::Some(keys) => keys,
-            Keys::None | Keys::Missing => &[],
+            Keys::None | Keys::Missing(_) => &[],
+        }
+    }
+
+    /// Why none of its keys could be read, where that is so.
+    pub fn missing_keys(&self) -> Option<&str> {
+        match &self.options.keys {
+            Keys::Missing(why) => Some(why),
+            Keys::None | Keys::Some(_) => None,
         }
     }
 
