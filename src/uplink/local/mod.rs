@@ -313,6 +313,10 @@ impl Inner {
 
     fn model_for(&self, endpoint: Endpoint, glance: &dialect::Glance) -> Result<String, LocalError> {
         let options = &self.options;
+        // Before the mapping: one made for text must not give a picture to a model that ignores it and answers all the same.
+        if glance.has_picture() && !options.vision_model.is_empty() {
+            return Ok(options.vision_model.clone());
+        }
         if let Some(mapped) = options.models.get(glance.model()) {
             return Ok(mapped.clone());
         }
@@ -321,8 +325,7 @@ impl Inner {
                 "embeddings of different models do not mix; map this model name in models under [local] to allow it",
             ));
         }
-        let with_eyes = glance.has_picture() && !options.vision_model.is_empty();
-        Ok(if with_eyes { options.vision_model.clone() } else { options.model.clone() })
+        Ok(options.model.clone())
     }
 }
 

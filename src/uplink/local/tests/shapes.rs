@@ -61,13 +61,16 @@ async fn a_schema_is_passed_as_the_format() {
 
 #[tokio::test]
 async fn pictures_go_to_the_vision_model_without_their_prefix() {
-    let body = json!({"model": "gpt-4o", "messages": [{"role": "user", "content": [
-        {"type": "text", "text": "what is"}, {"type": "text", "text": "this?"},
-        {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9j/4AAQ==", "detail": "low"}},
-    ]}]});
-    let sent = sent(body).await;
-    assert_eq!(sent["model"], "llava:7b");
-    assert_eq!(sent["messages"][0], json!({"role": "user", "content": "what is\nthis?", "images": ["/9j/4AAQ=="]}));
+    // The second one is mapped, to a model for text.
+    for model in ["gpt-4o", "gpt-4o-mini"] {
+        let body = json!({"model": model, "messages": [{"role": "user", "content": [
+            {"type": "text", "text": "what is"}, {"type": "text", "text": "this?"},
+            {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,/9j/4AAQ==", "detail": "low"}},
+        ]}]});
+        let sent = sent(body).await;
+        assert_eq!(sent["model"], "llava:7b");
+        assert_eq!(sent["messages"][0], json!({"role": "user", "content": "what is\nthis?", "images": ["/9j/4AAQ=="]}));
+    }
 }
 
 #[tokio::test]
