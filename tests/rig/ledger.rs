@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::future::join_all;
 use holdfast::body::Body;
 use holdfast::control::types::State;
-use holdfast::spool::Spool;
-use holdfast::spool::record::{Filter, Record};
+use holdfast::spool::record::{Filter, Record, Settlement};
+use holdfast::spool::{Spool, SpoolError};
 
 use crate::driver;
 
@@ -183,12 +184,21 @@ impl Ledger {
     /// What is offered again after the crash says that it may have been sent.
     async fn offered_again(&self, spool: &Spool) -> Result<BTreeSet<u64>, String> {
         let mut seen = BTreeSet::new();
+        let mut open: Vec<u64> = Vec::new();
         loop {
-            let leased = spool.lease(256).await.map_err(|e| format!("nothing can be leased: {e}"))?;
+            let leased = match spool.lease(256).await {
+                // There is room for no more answers than the disk holds: those that were seen make some.
+                Err(SpoolError::DiskFull) if !open.is_empty() => {
+                    put_off(spool, std::mem::take(&mut open)).await?;
+                    continue;
+                }
+                done => done.map_err(|e| format!("nothing can be leased: {e}"))?,
+            };
             if leased.is_empty() {
                 return Ok(seen);
             }
             for one in leased {
+                open.push(one.seq);
                 let n = driver::number(&one.id).unwrap_or(0);
                 let known = self.known.get(&n).cloned().unwrap_or_default();
                 let maybe_given_back = matches!(known.asked, Some(End::Queued | End::Labelled));
@@ -207,6 +217,13 @@ impl Ledger {
             }
         }
     }
+}
+
+/// Ends these leases without an end for their requests, which are not handed out again.
+async fn put_off(spool: &Spool, open: Vec<u64>) -> Result<(), String> {
+    let later = Settlement::Requeue { counted: false, deferred: true, maybe_billed: false, error: None, came: None };
+    let done = join_all(open.into_iter().map(|seq| spool.settle(seq, later.clone()))).await;
+    done.into_iter().collect::<Result<(), _>>().map_err(|e| format!("a lease does not end: {e}"))
 }
 
 impl Known {
