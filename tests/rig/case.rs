@@ -4,7 +4,7 @@ use holdfast::plant::Fault;
 
 /// One test.
 pub struct Case {
-    /// `T1` to `T19`.
+    /// `T1` to `T21`.
     pub id: &'static str,
     /// What it does, in a few words for the table.
     pub what: &'static str,

@@ -1,12 +1,10 @@
 //! The program under the shims: works the library's own spool, and writes down what it was told the moment it was.
 //!
 //! Owns the workloads and the marks; never judges. `rig --drive <workload>` with RIG_DIR (the spool's folder),
-//! RIG_MARKS (the file of marks), RIG_ROWS (how much), RIG_FIRST (the first
+//! RIG_MARKS (the file of marks; with RIG_MARKS_AT a disk and where on it), RIG_ROWS (how much), RIG_FIRST (the first
 //! request's number) and RIG_ABRUPT=1 (end as a crash does). A mark is one line and one write: `a? n size` before a request is
 //! offered, `a! n` once it was accepted, `ax n` where it was refused; `l` (lease), `s` (settle) and `p` (prune) likewise.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,6 +14,7 @@ use holdfast::spool::record::{Filter, LastError, Leased, NewRequest, Settlement,
 use holdfast::spool::{Options, Spool, SpoolError};
 
 use crate::chance::{self, Chance};
+use crate::marks::Marks;
 
 /// Requests offered at the same time, so that they share a commit.
 const TOGETHER: u64 = 4;
@@ -79,7 +78,7 @@ pub fn answer(n: u64, size: usize) -> Vec<u8> {
 
 /// A workload at work.
 struct Driver {
-    marks: File,
+    marks: Marks,
     spool: Spool,
     options: Options,
     chance: Chance,
@@ -91,7 +90,8 @@ pub fn drive(workload: &str) {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let data_dir = PathBuf::from(variable("RIG_DIR")).join("data");
     let rows: u64 = variable("RIG_ROWS").parse().unwrap_or(100);
-    let marks = File::options().create(true).append(true).open(variable("RIG_MARKS")).expect("the file of marks");
+    let marks =
+        Marks::open(Path::new(&variable("RIG_MARKS")), variable("RIG_MARKS_AT").parse().ok()).expect("the marks");
     let mut options = options(&data_dir);
     if workload == "prune" {
         (options.max_bytes, options.keep_results_bytes) = (1 << 20, 400 << 10);
@@ -132,7 +132,7 @@ pub fn drive(workload: &str) {
 
 impl Driver {
     fn mark(&mut self, text: &str) {
-        self.marks.write_all(format!("{text}\n").as_bytes()).expect("a mark");
+        self.marks.write(text).expect("a mark");
     }
 
     async fn offer(&mut self, sizes: &[usize]) {

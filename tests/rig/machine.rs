@@ -29,7 +29,9 @@ const MODULES: [&str; 7] = [
 /// Kernel, stripped driver and a page cache that never needs to write back early.
 const MEMORY_MIB: &str = "384";
 /// The driver's own cap is 64 MiB, with its log and the file system's journal on top.
-const DISK_BYTES: u64 = 160 << 20;
+pub const DISK_BYTES: u64 = 160 << 20;
+/// Room for marks behind the file system of a recorded disk: some 30,000 of a block each.
+const MARKS_BYTES: u64 = 16 << 20;
 /// More rows than any cycle lives to see.
 const ROWS: u64 = 1_000_000;
 /// What the console shows once the driver is about to start.
@@ -38,9 +40,9 @@ const INIT: &str = "#!/bin/busybox sh
 busybox mount -t devtmpfs none /dev
 busybox mount -t proc none /proc
 for module in /modules/*; do busybox insmod $module; done
-busybox mount -t ext4 /dev/vda /data || busybox poweroff -f
-export RIG_DIR=/data RIG_MARKS=$(echo /dev/vport*p1)
-[ -c $RIG_MARKS ] || busybox poweroff -f
+busybox mount -t ext4 -o ${RIG_MOUNT:-rw} /dev/vda /data || busybox poweroff -f
+export RIG_DIR=/data RIG_MARKS=${RIG_MARKS:-$(echo /dev/vport*p1)}
+[ -e $RIG_MARKS ] || busybox poweroff -f
 echo 'rig: begin'
 /bin/rig --drive $RIG_WORKLOAD
 echo \"rig: the driver ended with $?\"
@@ -87,10 +89,32 @@ impl Machine {
 
     /// Switches a machine on: this workload on this disk, its requests numbered from `first`.
     pub fn start(&self, disk: &Path, workload: &str, first: u64, name: &Path) -> io::Result<Running> {
+        let drive = format!("file={},format=raw,if=none,id=disk,cache=writethrough", disk.display());
+        let words = format!("RIG_WORKLOAD={workload} RIG_ROWS={ROWS} RIG_FIRST={first}");
+        self.switch_on(&["-drive".to_owned(), drive], &words, name)
+    }
+
+    /// Lets one do so many rows on a disk with a cache, which keeps what it is given until it is told to flush. Everything the
+    /// disk is given and told is in `log`, the marks too, behind `DISK_BYTES`.
+    pub fn record(&self, disk: &Path, log: &Path, workload: &str, (rows, mount): (u64, &str)) -> io::Result<Running> {
+        File::options().write(true).open(disk)?.set_len(DISK_BYTES + MARKS_BYTES)?;
+        File::create(log)?;
+        let nodes = [
+            format!("driver=file,node-name=under,filename={}", disk.display()),
+            format!("driver=file,node-name=log,filename={}", log.display()),
+            "driver=blklogwrites,node-name=disk,file=under,log=log".to_owned(),
+        ];
+        let nodes: Vec<String> = nodes.into_iter().flat_map(|node| ["-blockdev".to_owned(), node]).collect();
+        let words = format!(
+            "RIG_WORKLOAD={workload} RIG_ROWS={rows} RIG_MARKS=/dev/vda RIG_MARKS_AT={DISK_BYTES} RIG_MOUNT={mount}"
+        );
+        self.switch_on(&nodes, &words, &log.with_extension("run"))
+    }
+
+    /// A machine with these disks; of what the kernel does not know itself, `words` become the environment of its first process.
+    fn switch_on(&self, disks: &[String], words: &str, name: &Path) -> io::Result<Running> {
         let (marks, console) = (name.with_extension("marks"), name.with_extension("console"));
-        // What the kernel does not know itself becomes the environment of its first process.
-        let mut line = String::from("console=ttyS0 quiet panic=-1 random.trust_cpu=on");
-        let _ = write!(line, " RIG_WORKLOAD={workload} RIG_ROWS={ROWS} RIG_FIRST={first}");
+        let mut line = format!("console=ttyS0 quiet panic=-1 random.trust_cpu=on {words}");
         if let Ok(plant) = std::env::var("HOLDFAST_PLANT") {
             let _ = write!(line, " HOLDFAST_PLANT={plant}");
         }
@@ -100,8 +124,7 @@ impl Machine {
         qemu.args(["-accel", "tcg", "-cpu", "qemu64,+rdrand", "-m", MEMORY_MIB, "-nodefaults", "-no-user-config"]);
         qemu.args(["-no-reboot", "-display", "none", "-append", &line]);
         qemu.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initramfs);
-        let drive = format!("file={},format=raw,if=none,id=disk,cache=writethrough", disk.display());
-        qemu.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
+        qemu.args(disks).args(["-device", "virtio-blk-pci,drive=disk"]);
         qemu.args(["-chardev", &format!("file,id=marks,path={}", marks.display())]);
         qemu.args(["-device", "virtio-serial-pci,ioeventfd=off", "-device", "virtserialport,chardev=marks,nr=1"]);
         qemu.args(["-serial", &format!("file:{}", console.display())]);

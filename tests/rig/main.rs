@@ -14,6 +14,7 @@ mod driver;
 mod ledger;
 mod limit;
 mod machine;
+mod marks;
 mod mount;
 mod old;
 mod parts;

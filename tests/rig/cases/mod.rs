@@ -4,6 +4,7 @@ mod read_only;
 mod starts;
 mod t01_kill;
 mod t02_replay;
+mod t03_blocks;
 mod t04_machine;
 mod t05_failing;
 mod t06_full;
@@ -29,6 +30,7 @@ use crate::case::Case;
 pub const ALL: &[Case] = &[
     t01_kill::CASE,
     t02_replay::CASE,
+    t03_blocks::CASE,
     t04_machine::CASE,
     t05_failing::CASE,
     t06_full::CASE,
