@@ -88,6 +88,16 @@ fn a_probe_that_lies_about_the_key_is_not_believed_again() {
 }
 
 #[test]
+fn a_probe_that_fails_before_its_trial_is_due_postpones_nothing() {
+    let mut pauses = Pauses::default();
+    assert_eq!(pauses.tls_probed(0, Block::Tls, 0), News::Shut(60_000));
+    assert_eq!(pauses.tls_probed(0, Block::Tls, 30_000), News::None);
+    assert_eq!(pauses.probe_due_ms(0), Some(60_000));
+    assert_eq!(pauses.tls_probed(0, Block::Tls, 60_000), News::None);
+    assert_eq!(pauses.probe_due_ms(0), Some(180_000), "one that was the trial does");
+}
+
+#[test]
 fn pauses_survive_a_restart_and_wait_no_longer_than_before() {
     let mut pauses = Pauses::default();
     pauses.shut((0, 0), "a", Block::Configuration, 5_000);

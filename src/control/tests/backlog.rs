@@ -326,3 +326,16 @@ fn a_live_attempt_that_is_handed_over_ends_as_the_stored_requests() {
     let gone = bench.tell(Event::HandedOver(99, item(8)));
     assert_eq!(verdicts(&gone), [(8, again)], "of an attempt that nobody knows anything may have left");
 }
+
+#[test]
+fn what_an_open_breaker_put_off_leaves_after_the_request_that_is_tried_in_its_place() {
+    let mut numbers = settings(2);
+    numbers.uplinks[0].breaker.failures = 1;
+    let mut bench = Bench::up(numbers);
+    assert_eq!(bench.control.retries_deadline_ms(), None);
+    let verdict = one(&mut bench, item(1), Outcome::Transient(Fault::ServerError));
+    assert_eq!(verdict, Verdict::Requeue { counted: false, deferred: true, maybe_billed: false });
+    let trial_ms = bench.control.uplinks[0].breaker.deadline_ms().unwrap() + JITTER_MS;
+    let due_ms = bench.control.retries_deadline_ms().unwrap();
+    assert!((trial_ms + 1_000..=trial_ms + 2_000).contains(&due_ms), "{due_ms} after {trial_ms}");
+}
