@@ -1,5 +1,6 @@
 //! What a device may rely on: keys are known as long as it may repeat them, results wait for it, mailboxes remember.
 
+use super::damage::{salvaged_all, spoil};
 use super::*;
 use crate::control::types::State;
 use crate::spool::record::{Ask, Asked, DeviceKey, NewDevice};
@@ -162,6 +163,26 @@ async fn what_only_the_local_model_may_answer_is_never_handed_out() {
         [(State::Answered, false), (State::Answered, true)]
     );
     assert!(!spool.record_local_first(here.seq, local("late")).await.unwrap(), "it ended before");
+    assert_counted(&spool).await;
+}
+
+#[tokio::test]
+async fn salvaged_it_stays_with_the_local_model() {
+    let (dir, spool) = fresh();
+    let here = NewRequest { policy: Policy::Local, ..of_device(number(1), 1) };
+    let both = of_device(number(2), 1);
+    let (here_id, both_id) = (here.id.clone(), both.id.clone());
+    take(&spool, here).await;
+    take(&spool, both).await;
+    spool.close().await;
+    drop(spool);
+    spoil(&files::database(dir.path()), 0, &[0; 100]);
+    let spool = open(options(dir.path())).unwrap();
+    salvaged_all(&spool, dir.path()).await;
+    assert_eq!(leased(&spool, 9).await, [both_id], "an uplink gets no more");
+    assert_eq!(spool.tally().ready, 0);
+    let work = spool.local_work(LINK, (String::new(), 0), true).await.unwrap();
+    assert_eq!(work.map(|work| work.id), Some(here_id));
     assert_counted(&spool).await;
 }
 
