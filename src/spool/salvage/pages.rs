@@ -150,3 +150,25 @@ fn local_bytes(page: usize, bytes: usize, most: usize) -> Option<usize> {
 pub(super) fn number(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk::<4>().map(|b| u32::from_be_bytes(*b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inner_page_names_what_is_below_it() {
+        for (page_number, at) in [(7, 0), (1, FILE_HEADER)] {
+            let mut page = vec![0; 512];
+            page[at] = TABLE_INTERIOR;
+            page[at + 4] = 2; // cells
+            page[at + 11] = 40; // below behind the last of them
+            for (n, (cell, child)) in [(300_u16, 20), (400, 30)].into_iter().enumerate() {
+                page[at + 12 + 2 * n..at + 14 + 2 * n].copy_from_slice(&cell.to_be_bytes());
+                page[usize::from(cell) + 3] = child;
+            }
+            assert_eq!(below(&page, page_number), [20, 30, 40]);
+            page[at] = TABLE_LEAF;
+            assert_eq!(below(&page, page_number), [0; 0], "a leaf has none");
+        }
+    }
+}
