@@ -94,6 +94,10 @@ impl Journal {
         if disk::free_bytes(&self.folder)? < self.min_free.saturating_add(done.bytes()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
+        // The number comes from a file that may have changed since its lines were counted.
+        if self.done.get(done.number as usize).is_none() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let side = if matches!(done.came, LineResult::Answer { .. }) { &mut self.output } else { &mut self.error };
         let result = side.append(&self.head, done);
         match &result {
@@ -251,6 +255,15 @@ mod tests {
         let refused = journal.append(&done(0, answer("{}"))).unwrap_err();
         assert_eq!((refused.kind(), journal.has(0)), (io::ErrorKind::StorageFull, false));
         assert_eq!(std::fs::metadata(&output).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_line_that_was_never_counted_is_no_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let (output, error) = (dir.path().join("o"), dir.path().join("e"));
+        let mut journal = Journal::open("batch_hf_1", 2, &output, &error, 0).unwrap();
+        assert_eq!(journal.append(&done(2, answer("{}"))).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!((journal.counts(), std::fs::metadata(&output).unwrap().len()), ((0, 0), 0));
     }
 
     #[test]

@@ -220,6 +220,9 @@ impl Body {
 
     /// The same off the threads that serve.
     pub async fn start_off_thread(&self, bytes: usize) -> io::Result<Bytes> {
+        if self.in_one_piece().is_some() {
+            return self.start(bytes);
+        }
         let body = self.clone();
         tokio::task::spawn_blocking(move || body.start(bytes)).await.map_err(io::Error::other)?
     }

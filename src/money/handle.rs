@@ -224,6 +224,13 @@ impl Money {
 
     /// Makes the escrow large enough. Whoever comes second finds it done.
     async fn take(&self, need: Nano) -> Result<(), Refused> {
+        // In a task of its own: a caller who goes away must not let the next one write while this one's is on its way to the disk.
+        let money = self.clone();
+        tokio::spawn(async move { money.take_whole(need).await }).await.unwrap_or(Err(Refused::Disk))
+    }
+
+    /// Not to be given up in its middle.
+    async fn take_whole(&self, need: Nano) -> Result<(), Refused> {
         let _writing = self.0.writing.lock().await;
         let wanted = {
             let state = self.state();
@@ -452,6 +459,8 @@ fn set_aside(options: &Options, found: &Found) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -477,5 +486,18 @@ mod tests {
         assert_eq!(hasty.expect("its caller is gone").unwrap_err(), Refused::Busy);
         under_way.settle(&End::Nothing);
         money.reserve(order(), Some(clock::now() + WAIT_MAX)).await.unwrap().settle(&End::Nothing);
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_goes_away_takes_no_write_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data_dir, prices) = (dir.path().to_owned(), Prices::new([]));
+        let money = Money::open(Options { data_dir, usd_per_day: 1.0, prices });
+        let order = Order { uplink: String::new(), model: String::new(), source: String::new(), need: 600_000_000 };
+        assert!(money.reserve(order, None).now_or_never().is_none(), "it waits for the disk");
+        tokio::task::yield_now().await;
+        // Free once nothing is on its way to the disk any more.
+        drop(money.0.writing.lock().await);
+        assert!(money.state().kept.taken >= 600_000_000, "what is on disk is not known here");
     }
 }
