@@ -52,18 +52,18 @@ impl Ending {
 
     /// Tries until it is on disk; false where the spool is closed before.
     async fn write(&self, shared: &Arc<Shared>, refused: &Arc<AtomicUsize>) -> bool {
-        let (mut trouble, mut is_told) = (None, false);
+        let (mut trouble, mut told) = (None, None);
         while let Err(error) = shared.spool.settle(self.leased.seq, self.settlement.clone()).await {
             // Its row is on its way back: the disk is well, and nobody else has to wait for it.
             let waits = error == SpoolError::Salvaging;
-            if !(waits && is_told) {
+            // Tried again every second; said once for each trouble.
+            if told.replace(error.kind()) != Some(error.kind()) {
                 tracing::error!(
                     HOLDFAST_REQUEST_ID = self.leased.id,
                     HOLDFAST_REASON = error.kind(),
                     "not recorded: {error}"
                 );
             }
-            is_told |= waits;
             if error == SpoolError::Closed {
                 return false;
             }
